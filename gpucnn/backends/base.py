@@ -1,0 +1,267 @@
+"""Waist 1: what a backend must do. The docstrings here are the specification; tests hold every backend to them.
+
+Conventions, for all methods:
+
+- Arrays belong to the backend (`xp` is their module: numpy or cupy). Arguments arrive validated by `gpucnn.functional`,
+  so no check is written twice: shapes, ranks, dtypes and labels are right, and all floating arrays of one call have one
+  dtype, float32 or float64.
+- Images are indexed [N, C, H, W] and filters [K, C/groups, R, S], as in PyTorch, and stored channels-last: what a
+  backend returns with four axes has C (of filters too) fastest in memory. An argument may have any strides.
+- N may be 0. Arguments are never changed, except where a method says so.
+- Every sum has one fixed order: the same call gives the same bits.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, Literal
+
+from gpucnn.geometry import Size, Window
+
+# An array of the backend's own kind: numpy.ndarray or cupy.ndarray. Neither has a common static type.
+Array = Any
+
+# Average pooling's divisor: "window" is the window clipped to the padded plane (count_include_pad=True), "real" counts
+# the elements of the plane alone, an int is divisor_override (1 makes sum pooling).
+Divisor = int | Literal["window", "real"]
+
+# Each activation, and which of its arrays the backward pass needs. Where the output is enough, the input is freed.
+ACTIVATIONS: dict[str, Literal["input", "output"]] = {
+    "relu": "output",
+    "relu6": "output",
+    "sigmoid": "output",
+    "tanh": "output",
+    "leaky_relu": "input",
+    "elu": "input",
+    "gelu": "input",
+    "gelu_tanh": "input",
+    "silu": "input",
+    "hardswish": "input",
+    "hardsigmoid": "input",
+    "softplus": "input",
+}
+
+
+class Backend(ABC):
+    """A device that holds arrays and computes the primitives of a CNN on them."""
+
+    name: str
+    xp: ModuleType
+
+    # -- arrays ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def asarray(self, data: Any, dtype: Any = None) -> Array:
+        """`data` (anything numpy.asarray takes, or an array of this backend) as an array of this backend.
+
+        Four axes come out channels-last. Copies only if it must.
+        """
+
+    @abstractmethod
+    def to_numpy(self, array: Array) -> Any:
+        """The array's values as a numpy.ndarray on the host; waits for pending work."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until all work that was queued is done."""
+
+    def contiguous(self, array: Array) -> Array:
+        """The array itself if it is dense and in conventional order (four axes: channels-last), else a copy."""
+        if array.ndim != 4:
+            return self.xp.ascontiguousarray(array)
+        return self.xp.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+
+    # -- convolution -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def conv2d_forward(self, x: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
+        """y[n,k,p,q] = b[k] + Σ_{c,r,s} x[n, c, p·sh − top + r·dh, q·sw − left + s·dw] · w[k,c,r,s].
+
+        Cross-correlation; x is 0 outside its plane. x [N,C,H,W], w [K,C/groups,R,S], b [K] or None; y [N,K,P,Q].
+        Filter k reads the C/groups channels of its group, k // (K/groups).
+        """
+
+    @abstractmethod
+    def conv2d_backward_input(self, dy: Array, w: Array, window: Window, groups: int, size: Size) -> Array:
+        """dx [N,C,H,W] for dy [N,K,P,Q], where size = (H, W). The transpose of conv2d_forward as a function of x.
+
+        Pixels that no window covers get 0. Run forward it is the transposed convolution.
+        """
+
+    @abstractmethod
+    def conv2d_backward_weight(self, dy: Array, x: Array, window: Window, groups: int) -> Array:
+        """dw [K,C/groups,R,S] = Σ_{n,p,q} dy[n,k,p,q] · x[n, c, p·sh − top + r·dh, q·sw − left + s·dw]."""
+
+    @abstractmethod
+    def bias_backward(self, dy: Array) -> Array:
+        """db [K]: dy [N,K,P,Q] or [N,K] summed over all axes but K."""
+
+    # -- pooling ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def max_pool2d_forward(
+        self, x: Array, window: Window, mode: Literal["max", "min"], need_tap: bool
+    ) -> tuple[Array, Array | None]:
+        """(y [N,C,P,Q], tap [N,C,P,Q]): the largest (smallest) element of each window, and which tap r·S + s it is.
+
+        Padding never wins. Of equal elements the first in row-major order wins; a NaN wins over every number (the first
+        NaN). tap is uint8 where R·S <= 256, else int32; None unless need_tap.
+        """
+
+    @abstractmethod
+    def max_pool2d_backward(self, dy: Array, tap: Array, window: Window, size: Size) -> Array:
+        """dx [N,C,H,W]: each dy goes to the element that won; where windows overlap, summed in row-major order of the
+        windows. size = (H, W)."""
+
+    @abstractmethod
+    def avg_pool2d_forward(self, x: Array, window: Window, divisor: Divisor) -> Array:
+        """y [N,C,P,Q]: the sum of each window (padding counts as 0) over its divisor."""
+
+    @abstractmethod
+    def avg_pool2d_backward(self, dy: Array, window: Window, divisor: Divisor, size: Size) -> Array:
+        """dx [N,C,H,W]: dy over the same divisor, to every element of its window. size = (H, W)."""
+
+    # -- elementwise -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def activation_forward(self, x: Array, kind: str, parameter: float) -> Array:
+        """y = f(x), any shape. `kind` is a key of ACTIVATIONS; NaN in gives NaN out.
+
+        relu: x where x > 0, else +0.0 (also for −0.0). relu6: min(max(x, 0), 6). leaky_relu: x or parameter·x where
+        x <= 0. elu: x where x > 0, else parameter·(exp(x) − 1). gelu: x·Φ(x) by erf. gelu_tanh: PyTorch's tanh form.
+        silu: x·σ(x). hardswish: x·min(max(x+3,0),6)/6. hardsigmoid: min(max(x+3,0),6)/6. softplus: log(1 + exp(βx))/β
+        with β = parameter, overflow-free. sigmoid and tanh overflow-free.
+        """
+
+    @abstractmethod
+    def activation_backward(self, dy: Array, saved: Array, kind: str, parameter: float) -> Array:
+        """dx = dy · f'. `saved` is the input or the output, as ACTIVATIONS says. PyTorch's value at each corner.
+
+        relu: dy where y > 0, else 0, exactly 0 even if dy is infinite.
+        """
+
+    @abstractmethod
+    def dropout(self, x: Array, p: float, seed: int, offset: int) -> Array:
+        """x / (1 − p) where kept, else 0. Its own backward pass: call it on dy with the same seed and offset.
+
+        Element i, counted in storage order (channels-last for four axes, so [N,H,W,C]), is kept if u_i >= p, where
+        u_i = (word_i >> 8) · 2⁻²⁴ and word_i is lane i % 4 of Philox4x32-10 (Salmon et al., SC'11) with key
+        (seed mod 2³², seed >> 32) and counter (c mod 2³², c >> 32, 0, 0), c = offset + i // 4.
+        """
+
+    # -- batch normalisation ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def batch_norm_statistics(self, x: Array) -> tuple[Array, Array]:
+        """(mean [C], biased variance [C]) of x [N,C,H,W] or [N,C] over all axes but C; sound for |mean| ≫ std."""
+
+    @abstractmethod
+    def batch_norm_forward(
+        self, x: Array, mean: Array, invstd: Array, weight: Array | None, bias: Array | None
+    ) -> Array:
+        """y = (x − mean) · invstd · weight + bias, per channel; None stands for 1 and 0."""
+
+    @abstractmethod
+    def batch_norm_backward(
+        self, dy: Array, x: Array, mean: Array, invstd: Array, weight: Array | None, training: bool
+    ) -> tuple[Array, Array, Array]:
+        """(dx, dweight [C], dbias [C]). With training, mean and invstd are functions of x, else constants:
+
+        dbias = Σ dy; dweight = Σ dy·x̂ with x̂ = (x − mean)·invstd;
+        dx = weight·invstd·(dy − [training] (dbias + x̂·dweight)/M) with M = N·H·W.
+        """
+
+    # -- products and losses ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def matmul(self, a: Array, b: Array, trans_a: bool = False, trans_b: bool = False) -> Array:
+        """op(a) @ op(b), op transposing the last two axes. Both have two or more axes; the leading ones broadcast."""
+
+    @abstractmethod
+    def softmax_cross_entropy_forward(
+        self, logits: Array, labels: Array, weight: Array | None, smoothing: float, ignore_index: int
+    ) -> tuple[Array, Array]:
+        """(loss [M], logsumexp [M]) of logits [M,C], labels int [M] in 0…C−1 or ignore_index (loss 0).
+
+        loss = (1 − smoothing)·weight[label]·(lse − logits[label]) + smoothing/C·Σ_c weight[c]·(lse − logits[c]).
+        Stable for logits of any size.
+        """
+
+    @abstractmethod
+    def softmax_cross_entropy_backward(
+        self,
+        dloss: Array,
+        logits: Array,
+        logsumexp: Array,
+        labels: Array,
+        weight: Array | None,
+        smoothing: float,
+        ignore_index: int,
+    ) -> Array:
+        """dlogits [M,C] for dloss [M]."""
+
+    # -- indexing --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def index_backward(self, dy: Array, index: Any, shape: tuple[int, ...]) -> Array:
+        """dx of `shape`, zero but for dx[index] += dy, where an element chosen more than once gets each share in order.
+
+        `index` is what x was indexed with: ints, slices, None, Ellipsis, integer and boolean numpy arrays (host).
+        """
+
+    # -- optimisers ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def sgd_update(
+        self,
+        parameters: Sequence[Array],
+        gradients: Sequence[Array],
+        moments: Sequence[Array | None],
+        *,
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> list[Array | None]:
+        """One step of torch.optim.SGD on all parameters, in place; returns the moments (a None becomes the gradient).
+
+        g += weight_decay·w; m = momentum·m + (1 − dampening)·g (m = g at first); g = g + momentum·m if nesterov else m;
+        w −= lr·g.
+        """
+
+    @abstractmethod
+    def adam_update(
+        self,
+        parameters: Sequence[Array],
+        gradients: Sequence[Array],
+        exp_avgs: Sequence[Array],
+        exp_avg_sqs: Sequence[Array],
+        *,
+        step: int,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+    ) -> None:
+        """One step of torch.optim.Adam (AdamW if decoupled), number `step` counted from 1; parameters and both moments
+        change in place."""
+
+    @abstractmethod
+    def rmsprop_update(
+        self,
+        parameters: Sequence[Array],
+        gradients: Sequence[Array],
+        square_avgs: Sequence[Array],
+        moments: Sequence[Array | None],
+        *,
+        lr: float,
+        alpha: float,
+        eps: float,
+        weight_decay: float,
+        momentum: float,
+    ) -> list[Array | None]:
+        """One step of torch.optim.RMSprop (not centred), in place; returns the moments as sgd_update does."""

@@ -1,0 +1,143 @@
+"""Activations, softmax and dropout."""
+
+from __future__ import annotations
+
+from gpucnn.backends import ACTIVATIONS, Array
+from gpucnn.functional import validate
+from gpucnn.random import Generator, default_generator
+from gpucnn.tensor import Tensor, in_storage_order, record
+
+
+def _activation(kind: str, input: Tensor, parameter: float = 0.0) -> Tensor:
+    backend = validate.floating(kind, input=input)
+    x = input.array
+    y = backend.activation_forward(x, kind, parameter)
+    saved = y if ACTIVATIONS[kind] == "output" else x
+    return record(backend, y, (input, lambda dy: backend.activation_backward(dy, saved, kind, parameter)))
+
+
+def relu(input: Tensor) -> Tensor:
+    """max(input, 0); the gradient at 0 is 0, NaN stays NaN, −0.0 becomes 0.0."""
+    return _activation("relu", input)
+
+
+def relu6(input: Tensor) -> Tensor:
+    """min(max(input, 0), 6)."""
+    return _activation("relu6", input)
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """input where positive, else negative_slope · input."""
+    return _activation("leaky_relu", input, float(negative_slope))
+
+
+def prelu(input: Tensor, weight: Tensor) -> Tensor:
+    """leaky_relu with a learned slope: weight [1], or [C] for an input [N, C, …]."""
+    backend = validate.floating("prelu", input=input, weight=weight)
+    channels = input.shape[1] if input.ndim > 1 else 1
+    if weight.shape not in ((1,), (channels,)):
+        raise ValueError(f"prelu: weight must have shape (1,) or ({channels},), one per channel, got {weight.shape}")
+    x = input.array
+    slope = weight.array.reshape((-1,) + (1,) * max(input.ndim - 2, 0))
+    where = backend.xp.where
+    per_channel = weight.shape[0] > 1
+
+    def vjp_weight(dy: Array) -> Array:
+        share = in_storage_order(lambda d, a: where(a > 0, 0, d * a).astype(d.dtype, copy=False), dy, x)
+        return backend.bias_backward(share) if per_channel else share.sum().reshape(1)
+
+    return record(
+        backend,
+        in_storage_order(lambda a, s: where(a > 0, a, s * a), x, slope),
+        (input, lambda dy: in_storage_order(lambda d, a, s: where(a > 0, d, s * d), dy, x, slope)),
+        (weight, vjp_weight),
+    )
+
+
+def elu(input: Tensor, alpha: float = 1.0) -> Tensor:
+    """input where positive, else alpha · (exp(input) − 1)."""
+    return _activation("elu", input, float(alpha))
+
+
+def gelu(input: Tensor, approximate: str = "none") -> Tensor:
+    """input · Φ(input), Φ the normal distribution: by erf ("none") or by tanh ("tanh"). Hendrycks & Gimpel 2016."""
+    validate.choice("gelu", "approximate", approximate, ("none", "tanh"))
+    return _activation("gelu" if approximate == "none" else "gelu_tanh", input)
+
+
+def silu(input: Tensor) -> Tensor:
+    """input · sigmoid(input), also called swish."""
+    return _activation("silu", input)
+
+
+def hardswish(input: Tensor) -> Tensor:
+    """input · relu6(input + 3) / 6. Howard et al. 2019."""
+    return _activation("hardswish", input)
+
+
+def hardsigmoid(input: Tensor) -> Tensor:
+    """relu6(input + 3) / 6."""
+    return _activation("hardsigmoid", input)
+
+
+def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """log(1 + exp(beta · input)) / beta. Exact for every input; PyTorch's threshold (where it returns the input
+    itself) is accepted and not needed."""
+    if not beta > 0:
+        raise ValueError(f"softplus: beta must be positive, got {beta}")
+    return _activation("softplus", input, float(beta))
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    """1 / (1 + exp(−input))."""
+    return _activation("sigmoid", input)
+
+
+def tanh(input: Tensor) -> Tensor:
+    """The hyperbolic tangent."""
+    return _activation("tanh", input)
+
+
+def softmax(input: Tensor, dim: int) -> Tensor:
+    """exp(input) / Σ exp(input) along axis `dim`; stable for inputs of any size."""
+    backend = validate.floating("softmax", input=input)
+    axis = validate.axis("softmax", dim, input.ndim)
+    x = input.array
+    y = backend.xp.exp(x - _max(x, axis))
+    y /= y.sum(axis=axis, keepdims=True)
+    return record(backend, y, (input, lambda dy: y * (dy - (dy * y).sum(axis=axis, keepdims=True))))
+
+
+def log_softmax(input: Tensor, dim: int) -> Tensor:
+    """log(softmax(input)) along axis `dim`, computed without the intermediate."""
+    backend = validate.floating("log_softmax", input=input)
+    axis = validate.axis("log_softmax", dim, input.ndim)
+    x = input.array
+    shifted = x - _max(x, axis)
+    y = shifted - backend.xp.log(backend.xp.exp(shifted).sum(axis=axis, keepdims=True))
+    return record(backend, y, (input, lambda dy: dy - backend.xp.exp(y) * dy.sum(axis=axis, keepdims=True)))
+
+
+def _max(x: Array, axis: int) -> Array:
+    return x.max(axis=axis, keepdims=True) if x.shape[axis] else x.sum(axis=axis, keepdims=True)
+
+
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, generator: Generator | None = None) -> Tensor:
+    """Each element 0 with probability p, else divided by 1 − p; the input itself when not training.
+
+    The mask comes from a counter-based generator (Philox), the default one unless given: the same seed gives the same
+    mask on every backend. Raises ValueError unless 0 <= p <= 1.
+    """
+    backend = validate.floating("dropout", input=input)
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout: p is the probability to drop an element, 0 to 1, got {p}")
+    if not training or p == 0:
+        return input
+    if p == 1:
+        return input * 0.0
+    seed, offset = (generator or default_generator).reserve(input.numel())
+    return record(
+        backend,
+        backend.dropout(input.array, p, seed, offset),
+        (input, lambda dy: backend.dropout(dy, p, seed, offset)),
+    )

@@ -1,0 +1,372 @@
+"""Arithmetic with broadcasting, elementwise functions, reductions, comparisons and matrix products.
+
+These are the array library's own operations (`backend.xp`), run in storage order; only matmul is a primitive.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpucnn.backends import Array, Backend, get_backend
+from gpucnn.functional import validate
+from gpucnn.tensor import Tensor, in_storage_order, record
+
+Operand = Tensor | float
+
+
+def _sum_to(backend: Backend, gradient: Array, shape: tuple[int, ...]) -> Array:
+    """The gradient of broadcasting: summed over the axes along which an operand of `shape` was repeated."""
+    if gradient.shape == shape:
+        return gradient
+    extra = gradient.ndim - len(shape)
+    repeated = tuple(i for i, n in enumerate(gradient.shape) if i < extra or (shape[i - extra] == 1 and n != 1))
+    return gradient.sum(axis=repeated, keepdims=True).reshape(shape)
+
+
+def _operands(op: str, a: Any, b: Any) -> tuple[Backend, Any, Any]:
+    """Both operands' arrays (a number stays one), converted to one dtype: int with float gives the float's."""
+    names = {"input": a, "other": b}
+    for name, value in names.items():
+        if not isinstance(value, Tensor | int | float | np.number | np.bool_):
+            raise TypeError(f"{op}: {name} must be a Tensor or a number, got {type(value).__name__}")
+    tensors = {name: value for name, value in names.items() if isinstance(value, Tensor)}
+    backend = validate.one_backend(op, **tensors)
+    kinds = {t.dtype.kind for t in tensors.values()}
+    if len(tensors) == 2 and kinds == {"f"}:
+        validate.floating(op, **tensors)
+        try:
+            np.broadcast_shapes(a.shape, b.shape)
+        except ValueError:
+            raise ValueError(f"{op}: shapes {a.shape} and {b.shape} do not broadcast") from None
+        return backend, a.array, b.array
+    number_is_float = any(isinstance(v, float | np.floating) for v in names.values())
+    dtype = next((t.dtype for t in tensors.values() if t.dtype.kind == "f"), np.dtype(np.float32))
+    convert = "f" in kinds or number_is_float or op == "div"
+    arrays = [
+        (v.array.astype(dtype, copy=False) if convert else v.array)
+        if isinstance(v, Tensor)
+        else (v.item() if isinstance(v, np.generic) else v)
+        for v in (a, b)
+    ]
+    return backend, arrays[0], arrays[1]
+
+
+def _binary(op: str, function: str, a: Operand, b: Operand, vjp_a: Any, vjp_b: Any) -> Tensor:
+    backend, x, y = _operands(op, a, b)
+    try:
+        result = in_storage_order(getattr(backend.xp, function), x, y)
+    except ValueError:
+        raise ValueError(f"{op}: shapes {np.shape(x)} and {np.shape(y)} do not broadcast") from None
+    edges = []
+    if isinstance(a, Tensor):
+        shape_a = a.shape
+        edges.append((a, lambda dy: _sum_to(backend, vjp_a(backend, dy, x, y), shape_a)))
+    if isinstance(b, Tensor):
+        shape_b = b.shape
+        edges.append((b, lambda dy: _sum_to(backend, vjp_b(backend, dy, x, y), shape_b)))
+    return record(backend, result, *edges)
+
+
+def _times(backend: Backend, dy: Array, factor: Any) -> Array:
+    return in_storage_order(backend.xp.multiply, dy, factor)
+
+
+def add(input: Operand, other: Operand) -> Tensor:
+    """input + other, with broadcasting."""
+    return _binary("add", "add", input, other, lambda be, dy, x, y: dy, lambda be, dy, x, y: dy)
+
+
+def sub(input: Operand, other: Operand) -> Tensor:
+    """input − other, with broadcasting."""
+    return _binary("sub", "subtract", input, other, lambda be, dy, x, y: dy, lambda be, dy, x, y: -dy)
+
+
+def mul(input: Operand, other: Operand) -> Tensor:
+    """input · other, with broadcasting."""
+    return _binary(
+        "mul", "multiply", input, other, lambda be, dy, x, y: _times(be, dy, y), lambda be, dy, x, y: _times(be, dy, x)
+    )
+
+
+def div(input: Operand, other: Operand) -> Tensor:
+    """input / other, with broadcasting; of integers too, in float32."""
+    return _binary(
+        "div",
+        "true_divide",
+        input,
+        other,
+        lambda be, dy, x, y: in_storage_order(be.xp.true_divide, dy, y),
+        lambda be, dy, x, y: in_storage_order(lambda d, a, b: -d * a / (b * b), dy, x, y),
+    )
+
+
+def pow(input: Operand, exponent: Operand) -> Tensor:
+    """input ** exponent, with broadcasting. The gradient at 0 ** 0 is 0, as in PyTorch."""
+
+    def vjp_base(backend: Backend, dy: Array, x: Any, p: Any) -> Array:
+        where = backend.xp.where
+        return in_storage_order(lambda d, a, b: where(b == 0, 0, d * b * a ** where(b == 0, 1, b - 1)).astype(d.dtype),
+                                dy, x, backend.xp.asarray(p, dtype=dy.dtype))  # fmt: skip
+
+    def vjp_exponent(backend: Backend, dy: Array, x: Any, p: Any) -> Array:
+        def share(d: Array, a: Any, b: Any) -> Array:
+            zero = (a == 0) & (b >= 0)
+            return backend.xp.where(zero, 0, d * a**b * backend.xp.log(backend.xp.where(zero, 1, a))).astype(d.dtype)
+
+        return in_storage_order(share, dy, backend.xp.asarray(x, dtype=dy.dtype), p)
+
+    return _binary("pow", "power", input, exponent, vjp_base, vjp_exponent)
+
+
+def neg(input: Tensor) -> Tensor:
+    """−input."""
+    backend = validate.one_backend("neg", input=input)
+    return record(backend, -input.array, (input, lambda dy: -dy))
+
+
+def _unary(op: str, input: Tensor, y: Array, slope: Any) -> Tensor:
+    """Record y = f(x), where slope() is f′ as an array of x's shape."""
+    backend = input.backend
+    return record(backend, y, (input, lambda dy: _times(backend, dy, slope())))
+
+
+def abs(input: Tensor) -> Tensor:
+    """|input|; the gradient at 0 is 0."""
+    backend = validate.floating("abs", input=input)
+    x = input.array
+    return _unary("abs", input, in_storage_order(backend.xp.abs, x), lambda: in_storage_order(backend.xp.sign, x))
+
+
+def exp(input: Tensor) -> Tensor:
+    """e ** input."""
+    backend = validate.floating("exp", input=input)
+    y = in_storage_order(backend.xp.exp, input.array)
+    return _unary("exp", input, y, lambda: y)
+
+
+def log(input: Tensor) -> Tensor:
+    """The natural logarithm; −inf at 0 and NaN below, without a warning, as in PyTorch."""
+    backend = validate.floating("log", input=input)
+    x = input.array
+    with np.errstate(divide="ignore", invalid="ignore"):
+        y = in_storage_order(backend.xp.log, x)
+
+    def slope() -> Array:
+        with np.errstate(divide="ignore"):
+            return in_storage_order(lambda a: 1 / a, x)
+
+    return _unary("log", input, y, slope)
+
+
+def sqrt(input: Tensor) -> Tensor:
+    """The square root; NaN below 0, without a warning."""
+    backend = validate.floating("sqrt", input=input)
+    with np.errstate(invalid="ignore"):
+        y = in_storage_order(backend.xp.sqrt, input.array)
+
+    def slope() -> Array:
+        with np.errstate(divide="ignore"):
+            return in_storage_order(lambda a: 0.5 / a, y)
+
+    return _unary("sqrt", input, y, slope)
+
+
+def clamp(input: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
+    """input limited to min … max; the gradient passes where min <= input <= max."""
+    if min is None and max is None:
+        raise ValueError("clamp: give min, max or both")
+    backend = validate.floating("clamp", input=input)
+    x = input.array
+    low = -math.inf if min is None else min
+    high = math.inf if max is None else max
+    return _unary(
+        "clamp",
+        input,
+        in_storage_order(lambda a: backend.xp.minimum(backend.xp.maximum(a, low), high), x),
+        lambda: in_storage_order(lambda a: (a >= low) & (a <= high), x),
+    )
+
+
+# -- reductions ------------------------------------------------------------------------------------
+
+
+def _expanded(backend: Backend, gradient: Array, x: Array, chosen: tuple[int, ...]) -> Array:
+    """A reduced gradient [with or without kept axes], repeated to x's shape in memory of its own."""
+    kept = tuple(1 if i in chosen else n for i, n in enumerate(x.shape))
+    full = backend.xp.empty_like(x, dtype=gradient.dtype)
+    full[...] = gradient.reshape(kept)
+    return full
+
+
+def sum(input: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+    """The sum over one axis, several, or all."""
+    backend = validate.one_backend("sum", input=input)
+    chosen = validate.axes("sum", dim, input.ndim)
+    x = input.array
+    y = x.sum(axis=chosen, keepdims=keepdim)
+    return record(backend, y, (input, lambda dy: _expanded(backend, dy, x, chosen)))
+
+
+def mean(input: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+    """The mean over one axis, several, or all. Raises ValueError for the mean of nothing."""
+    validate.floating("mean", input=input)
+    chosen = validate.axes("mean", dim, input.ndim)
+    count = math.prod(input.shape[i] for i in chosen)
+    if count == 0:
+        raise ValueError(f"mean: there is nothing to average over axes {chosen} of shape {input.shape}")
+    return mul(sum(input, dim, keepdim), 1 / count)
+
+
+def _extreme(op: str, input: Tensor, dim: int | Sequence[int] | None, keepdim: bool) -> Tensor:
+    backend = validate.floating(op, input=input)
+    chosen = validate.axes(op, dim, input.ndim)
+    if math.prod(input.shape[i] for i in chosen) == 0:
+        raise ValueError(f"{op}: axes {chosen} of shape {input.shape} are empty")
+    x = input.array
+    kept = getattr(x, op[1:])(axis=chosen, keepdims=True)
+
+    def vjp(dy: Array) -> Array:
+        ties = x == kept
+        return _expanded(backend, dy, x, chosen) * ties / ties.sum(axis=chosen, keepdims=True).astype(dy.dtype)
+
+    return record(backend, kept if keepdim else kept.squeeze(chosen), (input, vjp))
+
+
+def amax(input: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+    """The largest element over one axis, several, or all; equal ones share the gradient evenly, as in PyTorch."""
+    return _extreme("amax", input, dim, keepdim)
+
+
+def amin(input: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+    """The smallest element; see amax."""
+    return _extreme("amin", input, dim, keepdim)
+
+
+def argmax(input: Tensor, dim: int | None = None) -> Tensor:
+    """The index of the first largest element along `dim`, or in the flattened tensor; int64, without a gradient."""
+    backend = validate.one_backend("argmax", input=input)
+    chosen = None if dim is None else validate.axis("argmax", dim, input.ndim)
+    if input.numel() == 0:
+        raise ValueError(f"argmax: shape {input.shape} is empty")
+    return Tensor(backend.xp.asarray(input.array.argmax(axis=chosen)), backend)
+
+
+def compare(function: str, input: Any, other: Any) -> Tensor:
+    """A bool tensor: equal, not_equal, less, less_equal, greater or greater_equal, elementwise."""
+    backend, x, y = _operands(function, input, other)
+    try:
+        result = in_storage_order(getattr(backend.xp, function), x, y)
+    except ValueError:
+        raise ValueError(f"{function}: shapes {np.shape(x)} and {np.shape(y)} do not broadcast") from None
+    return Tensor(backend.xp.asarray(result), backend)
+
+
+# -- products --------------------------------------------------------------------------------------
+
+
+def matmul(input: Tensor, other: Tensor) -> Tensor:
+    """The matrix product [..., M, K] @ [..., K, N] -> [..., M, N]; leading axes broadcast; an operand with one axis is
+    a vector, as in PyTorch.
+
+    Raises ValueError if the inner lengths differ.
+    """
+    backend = validate.floating("matmul", input=input, other=other)
+    if input.ndim == 0 or other.ndim == 0:
+        raise ValueError(f"matmul: both need an axis, got shapes {input.shape} and {other.shape}; use * for numbers")
+    if input.ndim == 1 or other.ndim == 1:
+        left = input.unsqueeze(0) if input.ndim == 1 else input
+        right = other.unsqueeze(1) if other.ndim == 1 else other
+        y = matmul(left, right)
+        y = y.squeeze(-1) if other.ndim == 1 else y
+        return y.squeeze(-1 if other.ndim == 1 else -2) if input.ndim == 1 else y
+    a, b = input.array, other.array
+    if a.shape[-1] != b.shape[-2]:
+        raise ValueError(
+            f"matmul: shapes {a.shape} and {b.shape} do not fit: {a.shape[-1]} columns against {b.shape[-2]} rows"
+        )
+    try:
+        np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    except ValueError:
+        raise ValueError(f"matmul: the leading axes of {a.shape} and {b.shape} do not broadcast") from None
+    return record(
+        backend,
+        backend.matmul(a, b),
+        (input, lambda dy: _sum_to(backend, backend.matmul(dy, b, trans_b=True), a.shape)),
+        (other, lambda dy: _sum_to(backend, backend.matmul(a, dy, trans_a=True), b.shape)),
+    )
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = input @ weightᵀ + bias: input [..., in_features], weight [out_features, in_features], bias [out_features].
+
+    Raises ValueError, naming both, if the feature counts differ.
+    """
+    backend = validate.floating("linear", input=input, weight=weight, bias=bias)
+    validate.rank("linear", "weight", weight, 2, "[out_features, in_features]")
+    if input.ndim < 1 or input.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"linear: input has {input.shape[-1] if input.ndim else 0} features (shape {input.shape}), "
+            f"the weight takes {weight.shape[1]} (shape {weight.shape})"
+        )
+    validate.shape("linear", "bias", bias, (weight.shape[0],), "one per row of weight")
+    shape = input.shape
+    x, w = input.array.reshape(-1, shape[-1]), weight.array
+    y = backend.matmul(x, w, trans_b=True)
+    if bias is not None:
+        y += bias.array
+    rows = y.shape
+
+    def flat(dy: Array) -> Array:
+        return dy.reshape(rows)
+
+    return record(
+        backend,
+        y.reshape(*shape[:-1], rows[1]) if len(shape) != 2 else y,
+        (input, lambda dy: backend.matmul(flat(dy), w).reshape(shape)),
+        (weight, lambda dy: backend.matmul(flat(dy), x, trans_a=True)),
+        (bias, lambda dy: backend.bias_backward(flat(dy))),
+    )
+
+
+# -- conversions -----------------------------------------------------------------------------------
+
+
+def to(input: Tensor, target: str | Backend | np.dtype[Any] | type) -> Tensor:
+    """The tensor with another dtype, or on another backend. The gradient comes back converted.
+
+    A name that is a dtype ("float32", numpy.float64) converts, any other names a backend. Raises TypeError or
+    ValueError for what is neither.
+    """
+    backend = validate.one_backend("to", input=input)
+    if isinstance(target, Backend) or (isinstance(target, str) and not _is_dtype(target)):
+        goal = get_backend(target)
+        if goal is backend:
+            return input
+        return record(
+            goal,
+            goal.asarray(backend.to_numpy(input.array)),
+            (input, lambda dy: backend.asarray(goal.to_numpy(dy))),
+        )
+    dtype = np.dtype(target)
+    if dtype not in (np.float32, np.float64) and dtype.kind not in "iub":
+        raise TypeError(f"to: a tensor can't hold {dtype}; the floating types are float32 and float64")
+    if dtype == input.dtype:
+        return input
+    source = input.dtype
+    y = input.array.astype(dtype)
+    if dtype.kind != "f":
+        return Tensor(y, backend)
+    return record(backend, y, (input, lambda dy: dy.astype(source)))
+
+
+def _is_dtype(name: str) -> builtins.bool:
+    try:
+        np.dtype(name)
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,106 @@
+"""Convolution and transposed convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gpucnn.functional import validate
+from gpucnn.geometry import Padding, Window, pair
+from gpucnn.tensor import Tensor, record
+
+
+def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int, transposed: bool) -> None:
+    validate.floating(op, input=input, weight=weight, bias=bias)
+    layout = "[C, K/groups, R, S]" if transposed else "[K, C/groups, R, S]"
+    validate.rank(op, "input", input, 4, "[N, C, H, W]")
+    validate.rank(op, "weight", weight, 4, layout)
+    channels, first, second = input.shape[1], weight.shape[0], weight.shape[1]
+    if not isinstance(groups, int) or groups < 1 or channels % groups or first % groups:
+        raise ValueError(
+            f"{op}: groups={groups!r} must divide the input's {channels} channels and the weight's first axis, {first}"
+        )
+    if channels != (first if transposed else second * groups):
+        taken = f"{first}" if transposed else f"{second} × {groups} groups"
+        raise ValueError(
+            f"{op}: the filter takes {taken} channels (weight {weight.shape}), "
+            f"but the input has {channels} (input {input.shape}); their depths must agree"
+        )
+    if 0 in weight.shape:
+        raise ValueError(f"{op}: the weight is empty, shape {weight.shape}")
+    filters = second * groups if transposed else first
+    validate.shape(op, "bias", bias, (filters,), "one per filter")
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolution (cross-correlation, as everywhere in deep learning) of images with filters.
+
+    input [N, C, H, W], weight [K, C/groups, R, S], bias [K] -> [N, K, P, Q] with
+    P = ⌊(H + padding − (dilation·(R − 1) + 1)) / stride⌋ + 1. `padding` is an int, (h, w), (top, bottom, left, right),
+    "same" (P = ⌈H / stride⌉; an odd pixel goes to the end) or "valid".
+
+    Raises ValueError for depths that differ, groups that do not divide, a window larger than the padded input;
+    TypeError for dtypes that differ. See torch.nn.functional.conv2d.
+    """
+    _check("conv2d", input, weight, bias, groups, transposed=False)
+    backend, x, w = input.backend, input.array, weight.array
+    size = x.shape[2:]
+    window = Window.of(w.shape[2:], stride, padding, dilation, size=size)
+    window.output_size(size)
+    return record(
+        backend,
+        backend.conv2d_forward(x, w, None if bias is None else bias.array, window, groups),
+        (input, lambda dy: backend.conv2d_backward_input(dy, w, window, groups, size)),
+        (weight, lambda dy: backend.conv2d_backward_weight(dy, x, window, groups)),
+        (bias, backend.bias_backward),
+    )
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """The transpose of conv2d as a function of its input: conv2d's backward pass, run forward.
+
+    input [N, C, P, Q], weight [C, K/groups, R, S], bias [K] -> [N, K, H, W] with
+    H = (P − 1)·stride − padding + dilation·(R − 1) + 1 + output_padding; output_padding must be smaller than the stride
+    or the dilation.
+
+    Raises as conv2d does. See torch.nn.functional.conv_transpose2d.
+    """
+    op = "conv_transpose2d"
+    _check(op, input, weight, bias, groups, transposed=True)
+    if isinstance(padding, str):
+        raise ValueError(f"{op}: padding must be numbers, got {padding!r}")
+    backend, x, w = input.backend, input.array, weight.array
+    window = Window.of(w.shape[2:], stride, padding, dilation)
+    extra = pair(output_padding, "output_padding", 0)
+    if any(o >= max(s, d) for o, s, d in zip(extra, window.stride, window.dilation, strict=True)):
+        raise ValueError(
+            f"{op}: output_padding {extra} must be smaller than the stride {window.stride} or the dilation "
+            f"{window.dilation}"
+        )
+    size = window.transposed_size(x.shape[2:], extra)
+    y = backend.conv2d_backward_input(x, w, window, groups, size)
+    if bias is not None:
+        y += bias.array.reshape(-1, 1, 1)
+    return record(
+        backend,
+        y,
+        (input, lambda dy: backend.conv2d_forward(dy, w, None, window, groups)),
+        (weight, lambda dy: backend.conv2d_backward_weight(x, dy, window, groups)),
+        (bias, backend.bias_backward),
+    )

@@ -1,0 +1,289 @@
+"""Losses. Labels are checked on the host, before any work."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gpucnn.backends import Array, Backend
+from gpucnn.functional import validate
+from gpucnn.functional.activation import log_softmax
+from gpucnn.functional.arithmetic import abs, mean, mul, sum
+from gpucnn.tensor import Tensor, in_storage_order, record
+
+
+def _reduced(op: str, losses: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return losses
+    return sum(losses) if reduction == "sum" else mean(losses)
+
+
+def _same_shape(op: str, input: Tensor, target: Tensor, reduction: str, weight: Tensor | None = None) -> Backend:
+    validate.choice(op, "reduction", reduction, ("mean", "sum", "none"))
+    backend = validate.floating(op, input=input, target=target, weight=weight)
+    if input.shape != target.shape:
+        raise ValueError(f"{op}: input {input.shape} and target {target.shape} must have one shape")
+    return backend
+
+
+# -- classification --------------------------------------------------------------------------------
+
+
+def _labels(op: str, input: Tensor, target: Any, ignore_index: int) -> np.ndarray[Any, Any]:
+    """The labels as a flat int32 host array, one per row of logits, each checked."""
+    values = target.numpy() if isinstance(target, Tensor) else np.asarray(target)
+    classes = input.shape[1] if input.ndim > 1 else input.shape[0]
+    expected = (input.shape[0], *input.shape[2:]) if input.ndim > 1 else ()
+    if values.dtype.kind not in "iu":
+        raise TypeError(
+            f"{op}: labels must be integers, got {values.dtype}; for class probabilities pass {input.shape}"
+        )
+    if values.shape != expected:
+        raise ValueError(
+            f"{op}: input {input.shape} needs labels of shape {expected}, one per sample, got {values.shape}"
+        )
+    wrong = (values != ignore_index) & ((values < 0) | (values >= classes))
+    if wrong.any():
+        first = np.argwhere(wrong)[0].tolist()
+        raise ValueError(
+            f"{op}: label {values[tuple(first)]} at {first} is not a class; there are {classes}, 0 to {classes - 1} "
+            f"({int(wrong.sum())} of {values.size} labels are out of range)"
+        )
+    return values.reshape(-1).astype(np.int32)
+
+
+def _rows(input: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """Logits [C], [N, C] or [N, C, …] as rows [M, C], and the shape of what is left when C is gone."""
+    if input.ndim == 1:
+        return input.reshape(1, -1), ()
+    if input.ndim == 2:
+        return input, (input.shape[0],)
+    order = (0, *range(2, input.ndim), 1)
+    moved = input.permute(order)
+    return moved.reshape(-1, input.shape[1]), moved.shape[:-1]
+
+
+def _class_weight(op: str, input: Tensor, weight: Tensor | None) -> None:
+    validate.floating(op, input=input, weight=weight)
+    if input.ndim == 0:
+        raise ValueError(f"{op}: input must be [N, C], [N, C, …] or [C], got a single number")
+    classes = input.shape[1] if input.ndim > 1 else input.shape[0]
+    if classes == 0:
+        raise ValueError(f"{op}: input {input.shape} has no classes")
+    validate.shape(op, "weight", weight, (classes,), "one per class")
+
+
+def _weighted_mean(backend: Backend, losses: Tensor, labels: Array, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """Σ losses / Σ weight[label], over the labels that count; NaN if none does, as in PyTorch."""
+    counted = labels != ignore_index
+    if weight is None:
+        total: float = float(counted.sum())
+    else:
+        total = float(weight.numpy()[labels[counted]].sum(dtype=np.float64))
+    return sum(losses) * (1 / total if total else math.nan)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Any,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Softmax and log loss of logits in one, stable for logits of any size.
+
+    input [N, C], [N, C, …] or [C]; target: integer labels without the class axis (a tensor or an array), or class
+    probabilities, a floating tensor of input's shape. weight [C] weighs the classes, ignore_index is a label that does
+    not count, label_smoothing ε mixes the target with the uniform distribution. "mean" is weighted as in PyTorch.
+
+    Raises ValueError for labels that are out of range or too few, TypeError for labels that are not integers.
+    """
+    op = "cross_entropy"
+    validate.choice(op, "reduction", reduction, ("mean", "sum", "none"))
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"{op}: label_smoothing must be from 0 to 1, got {label_smoothing}")
+    _class_weight(op, input, weight)
+    if isinstance(target, Tensor) and target.dtype.kind == "f":
+        return _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
+    labels = _labels(op, input, target, ignore_index)
+    backend = input.backend
+    rows, shape = _rows(input)
+    logits, on_device = rows.array, backend.asarray(labels)
+    w = None if weight is None else weight.array
+    losses, logsumexp = backend.softmax_cross_entropy_forward(logits, on_device, w, label_smoothing, ignore_index)
+
+    def vjp(dloss: Array) -> Array:
+        return backend.softmax_cross_entropy_backward(
+            dloss, logits, logsumexp, on_device, w, label_smoothing, ignore_index
+        )
+
+    result = record(backend, losses, (rows, vjp))
+    if reduction == "mean":
+        return _weighted_mean(backend, result, labels, weight, ignore_index)
+    return sum(result) if reduction == "sum" else result.reshape(shape)
+
+
+def _soft_cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, smoothing: float
+) -> Tensor:
+    """Cross-entropy against class probabilities; "mean" divides by the samples, as in PyTorch."""
+    _same_shape("cross_entropy", input, target, reduction)
+    axis = 1 if input.ndim > 1 else 0
+    classes = input.shape[axis]
+    mixed = target * (1 - smoothing) + smoothing / classes
+    if weight is not None:
+        mixed = mixed * weight.reshape((classes,) + (1,) * (input.ndim - axis - 1))
+    losses = -sum(mixed * log_softmax(input, axis), axis)
+    if reduction == "mean":
+        return sum(losses) * (classes / input.numel() if input.numel() else math.nan)
+    return _reduced("cross_entropy", losses, reduction)
+
+
+def nll_loss(
+    input: Tensor, target: Any, weight: Tensor | None = None, ignore_index: int = -100, reduction: str = "mean"
+) -> Tensor:
+    """−weight[label] · input[label]: input holds log-probabilities, [N, C], [N, C, …] or [C]. See cross_entropy."""
+    op = "nll_loss"
+    validate.choice(op, "reduction", reduction, ("mean", "sum", "none"))
+    _class_weight(op, input, weight)
+    labels = _labels(op, input, target, ignore_index)
+    rows, shape = _rows(input)
+    counted = labels != ignore_index
+    places = np.where(counted, labels, 0)
+    factor = -counted.astype(input.dtype)
+    if weight is not None:
+        factor *= weight.numpy()[places]
+    backend = input.backend
+    losses = rows[np.arange(labels.size), places] * Tensor(backend.asarray(factor), backend)
+    if reduction == "mean":
+        return _weighted_mean(backend, losses, labels, weight, ignore_index)
+    return sum(losses) if reduction == "sum" else losses.reshape(shape)
+
+
+def binary_cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean"
+) -> Tensor:
+    """−(t·log p + (1 − t)·log(1 − p)) for probabilities p; each log is at least −100, as in PyTorch.
+
+    Raises ValueError if an input is not a probability. binary_cross_entropy_with_logits is the stable choice.
+    """
+    op = "binary_cross_entropy"
+    backend = _same_shape(op, input, target, reduction, weight)
+    p = input.array
+    if bool(((p < 0) | (p > 1)).any()):
+        raise ValueError(
+            f"{op}: input must be probabilities from 0 to 1, got values from {float(p.min())} to {float(p.max())}; "
+            "for logits use binary_cross_entropy_with_logits"
+        )
+    t = target.array
+    log_floor = -100.0
+
+    def value(a: Array, b: Array) -> Array:
+        with np.errstate(divide="ignore"):
+            log_p = backend.xp.maximum(backend.xp.log(a), log_floor)
+            log_q = backend.xp.maximum(backend.xp.log1p(-a), log_floor)
+        return -(b * log_p + (1 - b) * log_q)
+
+    def share_input(d: Array, a: Array, b: Array) -> Array:
+        return d * (a - b) / backend.xp.maximum(a * (1 - a), 1e-12)
+
+    def share_target(d: Array, a: Array) -> Array:
+        with np.errstate(divide="ignore"):
+            log_p = backend.xp.maximum(backend.xp.log(a), log_floor)
+            return d * (backend.xp.maximum(backend.xp.log1p(-a), log_floor) - log_p)
+
+    losses = record(
+        backend,
+        in_storage_order(value, p, t),
+        (input, lambda dy: in_storage_order(share_input, dy, p, t)),
+        (target, lambda dy: in_storage_order(share_target, dy, p)),
+    )
+    return _reduced(op, losses if weight is None else mul(losses, weight), reduction)
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """binary_cross_entropy of sigmoid(input), stable for logits of any size; pos_weight multiplies the t = 1 term.
+
+    loss = (1 − t)·x + (1 + (pos_weight − 1)·t)·log(1 + exp(−x)).
+    """
+    op = "binary_cross_entropy_with_logits"
+    backend = _same_shape(op, input, target, reduction)
+    validate.floating(op, input=input, weight=weight, pos_weight=pos_weight)
+    x, t = input.array, target.array
+    extra = 0.0 if pos_weight is None else pos_weight.array - 1
+    xp = backend.xp
+
+    def log1p_exp_minus(a: Array) -> Array:
+        return xp.maximum(-a, 0) + xp.log1p(xp.exp(-xp.abs(a)))
+
+    def value(a: Array, b: Array, e: Any) -> Array:
+        return (1 - b) * a + (1 + e * b) * log1p_exp_minus(a)
+
+    def share_input(d: Array, a: Array, b: Array, e: Any) -> Array:
+        sigmoid_minus = xp.exp(-log1p_exp_minus(-a))
+        return d * ((1 - b) - (1 + e * b) * sigmoid_minus)
+
+    def share_target(d: Array, a: Array, e: Any) -> Array:
+        return d * (e * log1p_exp_minus(a) - a)
+
+    losses = record(
+        backend,
+        in_storage_order(value, x, t, extra),
+        (input, lambda dy: in_storage_order(share_input, dy, x, t, extra)),
+        (target, lambda dy: in_storage_order(share_target, dy, x, extra)),
+    )
+    return _reduced(op, losses if weight is None else mul(losses, weight), reduction)
+
+
+# -- regression ------------------------------------------------------------------------------------
+
+
+def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """(input − target)²."""
+    _same_shape("mse_loss", input, target, reduction)
+    difference = input - target
+    return _reduced("mse_loss", difference * difference, reduction)
+
+
+def half_squared_error(input: Tensor, target: Tensor) -> Tensor:
+    """½ Σ (input − target)² over everything: the loss of the textbook introductions; its gradient is the difference."""
+    _same_shape("half_squared_error", input, target, "sum")
+    difference = input - target
+    return sum(difference * difference) * 0.5
+
+
+def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """|input − target|."""
+    _same_shape("l1_loss", input, target, reduction)
+    return _reduced("l1_loss", abs(input - target), reduction)
+
+
+def smooth_l1_loss(input: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0) -> Tensor:
+    """½ d²/beta where d = |input − target| < beta, else d − ½ beta. Girshick 2015."""
+    op = "smooth_l1_loss"
+    backend = _same_shape(op, input, target, reduction)
+    if beta < 0:
+        raise ValueError(f"{op}: beta must not be negative, got {beta}")
+    if beta == 0:
+        return l1_loss(input, target, reduction)
+    difference = input - target
+    d, xp = difference.array, backend.xp
+
+    def value(a: Array) -> Array:
+        size = xp.abs(a)
+        return xp.where(size < beta, 0.5 / beta * a * a, size - 0.5 * beta)
+
+    def share(dy: Array, a: Array) -> Array:
+        return dy * xp.clip(a / beta, -1, 1)
+
+    losses = record(backend, in_storage_order(value, d), (difference, lambda dy: in_storage_order(share, dy, d)))
+    return _reduced(op, losses, reduction)

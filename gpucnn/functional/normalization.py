@@ -1,0 +1,137 @@
+"""Batch, group, layer and local response normalisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from gpucnn.backends import Array
+from gpucnn.functional import validate
+from gpucnn.functional.arithmetic import mean
+from gpucnn.functional.shape import pad
+from gpucnn.tensor import Tensor, record
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(input − mean) / √(variance + eps) · weight + bias, per channel of [N, C, H, W] or [N, C]. Ioffe & Szegedy 2015.
+
+    training: statistics of this batch (biased variance); running_mean and running_var, if given, move towards them in
+    place by `momentum` (towards the unbiased variance). Otherwise the running statistics are used, and must be given.
+
+    Raises ValueError for one value per channel in training, whose variance means nothing.
+    """
+    op = "batch_norm"
+    backend = validate.floating(
+        op, input=input, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias
+    )
+    if input.ndim not in (2, 4):
+        raise ValueError(f"{op}: input must be [N, C] or [N, C, H, W], got shape {input.shape}")
+    channels = input.shape[1]
+    for name, value in (
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+        ("weight", weight),
+        ("bias", bias),
+    ):
+        validate.shape(op, name, value, (channels,), "one per channel")
+    x = input.array
+    count = math.prod(x.shape) // max(channels, 1)
+    if training:
+        if count < 2:
+            raise ValueError(f"{op}: training needs more than one value per channel, got input shape {input.shape}")
+        average, variance = backend.batch_norm_statistics(x)
+        if running_mean is not None:
+            running_mean.array += momentum * (average - running_mean.array)
+        if running_var is not None:
+            running_var.array += momentum * (variance * (count / (count - 1)) - running_var.array)
+    elif running_mean is None or running_var is None:
+        raise ValueError(f"{op}: with training=False, running_mean and running_var must be given")
+    else:
+        average, variance = running_mean.array.copy(), running_var.array
+    invstd = 1 / backend.xp.sqrt(variance + eps)
+    w = None if weight is None else weight.array
+
+    def vjp(dy: Array) -> tuple[Array, Array, Array]:
+        return backend.batch_norm_backward(dy, x, average, invstd, w, training)
+
+    y = backend.batch_norm_forward(x, average, invstd, w, None if bias is None else bias.array)
+    return record(backend, y, ((input, weight, bias), vjp))
+
+
+def group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Each image's C/num_groups channels at a time to mean 0 and variance 1, then · weight + bias per channel.
+
+    input [N, C, …], weight and bias [C]. Wu & He 2018.
+    """
+    op = "group_norm"
+    validate.floating(op, input=input, weight=weight, bias=bias)
+    if input.ndim < 2:
+        raise ValueError(f"{op}: input must be [N, C, …], got shape {input.shape}")
+    batch, channels = input.shape[:2]
+    if num_groups < 1 or channels % num_groups:
+        raise ValueError(f"{op}: num_groups={num_groups} must divide the {channels} channels")
+    validate.shape(op, "weight", weight, (channels,), "one per channel")
+    validate.shape(op, "bias", bias, (channels,), "one per channel")
+    grouped = input.reshape(batch, num_groups, math.prod(input.shape[1:]) // num_groups)
+    y = _standardised(grouped, (2,), eps).reshape(input.shape)
+    return _scaled(y, weight, bias, (channels,) + (1,) * (input.ndim - 2))
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """The last axes, of lengths normalized_shape, to mean 0 and variance 1, then · weight + bias. Ba et al. 2016."""
+    op = "layer_norm"
+    validate.floating(op, input=input, weight=weight, bias=bias)
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if not shape or input.shape[-len(shape) :] != shape:
+        raise ValueError(f"{op}: normalized_shape {shape} must be the last axes of the input's shape {input.shape}")
+    validate.shape(op, "weight", weight, shape, "normalized_shape")
+    validate.shape(op, "bias", bias, shape, "normalized_shape")
+    y = _standardised(input, tuple(range(input.ndim - len(shape), input.ndim)), eps)
+    return _scaled(y, weight, bias, shape)
+
+
+def _standardised(input: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
+    centred = input - mean(input, axes, keepdim=True)
+    return centred / (mean(centred * centred, axes, keepdim=True) + eps).sqrt()
+
+
+def _scaled(y: Tensor, weight: Tensor | None, bias: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    if weight is not None:
+        y = y * weight.reshape(shape)
+    return y if bias is None else y + bias.reshape(shape)
+
+
+def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
+    """input / (k + alpha/size · Σ input² over `size` neighbouring channels)^beta. Krizhevsky et al. 2012.
+
+    The window of channel c is c − ⌊size/2⌋ … c + ⌊(size − 1)/2⌋; outside the input it counts 0, as in PyTorch.
+    """
+    op = "local_response_norm"
+    validate.floating(op, input=input)
+    if input.ndim < 3:
+        raise ValueError(f"{op}: input must be [N, C, …] with at least 3 axes, got shape {input.shape}")
+    if size < 1:
+        raise ValueError(f"{op}: size must be at least 1, got {size}")
+    channels = input.shape[1]
+    padded = pad(input * input, (0, 0) * (input.ndim - 2) + (size // 2, (size - 1) // 2))
+    total = padded[:, :channels]
+    for c in range(1, size):
+        total = total + padded[:, c : c + channels]
+    return input / (total * (alpha / size) + k) ** beta

@@ -1,0 +1,278 @@
+"""Views, joining, indexing, padding and resizing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpucnn.backends import Array
+from gpucnn.functional import validate
+from gpucnn.functional.arithmetic import _sum_to
+from gpucnn.tensor import Tensor, record
+
+
+def reshape(input: Tensor, shape: Sequence[int]) -> Tensor:
+    """The same elements, in the order of the [N, C, H, W] indices, with another shape; one length may be −1."""
+    backend = validate.one_backend("reshape", input=input)
+    before = input.shape
+    wanted = tuple(int(n) for n in shape)
+    known = math.prod(n for n in wanted if n != -1)
+    if (
+        any(n < -1 for n in wanted)
+        or wanted.count(-1) > 1
+        or (input.numel() != known if -1 not in wanted else known == 0 or input.numel() % known)
+    ):
+        raise ValueError(f"reshape: {input.numel()} elements of shape {before} can't take the shape {wanted}")
+    y = backend.contiguous(input.array.reshape(wanted))
+    return record(backend, y, (input, lambda dy: backend.contiguous(dy.reshape(before))))
+
+
+def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+    """Axes start_dim … end_dim as one: of [N, C, H, W], flatten(1) is channel-major, then row-major."""
+    if input.ndim == 0:
+        return reshape(input, (1,))
+    start, end = (validate.axis("flatten", d, input.ndim) for d in (start_dim, end_dim))
+    if start > end:
+        raise ValueError(f"flatten: start_dim {start_dim} comes after end_dim {end_dim}")
+    shape = input.shape
+    return reshape(input, (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :]))
+
+
+def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+    """Axis `dim` as several axes of the lengths `sizes` (one may be −1): the inverse of flatten."""
+    at = validate.axis("unflatten", dim, input.ndim)
+    known = math.prod(n for n in sizes if n != -1)
+    length = input.shape[at]
+    if any(n < -1 for n in sizes) or list(sizes).count(-1) > 1 or known == 0 or length % known:
+        raise ValueError(f"unflatten: an axis of {length} can't become {tuple(sizes)}")
+    resolved = tuple(length // known if n == -1 else n for n in sizes)
+    if math.prod(resolved) != length:
+        raise ValueError(f"unflatten: an axis of {length} can't become {tuple(sizes)}")
+    return reshape(input, (*input.shape[:at], *resolved, *input.shape[at + 1 :]))
+
+
+def permute(input: Tensor, dims: Sequence[int]) -> Tensor:
+    """The axes in another order; a view."""
+    backend = validate.one_backend("permute", input=input)
+    if sorted(d % input.ndim if -input.ndim <= d < input.ndim else -1 for d in dims) != list(range(input.ndim)):
+        raise ValueError(f"permute: dims must name each axis of shape {input.shape} once, got {tuple(dims)}")
+    order = tuple(d % input.ndim for d in dims)
+    inverse = tuple(np.argsort(order).tolist())
+    return record(backend, input.array.transpose(order), (input, lambda dy: dy.transpose(inverse)))
+
+
+def transpose(input: Tensor, dim0: int, dim1: int) -> Tensor:
+    """Two axes exchanged; a view."""
+    order = list(range(input.ndim))
+    a, b = (validate.axis("transpose", d, input.ndim) for d in (dim0, dim1))
+    order[a], order[b] = b, a
+    return permute(input, order)
+
+
+def squeeze(input: Tensor, dim: int | None = None) -> Tensor:
+    """Without its axes of length 1, or without axis `dim` if that has length 1."""
+    chosen = range(input.ndim) if dim is None else (validate.axis("squeeze", dim, input.ndim),)
+    return reshape(input, [n for i, n in enumerate(input.shape) if not (i in chosen and n == 1)])
+
+
+def unsqueeze(input: Tensor, dim: int) -> Tensor:
+    """With a new axis of length 1 at `dim`."""
+    at = validate.axis("unsqueeze", dim, input.ndim + 1)
+    return reshape(input, (*input.shape[:at], 1, *input.shape[at:]))
+
+
+def expand(input: Tensor, shape: Sequence[int]) -> Tensor:
+    """Axes of length 1 repeated to `shape`; −1 keeps a length."""
+    backend = validate.one_backend("expand", input=input)
+    extra = len(shape) - input.ndim
+    before = input.shape
+    wanted = tuple(before[i - extra] if n == -1 and i >= extra else n for i, n in enumerate(shape))
+    if extra < 0 or any(n != m and m != 1 for n, m in zip(wanted[max(extra, 0) :], before, strict=False)):
+        raise ValueError(f"expand: shape {before} can't be repeated to {tuple(shape)}")
+    y = backend.contiguous(backend.xp.broadcast_to(input.array, wanted).copy())
+    return record(backend, y, (input, lambda dy: _sum_to(backend, dy, before)))
+
+
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Tensors of one dtype joined along axis `dim`; their other lengths must agree."""
+    if not tensors:
+        raise ValueError("cat: there are no tensors to join")
+    backend = validate.floating("cat", **{f"tensors[{i}]": t for i, t in enumerate(tensors)})
+    at = validate.axis("cat", dim, tensors[0].ndim)
+    shapes = [t.shape for t in tensors]
+    if len({(*s[:at], *s[at + 1 :]) for s in shapes}) > 1 or len({len(s) for s in shapes}) > 1:
+        raise ValueError(f"cat: shapes {', '.join(map(str, shapes))} differ in more than axis {at}")
+    arrays = [t.array for t in tensors]
+    if len(shapes[0]) == 4:  # in storage order, so that the result is channels-last without a copy
+        y = backend.xp.concatenate([a.transpose(0, 2, 3, 1) for a in arrays], axis=(0, 3, 1, 2)[at])
+        y = y.transpose(0, 3, 1, 2)
+    else:
+        y = backend.xp.concatenate(arrays, axis=at)
+    ends = np.cumsum([s[at] for s in shapes]).tolist()
+    edges = [
+        (t, lambda dy, part=(slice(None),) * at + (slice(end - t.shape[at], end),): dy[part])
+        for t, end in zip(tensors, ends, strict=True)
+    ]
+    return record(backend, y, *edges)
+
+
+def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Tensors of one shape joined along a new axis `dim`."""
+    return cat([unsqueeze(t, dim) for t in tensors], dim)
+
+
+# -- indexing --------------------------------------------------------------------------------------
+
+
+def host_index(index: Any) -> Any:
+    """An index with its tensors and lists as host arrays; lists of ints or bools index as arrays do."""
+    if isinstance(index, tuple):
+        return tuple(host_index(part) for part in index)
+    if isinstance(index, Tensor):
+        index = index.numpy()
+    if isinstance(index, list):
+        index = np.asarray(index, dtype=np.intp) if not index else np.asarray(index)
+    if isinstance(index, np.ndarray) and index.dtype.kind not in "iub":
+        raise IndexError(f"a tensor is indexed by ints, slices, or int or bool arrays, got an array of {index.dtype}")
+    if isinstance(index, np.ndarray) and index.dtype == np.uint8:
+        index = index.astype(np.intp)
+    return index
+
+
+def index(input: Tensor, index: Any) -> Tensor:
+    """input[index], as NumPy indexes: ints, slices, None, Ellipsis, int and bool arrays or tensors.
+
+    An element chosen more than once gets every share of the gradient.
+    """
+    backend = validate.one_backend("index", input=input)
+    where = host_index(index)
+    try:
+        y = input.array[where]
+    except IndexError as error:
+        raise IndexError(f"index {index!r} does not fit shape {input.shape}: {error}") from None
+    shape = input.shape
+    return record(backend, y, (input, lambda dy: backend.index_backward(dy, where, shape)))
+
+
+def _take(input: Tensor, indices: np.ndarray[Any, Any], dim: int) -> Tensor:
+    return index(input, (slice(None),) * dim + (indices,))
+
+
+# -- padding ---------------------------------------------------------------------------------------
+
+
+def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
+    """The last axes grown (or, with negative numbers, cut): pad = (left, right, top, bottom, …), last axis first.
+
+    mode: "constant" (with `value`), "reflect" (the edge itself is not repeated) or "replicate". Raises ValueError if a
+    reflection is longer than its axis allows.
+    """
+    validate.choice("pad", "mode", mode, ("constant", "reflect", "replicate"))
+    backend = validate.floating("pad", input=input)
+    pad = tuple(pad)
+    if len(pad) % 2 or len(pad) > 2 * input.ndim:
+        raise ValueError(f"pad: needs a (before, after) pair for each of at most {input.ndim} axes, got {pad}")
+    sides = [(0, 0)] * (input.ndim - len(pad) // 2) + [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
+    if any(n + a + b < 0 for n, (a, b) in zip(input.shape, sides, strict=True)):
+        raise ValueError(f"pad: {pad} cuts more than shape {input.shape} has")
+    if mode != "constant":
+        return _pad_by_index(input, sides, mode)
+    shape = tuple(n + a + b for n, (a, b) in zip(input.shape, sides, strict=True))
+    inside = tuple(slice(max(a, 0), n - max(b, 0)) for n, (a, b) in zip(shape, sides, strict=True))
+    kept = tuple(slice(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(input.shape, sides, strict=True))
+    y = backend.contiguous(backend.xp.empty(shape, input.dtype))
+    y[...] = value
+    y[inside] = input.array[kept]
+    before = input.shape
+
+    def vjp(dy: Array) -> Array:
+        dx = backend.contiguous(backend.xp.zeros(before, dy.dtype))
+        dx[kept] = dy[inside]
+        return dx
+
+    return record(backend, y, (input, vjp))
+
+
+def _pad_by_index(input: Tensor, sides: list[tuple[int, int]], mode: str) -> Tensor:
+    for dim, (before, after) in enumerate(sides):
+        length = input.shape[dim]
+        if before == after == 0:
+            continue
+        if mode == "reflect" and max(before, after) >= length:
+            raise ValueError(
+                f'pad: "reflect" by ({before}, {after}) needs an axis longer than that, axis {dim} has {length}'
+            )
+        if length == 0:
+            raise ValueError(f'pad: axis {dim} of shape {input.shape} is empty, there is nothing to "{mode}"')
+        places = np.arange(-before, length + after)
+        if mode == "reflect":
+            places = np.abs(places)
+            places = np.minimum(places, 2 * (length - 1) - places)
+        else:
+            places = np.clip(places, 0, length - 1)
+        input = _take(input, places, dim)
+    return input
+
+
+# -- resizing --------------------------------------------------------------------------------------
+
+
+def interpolate(
+    input: Tensor,
+    size: int | Sequence[int] | None = None,
+    scale_factor: float | Sequence[float] | None = None,
+    mode: str = "nearest",
+    align_corners: bool | None = None,
+) -> Tensor:
+    """[N, C, H, W] resized to `size` (height, width) or by `scale_factor`, "nearest" or "bilinear".
+
+    The rules are PyTorch's: nearest takes pixel ⌊i · H/P⌋; bilinear puts pixel centres at half integers, or the corners
+    on each other with align_corners=True. A scale_factor that is given is also the scale used (not H/P).
+    """
+    validate.choice("interpolate", "mode", mode, ("nearest", "bilinear"))
+    validate.floating("interpolate", input=input)
+    validate.rank("interpolate", "input", input, 4, "[N, C, H, W]")
+    if (size is None) == (scale_factor is None):
+        raise ValueError("interpolate: give either size or scale_factor")
+    if mode == "nearest" and align_corners is not None:
+        raise ValueError('interpolate: align_corners goes with mode="bilinear"')
+    lengths = input.shape[2:]
+    if size is not None:
+        goal = (size, size) if isinstance(size, int) else tuple(size)
+        scales: tuple[float | None, ...] = (None, None)
+    else:
+        assert scale_factor is not None
+        factors = (scale_factor, scale_factor) if isinstance(scale_factor, int | float) else tuple(scale_factor)
+        goal = tuple(math.floor(n * f) for n, f in zip(lengths, factors, strict=False))
+        scales = tuple(1 / f if f > 0 else None for f in factors)
+    if len(goal) != 2 or len(scales) != 2 or min(goal) < 1 or min(lengths) < 1:
+        raise ValueError(
+            f"interpolate: [H, W] = {tuple(lengths)} can't be resized to size={size!r}, scale_factor={scale_factor!r}"
+        )
+    for dim, (length, count, scale) in enumerate(zip(lengths, goal, scales, strict=True), start=2):
+        if length == count and scale in (None, 1.0):
+            continue
+        if mode == "nearest":
+            places = np.floor(np.arange(count, dtype=np.float32) * np.float32(scale or length / count))
+            input = _take(input, np.minimum(places.astype(np.intp), length - 1), dim)
+        else:
+            input = _lerp(input, dim, length, count, scale, bool(align_corners))
+    return input
+
+
+def _lerp(input: Tensor, dim: int, length: int, count: int, scale: float | None, align_corners: bool) -> Tensor:
+    """Linear interpolation along one axis: two gathers and a weighted sum."""
+    i = np.arange(count, dtype=np.float64)
+    if align_corners:
+        position = i * ((length - 1) / (count - 1) if count > 1 else 0.0)
+    else:
+        position = np.maximum((i + 0.5) * (scale or length / count) - 0.5, 0.0)
+    low = np.minimum(position.astype(np.intp), length - 1)
+    high = np.minimum(low + 1, length - 1)
+    weights = (position - low).astype(input.dtype).reshape((-1,) + (1,) * (input.ndim - dim - 1))
+    backend = input.backend
+    t = Tensor(backend.asarray(weights), backend)
+    return _take(input, low, dim) * (1 - t) + _take(input, high, dim) * t

@@ -1,0 +1,77 @@
+"""What every op asks of its arguments, before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gpucnn.backends import Backend
+from gpucnn.tensor import Tensor
+
+
+def one_backend(op: str, **tensors: Tensor | None) -> Backend:
+    """The backend that all tensors share. Raises TypeError for what is no tensor, ValueError for two backends."""
+    backend: Backend | None = None
+    first = ""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name} must be a gpucnn.Tensor, got {type(tensor).__name__}; use gpucnn.tensor()")
+        if backend is None:
+            backend, first = tensor.backend, name
+        elif tensor.backend is not backend:
+            raise ValueError(
+                f"{op}: {first} is on {backend.name}, {name} on {tensor.backend.name}; "
+                f"move one of them, for instance {name}.to({backend.name!r})"
+            )
+    assert backend is not None, "an op has at least one tensor"
+    return backend
+
+
+def floating(op: str, **tensors: Tensor | None) -> Backend:
+    """As `one_backend`, and all are floating with one dtype. Raises TypeError that shows the dtypes."""
+    backend = one_backend(op, **tensors)
+    given = {name: tensor.dtype for name, tensor in tensors.items() if tensor is not None}
+    for name, dtype in given.items():
+        if dtype.kind != "f":
+            raise TypeError(f"{op}: {name} must be float32 or float64, got {dtype}; use {name}.float()")
+    if len(set(given.values())) > 1:
+        shown = ", ".join(f"{name} {dtype}" for name, dtype in given.items())
+        raise TypeError(f"{op}: the tensors must have one dtype, got {shown}; convert with .float() or .double()")
+    return backend
+
+
+def rank(op: str, name: str, tensor: Tensor, ndim: int, axes: str) -> None:
+    """Raises ValueError unless the tensor has `ndim` axes."""
+    if tensor.ndim != ndim:
+        hint = "; add the batch axis with unsqueeze(0)" if ndim == 4 and tensor.ndim == 3 and name == "input" else ""
+        raise ValueError(f"{op}: {name} must have {ndim} axes {axes}, got shape {tensor.shape}{hint}")
+
+
+def shape(op: str, name: str, tensor: Tensor | None, expected: tuple[int, ...], why: str) -> None:
+    """Raises ValueError unless the tensor, if there is one, has exactly this shape."""
+    if tensor is not None and tensor.shape != expected:
+        raise ValueError(f"{op}: {name} must have shape {expected} ({why}), got {tensor.shape}")
+
+
+def axis(op: str, dim: int, ndim: int) -> int:
+    """`dim` counted from the front. Raises IndexError if there is no such axis."""
+    if not isinstance(dim, int) or not -ndim <= dim < ndim:
+        raise IndexError(f"{op}: dim {dim!r} is not an axis of a tensor with {ndim} axes")
+    return dim % ndim
+
+
+def axes(op: str, dim: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
+    """One axis, several, or all (None), counted from the front."""
+    if dim is None:
+        return tuple(range(ndim))
+    chosen = tuple(axis(op, d, ndim) for d in ([dim] if isinstance(dim, int) else dim))
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"{op}: an axis appears twice in dim={dim!r}")
+    return chosen or tuple(range(ndim))
+
+
+def choice(op: str, name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises ValueError unless value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,131 @@
+"""Window: the one geometry value of convolution and pooling, with every output-size formula and every shape error.
+
+Sizes are written (height, width); padding is (top, bottom, left, right). A Window is immutable and hashable, so a
+backend may key plans and compiled kernels by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Size = tuple[int, int]
+Padding = int | Sequence[int] | Literal["same", "valid"]
+
+
+def pair(value: int | Sequence[int], name: str, minimum: int) -> Size:
+    """An int or (height, width) as a pair of ints, each at least `minimum`."""
+    values = (value, value) if isinstance(value, int) else tuple(value)
+    if len(values) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v >= minimum for v in values):
+        raise ValueError(f"{name} must be an int >= {minimum} or a (height, width) pair of them, got {value!r}")
+    return values[0], values[1]
+
+
+def _same_padding(length: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Padding for ceil(length / stride) outputs; an odd pixel goes to the end, as in PyTorch and TensorFlow."""
+    total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
+    return total // 2, total - total // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How a filter or a pooling window of R×S taps moves over an H×W plane."""
+
+    kernel: Size
+    stride: Size = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: Size = (1, 1)
+    ceil_mode: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        kernel: int | Sequence[int],
+        stride: int | Sequence[int] | None,
+        padding: Padding,
+        dilation: int | Sequence[int] = 1,
+        ceil_mode: bool = False,
+        size: Size = (0, 0),
+    ) -> Window:
+        """A window from PyTorch's arguments. `stride=None` is the kernel; `size` (H, W) is what "same" pads."""
+        kernel = pair(kernel, "kernel_size", 1)
+        stride = kernel if stride is None else pair(stride, "stride", 1)
+        dilation = pair(dilation, "dilation", 1)
+        if padding == "valid":
+            sides = (0, 0, 0, 0)
+        elif padding == "same":
+            extent = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+            sides = (
+                *_same_padding(size[0], extent[0], stride[0]),
+                *_same_padding(size[1], extent[1], stride[1]),
+            )
+        elif not isinstance(padding, str | int) and len(padding) == 4:
+            top_bottom, left_right = pair(padding[:2], "padding", 0), pair(padding[2:], "padding", 0)
+            sides = (*top_bottom, *left_right)
+        elif isinstance(padding, str) or (not isinstance(padding, int) and len(padding) != 2):
+            raise ValueError(
+                f'padding must be an int, (h, w), (top, bottom, left, right), "same" or "valid", got {padding!r}'
+            )
+        else:
+            h, w = pair(padding, "padding", 0)
+            sides = (h, h, w, w)
+        return cls(kernel, stride, sides, dilation, ceil_mode)
+
+    @property
+    def taps(self) -> int:
+        """R·S, the number of positions that one window looks at."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def extent(self) -> Size:
+        """Height and width that the dilated window spans."""
+        (r, s), (dh, dw) = self.kernel, self.dilation
+        return dh * (r - 1) + 1, dw * (s - 1) + 1
+
+    def output_size(self, size: Size) -> Size:
+        """(P, Q) for an input plane of (H, W).
+
+        floor: ⌊(H + top + bottom − extent) / stride⌋ + 1; with ceil_mode rounded up, less one if the last window would
+        start in the far padding. Raises ValueError, with the formula, if the window is larger than the padded input.
+        """
+        top, bottom, left, right = self.padding
+        h, w = size
+        return (
+            self._outputs("height", h, top, bottom, 0),
+            self._outputs("width", w, left, right, 1),
+        )
+
+    def _outputs(self, axis: str, length: int, before: int, after: int, which: int) -> int:
+        extent, stride = self.extent[which], self.stride[which]
+        room = length + before + after - extent
+        if room < 0:
+            raise ValueError(
+                f"a window of {axis} {extent} does not fit: ({axis} + padding - window) / stride + 1 = "
+                f"({length} + {before + after} - {extent}) / {stride} + 1 < 1; "
+                f"use a smaller kernel_size or dilation, or a padding of at least {-room} more in all"
+            )
+        if not self.ceil_mode:
+            return room // stride + 1
+        count = -(-room // stride) + 1
+        return count - 1 if (count - 1) * stride >= length + before else count
+
+    def transposed_size(self, size: Size, output_padding: Size) -> Size:
+        """(H, W) that a transposed convolution makes of an input plane of (P, Q): the size that this window maps back.
+
+        (P − 1) · stride − padding + extent + output_padding. Raises ValueError if that is not positive.
+        """
+        top, bottom, left, right = self.padding
+        h, w = (
+            (n - 1) * s - p + e + o
+            for n, s, p, e, o in zip(
+                size, self.stride, (top + bottom, left + right), self.extent, output_padding, strict=True
+            )
+        )
+        if h < 1 or w < 1:
+            raise ValueError(
+                f"a transposed convolution of {size} with kernel {self.kernel}, stride {self.stride}, padding "
+                f"{self.padding}, dilation {self.dilation} and output_padding {output_padding} has the size {(h, w)}; "
+                "use less padding"
+            )
+        return h, w

@@ -1,0 +1,599 @@
+"""Layers: modules around `gpucnn.functional`, with torch.nn's names, arguments and defaults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpucnn import functional as F
+from gpucnn.geometry import Padding, pair
+from gpucnn.nn import init
+from gpucnn.nn.module import Buffer, Module, Parameter
+from gpucnn.tensor import Tensor, ones, zeros
+
+Pair = int | Sequence[int]
+
+
+def _new_weight(fan_in: int, *shape: int) -> Parameter:
+    """Uniform in ±1/√fan_in, as PyTorch initialises convolutions and linear layers."""
+    bound = 1 / math.sqrt(fan_in)
+    return Parameter(init.uniform_(zeros(*shape), -bound, bound))
+
+
+def _positive(layer: str, **counts: int) -> None:
+    for name, value in counts.items():
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{layer}: {name} must be a positive int, got {value!r}")
+
+
+# -- convolution and linear ------------------------------------------------------------------------
+
+
+class Conv2d(Module):
+    """`functional.conv2d` with a learned weight [out_channels, in_channels/groups, R, S] and bias [out_channels]."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Padding = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        _positive("Conv2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"Conv2d: groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}"
+            )
+        kernel = pair(kernel_size, "kernel_size", 1)
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        fan_in = in_channels // groups * kernel[0] * kernel[1]
+        self.weight = _new_weight(fan_in, out_channels, in_channels // groups, *kernel)
+        self.bias = _new_weight(fan_in, out_channels) if bias else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def multiply_adds(self, output: Tensor) -> int:
+        return output.numel() * math.prod(self.weight.shape[1:])
+
+
+class ConvTranspose2d(Module):
+    """`functional.conv_transpose2d` with a learned weight [in_channels, out_channels/groups, R, S] and bias."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        output_padding: Pair = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Pair = 1,
+    ) -> None:
+        _positive("ConvTranspose2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"ConvTranspose2d: groups={groups} must divide in_channels={in_channels} and "
+                f"out_channels={out_channels}"
+            )
+        kernel = pair(kernel_size, "kernel_size", 1)
+        self.stride, self.padding, self.output_padding = stride, padding, output_padding
+        self.groups, self.dilation = groups, dilation
+        fan_in = out_channels // groups * kernel[0] * kernel[1]  # what PyTorch counts for this layer
+        self.weight = _new_weight(fan_in, in_channels, out_channels // groups, *kernel)
+        self.bias = _new_weight(fan_in, out_channels) if bias else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv_transpose2d(
+            input, self.weight, self.bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+        )
+
+    def multiply_adds(self, output: Tensor) -> int:
+        """As many as the convolution it is the transpose of, counted without padding."""
+        channels, _, r, s = self.weight.shape
+        stride = pair(self.stride, "stride", 1)
+        return output.numel() * channels // self.groups * r * s // (stride[0] * stride[1])
+
+
+class Linear(Module):
+    """`functional.linear` with a learned weight [out_features, in_features] and bias [out_features]."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        _positive("Linear", in_features=in_features, out_features=out_features)
+        self.weight = _new_weight(in_features, out_features, in_features)
+        self.bias = _new_weight(in_features, out_features) if bias else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight, self.bias)
+
+    def multiply_adds(self, output: Tensor) -> int:
+        return output.numel() * self.weight.shape[1]
+
+
+# -- pooling ---------------------------------------------------------------------------------------
+
+
+class MaxPool2d(Module):
+    """`functional.max_pool2d`."""
+
+    _pool = staticmethod(F.max_pool2d)
+
+    def __init__(
+        self,
+        kernel_size: Pair,
+        stride: Pair | None = None,
+        padding: Padding = 0,
+        dilation: Pair = 1,
+        return_indices: bool = False,
+        ceil_mode: bool = False,
+    ) -> None:
+        self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
+        self.return_indices, self.ceil_mode = return_indices, ceil_mode
+
+    def forward(self, input: Tensor) -> Any:
+        return self._pool(
+            input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
+        )
+
+
+class MinPool2d(MaxPool2d):
+    """`functional.min_pool2d`."""
+
+    _pool = staticmethod(F.min_pool2d)
+
+
+class AvgPool2d(Module):
+    """`functional.avg_pool2d`."""
+
+    def __init__(
+        self,
+        kernel_size: Pair,
+        stride: Pair | None = None,
+        padding: Padding = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> None:
+        self.kernel_size, self.stride, self.padding, self.ceil_mode = kernel_size, stride, padding, ceil_mode
+        self.count_include_pad, self.divisor_override = count_include_pad, divisor_override
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.avg_pool2d(
+            input, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad,
+            self.divisor_override,
+        )  # fmt: skip
+
+
+class SumPool2d(Module):
+    """`functional.sum_pool2d`."""
+
+    def __init__(
+        self, kernel_size: Pair, stride: Pair | None = None, padding: Padding = 0, ceil_mode: bool = False
+    ) -> None:
+        self.kernel_size, self.stride, self.padding, self.ceil_mode = kernel_size, stride, padding, ceil_mode
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.sum_pool2d(input, self.kernel_size, self.stride, self.padding, self.ceil_mode)
+
+
+class AdaptiveAvgPool2d(Module):
+    """`functional.adaptive_avg_pool2d`; output_size 1 is global average pooling."""
+
+    def __init__(self, output_size: int | None | Sequence[int | None]) -> None:
+        self.output_size = output_size
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(input, self.output_size)
+
+
+class AdaptiveMaxPool2d(Module):
+    """`functional.adaptive_max_pool2d`; output_size 1 is global max pooling."""
+
+    def __init__(self, output_size: int | None | Sequence[int | None], return_indices: bool = False) -> None:
+        self.output_size, self.return_indices = output_size, return_indices
+
+    def forward(self, input: Tensor) -> Any:
+        return F.adaptive_max_pool2d(input, self.output_size, self.return_indices)
+
+
+# -- activations -----------------------------------------------------------------------------------
+
+
+class ReLU(Module):
+    """`functional.relu`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu(input)
+
+
+class ReLU6(Module):
+    """`functional.relu6`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu6(input)
+
+
+class LeakyReLU(Module):
+    """`functional.leaky_relu`."""
+
+    def __init__(self, negative_slope: float = 0.01) -> None:
+        self.negative_slope = negative_slope
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.leaky_relu(input, self.negative_slope)
+
+
+class PReLU(Module):
+    """`functional.prelu` with one learned slope, or one per channel."""
+
+    def __init__(self, num_parameters: int = 1, init: float = 0.25) -> None:
+        _positive("PReLU", num_parameters=num_parameters)
+        self.weight = Parameter(ones(num_parameters) * init)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.prelu(input, self.weight)
+
+
+class ELU(Module):
+    """`functional.elu`."""
+
+    def __init__(self, alpha: float = 1.0) -> None:
+        self.alpha = alpha
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.elu(input, self.alpha)
+
+
+class GELU(Module):
+    """`functional.gelu`."""
+
+    def __init__(self, approximate: str = "none") -> None:
+        self.approximate = approximate
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.gelu(input, self.approximate)
+
+
+class SiLU(Module):
+    """`functional.silu`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.silu(input)
+
+
+class Hardswish(Module):
+    """`functional.hardswish`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.hardswish(input)
+
+
+class Hardsigmoid(Module):
+    """`functional.hardsigmoid`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.hardsigmoid(input)
+
+
+class Softplus(Module):
+    """`functional.softplus`."""
+
+    def __init__(self, beta: float = 1.0, threshold: float = 20.0) -> None:
+        self.beta, self.threshold = beta, threshold
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.softplus(input, self.beta, self.threshold)
+
+
+class Sigmoid(Module):
+    """`functional.sigmoid`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.sigmoid(input)
+
+
+class Tanh(Module):
+    """`functional.tanh`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.tanh(input)
+
+
+class Softmax(Module):
+    """`functional.softmax`. Not before CrossEntropyLoss, which takes logits."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.softmax(input, self.dim)
+
+
+class LogSoftmax(Module):
+    """`functional.log_softmax`."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.log_softmax(input, self.dim)
+
+
+class Dropout(Module):
+    """`functional.dropout` while training, nothing in evaluation mode."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        if not 0 <= p <= 1:
+            raise ValueError(f"Dropout: p is the probability to drop an element, 0 to 1, got {p}")
+        self.p = p
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.dropout(input, self.p, self.training)
+
+
+# -- normalisation ---------------------------------------------------------------------------------
+
+
+class _BatchNorm(Module):
+    _ndim: int
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+    ) -> None:
+        _positive(type(self).__name__, num_features=num_features)
+        self.eps, self.momentum = eps, momentum
+        self.weight = Parameter(ones(num_features)) if affine else None
+        self.bias = Parameter(zeros(num_features)) if affine else None
+        self.running_mean = Buffer(zeros(num_features)) if track_running_stats else None
+        self.running_var = Buffer(ones(num_features)) if track_running_stats else None
+        self.num_batches_tracked = Buffer(zeros((), dtype=np.int64)) if track_running_stats else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.ndim != self._ndim:
+            raise ValueError(f"{type(self).__name__}: input must have {self._ndim} axes, got shape {input.shape}")
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.array += 1
+        return F.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias,
+            self.training or self.running_mean is None, self.momentum, self.eps,
+        )  # fmt: skip
+
+
+class BatchNorm1d(_BatchNorm):
+    """`functional.batch_norm` of [N, C]: batch statistics while training, running ones in evaluation mode."""
+
+    _ndim = 2
+
+
+class BatchNorm2d(_BatchNorm):
+    """`functional.batch_norm` of [N, C, H, W]: batch statistics while training, running ones in evaluation mode."""
+
+    _ndim = 4
+
+
+class GroupNorm(Module):
+    """`functional.group_norm` with a learned weight and bias per channel."""
+
+    def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True) -> None:
+        _positive("GroupNorm", num_groups=num_groups, num_channels=num_channels)
+        if num_channels % num_groups:
+            raise ValueError(f"GroupNorm: num_groups={num_groups} must divide num_channels={num_channels}")
+        self.num_groups, self.eps = num_groups, eps
+        self.weight = Parameter(ones(num_channels)) if affine else None
+        self.bias = Parameter(zeros(num_channels)) if affine else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class LayerNorm(Module):
+    """`functional.layer_norm` with a learned weight and bias of normalized_shape."""
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+    ) -> None:
+        self.normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        self.eps = eps
+        self.weight = Parameter(ones(self.normalized_shape)) if elementwise_affine else None
+        self.bias = Parameter(zeros(self.normalized_shape)) if elementwise_affine and bias else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class LocalResponseNorm(Module):
+    """`functional.local_response_norm`."""
+
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.local_response_norm(input, self.size, self.alpha, self.beta, self.k)
+
+
+# -- shape -----------------------------------------------------------------------------------------
+
+
+class Identity(Module):
+    """Its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input
+
+
+class Flatten(Module):
+    """`functional.flatten` of all axes but the batch."""
+
+    def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
+        self.start_dim, self.end_dim = start_dim, end_dim
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.flatten(input, self.start_dim, self.end_dim)
+
+
+class Unflatten(Module):
+    """`functional.unflatten`: from a dense layer back to maps, for instance Unflatten(1, (16, 5, 5))."""
+
+    def __init__(self, dim: int, unflattened_size: Sequence[int]) -> None:
+        self.dim, self.unflattened_size = dim, tuple(unflattened_size)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.unflatten(input, self.dim, self.unflattened_size)
+
+
+class _Pad2d(Module):
+    _mode: str
+
+    def __init__(self, padding: int | Sequence[int]) -> None:
+        sides = (padding,) * 4 if isinstance(padding, int) else tuple(padding)
+        if len(sides) != 4:
+            raise ValueError(
+                f"{type(self).__name__}: padding must be an int or (left, right, top, bottom), got {padding!r}"
+            )
+        self.padding = sides
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.pad(input, self.padding, self._mode)
+
+
+class ZeroPad2d(_Pad2d):
+    """`functional.pad` with zeros: an int or (left, right, top, bottom)."""
+
+    _mode = "constant"
+
+
+class ReflectionPad2d(_Pad2d):
+    """`functional.pad` by reflection."""
+
+    _mode = "reflect"
+
+
+class ReplicationPad2d(_Pad2d):
+    """`functional.pad` with copies of the edge."""
+
+    _mode = "replicate"
+
+
+class Upsample(Module):
+    """`functional.interpolate`."""
+
+    def __init__(
+        self,
+        size: int | Sequence[int] | None = None,
+        scale_factor: float | Sequence[float] | None = None,
+        mode: str = "nearest",
+        align_corners: bool | None = None,
+    ) -> None:
+        self.size, self.scale_factor, self.mode, self.align_corners = size, scale_factor, mode, align_corners
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.interpolate(input, self.size, self.scale_factor, self.mode, self.align_corners)
+
+
+# -- losses ----------------------------------------------------------------------------------------
+
+
+class CrossEntropyLoss(Module):
+    """`functional.cross_entropy`: takes logits."""
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        self.weight = None if weight is None else Buffer(weight)
+        self.ignore_index, self.reduction, self.label_smoothing = ignore_index, reduction, label_smoothing
+
+    def forward(self, input: Tensor, target: Any) -> Tensor:
+        return F.cross_entropy(input, target, self.weight, self.ignore_index, self.reduction, self.label_smoothing)
+
+
+class NLLLoss(Module):
+    """`functional.nll_loss`: takes log-probabilities."""
+
+    def __init__(self, weight: Tensor | None = None, ignore_index: int = -100, reduction: str = "mean") -> None:
+        self.weight = None if weight is None else Buffer(weight)
+        self.ignore_index, self.reduction = ignore_index, reduction
+
+    def forward(self, input: Tensor, target: Any) -> Tensor:
+        return F.nll_loss(input, target, self.weight, self.ignore_index, self.reduction)
+
+
+class BCELoss(Module):
+    """`functional.binary_cross_entropy`: takes probabilities."""
+
+    def __init__(self, weight: Tensor | None = None, reduction: str = "mean") -> None:
+        self.weight = None if weight is None else Buffer(weight)
+        self.reduction = reduction
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy(input, target, self.weight, self.reduction)
+
+
+class BCEWithLogitsLoss(Module):
+    """`functional.binary_cross_entropy_with_logits`: takes logits."""
+
+    def __init__(self, weight: Tensor | None = None, reduction: str = "mean", pos_weight: Tensor | None = None) -> None:
+        self.weight = None if weight is None else Buffer(weight)
+        self.pos_weight = None if pos_weight is None else Buffer(pos_weight)
+        self.reduction = reduction
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(input, target, self.weight, self.reduction, self.pos_weight)
+
+
+class MSELoss(Module):
+    """`functional.mse_loss`."""
+
+    def __init__(self, reduction: str = "mean") -> None:
+        self.reduction = reduction
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(input, target, self.reduction)
+
+
+class HalfSquaredError(Module):
+    """`functional.half_squared_error`."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.half_squared_error(input, target)
+
+
+class L1Loss(Module):
+    """`functional.l1_loss`."""
+
+    def __init__(self, reduction: str = "mean") -> None:
+        self.reduction = reduction
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.l1_loss(input, target, self.reduction)
+
+
+class SmoothL1Loss(Module):
+    """`functional.smooth_l1_loss`."""
+
+    def __init__(self, reduction: str = "mean", beta: float = 1.0) -> None:
+        self.reduction, self.beta = reduction, beta
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.smooth_l1_loss(input, target, self.reduction, self.beta)

@@ -1,0 +1,339 @@
+"""Module, Parameter, Buffer and Sequential: what layers and networks are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from gpucnn.backends import Backend, get_backend
+from gpucnn.tensor import Tensor, no_grad
+
+Hook = Callable[["Module", tuple[Any, ...], Any], None]
+
+
+class Parameter(Tensor):
+    """A tensor that a Module learns: an attribute of this type is found by `parameters()`."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Tensor, requires_grad: bool = True) -> None:
+        super().__init__(data.array, data.backend, requires_grad)
+
+
+class Buffer(Tensor):
+    """A tensor that belongs to a Module's state but is not learned, such as a running mean."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Tensor) -> None:
+        super().__init__(data.array, data.backend)
+
+
+class Module:
+    """Base class of layers and networks: assign parameters, buffers and modules as attributes, define `forward`.
+
+    Names, `state_dict` keys and semantics are torch.nn.Module's.
+    """
+
+    training: bool = True
+    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        module = super().__new__(cls)
+        module._arguments = (args, kwargs)  # for repr, and to build the same module from a file
+        return module
+
+    def forward(self, *inputs: Any) -> Any:
+        """What the module computes; call the module itself, not this."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward()")
+
+    def __call__(self, *inputs: Any) -> Any:
+        output = self.forward(*inputs)
+        for hook in list(vars(self).get("_hooks", ())):
+            hook(self, inputs, output)
+        return output
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        current = vars(self).get(name)
+        if (
+            isinstance(current, Parameter | Buffer)
+            and isinstance(value, Tensor)
+            and not isinstance(value, type(current))
+        ):
+            kind = type(current).__name__
+            raise TypeError(
+                f"{type(self).__name__}.{name} is a {kind} and can't become a plain Tensor; "
+                f"assign nn.{kind}(tensor), or change its values with module.{name}.copy_(tensor)"
+            )
+        super().__setattr__(name, value)
+
+    # -- what it contains ------------------------------------------------------------------------------
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """(attribute name, module) of each direct child, in the order of assignment."""
+        return ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
+
+    def children(self) -> Iterator[Module]:
+        """The direct children."""
+        return (child for _, child in self.named_children())
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """(dotted name, module) of this module and all below it, each once."""
+        seen: set[int] = set()
+        waiting: list[tuple[str, Module]] = [(prefix, self)]
+        while waiting:
+            name, module = waiting.pop()
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            yield name, module
+            waiting += reversed([(f"{name}.{n}" if name else n, child) for n, child in module.named_children()])
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it."""
+        return (module for _, module in self.named_modules())
+
+    def _named_tensors(self, kind: type[Tensor] | tuple[type[Tensor], ...]) -> Iterator[tuple[str, Tensor]]:
+        seen: set[int] = set()
+        for prefix, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, kind) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield (f"{prefix}.{name}" if prefix else name), value
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """(dotted name, parameter), each once, in the order of assignment."""
+        return self._named_tensors(Parameter)
+
+    def parameters(self) -> Iterator[Tensor]:
+        """All parameters."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """(dotted name, buffer), each once."""
+        return self._named_tensors(Buffer)
+
+    def buffers(self) -> Iterator[Tensor]:
+        """All buffers."""
+        return (buffer for _, buffer in self.named_buffers())
+
+    # -- state -----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Name -> tensor for all parameters and buffers; the tensors share memory with the module."""
+        return {name: value.detach() for name, value in self._named_tensors((Parameter, Buffer))}
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor | np.ndarray[Any, Any]], strict: bool = True) -> None:
+        """Copy values in, by name. Nothing changes unless everything fits.
+
+        Raises ValueError that names the keys that are missing or not expected (unless strict=False) and those with
+        another shape.
+        """
+        own = dict(self._named_tensors((Parameter, Buffer)))
+        missing = [name for name in own if name not in state_dict]
+        unexpected = [name for name in state_dict if name not in own]
+        problems = []
+        if strict and missing:
+            problems.append(f"missing: {', '.join(missing)}")
+        if strict and unexpected:
+            problems.append(f"not expected: {', '.join(unexpected)}")
+        problems += [
+            f"{name} has shape {tuple(state_dict[name].shape)}, the module's is {value.shape}"
+            for name, value in own.items()
+            if name in state_dict and tuple(state_dict[name].shape) != value.shape
+        ]
+        if problems:
+            raise ValueError(f"this state does not fit {type(self).__name__}: {'; '.join(problems)}")
+        for name, value in own.items():
+            if name in state_dict:
+                value.copy_(state_dict[name])
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode (dropout drops, batch norm uses the batch) for this module and all below; returns self."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Self:
+        """Evaluation mode; returns self."""
+        return self.train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Freeze (False) or unfreeze all parameters; returns self."""
+        for parameter in self.parameters():
+            parameter.requires_grad = requires_grad
+        return self
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def to(self, target: str | Backend | np.dtype[Any] | type) -> Self:
+        """Move all parameters and buffers to a backend ("numpy", "cuda") or dtype ("float64"), in place; returns self.
+
+        A dtype converts the floating ones. Gradients are forgotten.
+        """
+        for value in list(self._named_tensors((Parameter, Buffer))):
+            value[1].move_(target)
+        return self
+
+    def apply(self, function: Callable[[Module], Any]) -> Self:
+        """Call function on this module and all below; returns self."""
+        for module in list(self.modules()):
+            function(module)
+        return self
+
+    # -- looking inside --------------------------------------------------------------------------------
+
+    def register_forward_hook(self, hook: Hook) -> RemovableHandle:
+        """Call hook(module, inputs, output) after each forward; the handle's remove() ends that."""
+        hooks: list[Hook] = vars(self).setdefault("_hooks", [])
+        hooks.append(hook)
+        return RemovableHandle(hooks, hook)
+
+    def multiply_adds(self, output: Tensor) -> int:
+        """Multiply-adds that this layer itself (not its children) spent on `output`."""
+        return 0
+
+    def summary(self, *input_shape: int) -> Summary:
+        """A table of all layers: output shape, parameters, multiply-adds, for one input [C, H, W] (no batch axis).
+
+        >>> print(model.summary(1, 28, 28))
+        """
+        rows: dict[int, SummaryRow] = {}
+
+        def note(name: str, module: Module) -> RemovableHandle:
+            def hook(module: Module, inputs: tuple[Any, ...], output: Any) -> None:
+                own = sum(p.numel() for p in vars(module).values() if isinstance(p, Parameter))
+                earlier = rows.get(id(module))  # a layer that runs twice spends twice
+                work = module.multiply_adds(output) + (earlier.multiply_adds if earlier else 0)
+                rows[id(module)] = SummaryRow(name, type(module).__name__, output.shape[1:], own, work)
+
+            return module.register_forward_hook(hook)
+
+        modules = [(name, m) for name, m in self.named_modules() if not any(True for _ in m.children())]
+        handles = [note(name or type(m).__name__, m) for name, m in modules]
+        was_training = {id(m): m.training for m in self.modules()}
+        reference = next(iter(self.parameters()), None)
+        backend = get_backend() if reference is None else reference.backend
+        x = Tensor(
+            backend.asarray(np.zeros((1, *input_shape), np.float32 if reference is None else reference.dtype)), backend
+        )
+        try:
+            self.eval()
+            with no_grad():
+                self(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module in self.modules():
+                module.training = was_training[id(module)]
+        return Summary(type(self).__name__, tuple(input_shape), list(rows.values()))
+
+    def extra_repr(self) -> str:
+        """What stands in the parentheses of repr: the constructor's arguments."""
+        args, kwargs = self._arguments
+        return ", ".join([*map(repr, args), *(f"{k}={v!r}" for k, v in kwargs.items())])
+
+    def __repr__(self) -> str:
+        children = list(self.named_children())
+        if not children:
+            return f"{type(self).__name__}({self.extra_repr()})"
+        lines = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in children]
+        return f"{type(self).__name__}(\n  " + "\n  ".join(lines) + "\n)"
+
+
+class RemovableHandle:
+    """What register_forward_hook returns."""
+
+    def __init__(self, hooks: list[Hook], hook: Hook) -> None:
+        self._hooks, self._hook = hooks, hook
+
+    def remove(self) -> None:
+        """End the hook; a second call does nothing."""
+        if self._hook in self._hooks:
+            self._hooks.remove(self._hook)
+
+
+class Sequential(Module):
+    """Modules in a chain: each gets what the one before returned."""
+
+    def __init__(self, *modules: Module) -> None:
+        for module in modules:
+            self.append(module)
+
+    def append(self, module: Module) -> Sequential:
+        """One more module at the end; returns self."""
+        if not isinstance(module, Module):
+            raise TypeError(f"Sequential holds modules, got {type(module).__name__}")
+        setattr(self, str(len(self)), module)
+        return self
+
+    def forward(self, input: Any) -> Any:
+        for module in self.children():
+            input = module(input)
+        return input
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.children())
+
+    def __iter__(self) -> Iterator[Module]:
+        return self.children()
+
+    def __getitem__(self, index: int | slice) -> Any:
+        chosen = list(self.children())[index]
+        return Sequential(*chosen) if isinstance(chosen, list) else chosen
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One layer of a summary."""
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `Module.summary` found; str() is a table."""
+
+    name: str
+    input_shape: tuple[int, ...]
+    rows: Sequence[SummaryRow]
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, those of a layer that runs twice once."""
+        return sum(row.parameters for row in self.rows)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds for one input."""
+        return sum(row.multiply_adds for row in self.rows)
+
+    def __str__(self) -> str:
+        def shown(shape: tuple[int, ...]) -> str:
+            return "×".join(map(str, shape)) or "1"
+
+        header = ("layer", "kind", "output", "parameters", "multiply-adds")
+        table = [
+            (r.name, r.kind, shown(r.output_shape), f"{r.parameters:,}", f"{r.multiply_adds:,}") for r in self.rows
+        ]
+        total = ("total", self.name, "", f"{self.parameters:,}", f"{self.multiply_adds:,}")
+        widths = [max(len(row[i]) for row in [header, *table, total]) for i in range(5)]
+
+        def line(row: tuple[str, ...]) -> str:
+            cells = [
+                cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            ]
+            return "  ".join(cells).rstrip()
+
+        rule = "─" * (sum(widths) + 8)
+        return "\n".join([f"input {shown(self.input_shape)}", line(header), rule, *map(line, table), rule, line(total)])

@@ -1,0 +1,370 @@
+"""Optimisers, learning-rate schedules and gradient clipping, with torch.optim's names and formulas."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from gpucnn.backends import Array, Backend
+from gpucnn.tensor import Tensor
+
+
+class Optimizer(ABC):
+    """Steps parameters along their gradients. `lr` may be changed between steps, as schedules do."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float) -> None:
+        self.params = list(params)
+        if not self.params:
+            raise ValueError(f"{type(self).__name__}: there are no parameters to optimise")
+        for i, p in enumerate(self.params):
+            if not isinstance(p, Tensor) or not p.is_leaf or not p.requires_grad:
+                raise TypeError(f"{type(self).__name__}: parameter {i} is not a leaf tensor that requires a gradient")
+        for name, value in {"lr": lr, "weight_decay": weight_decay}.items():
+            if not value >= 0:
+                raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {value}")
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self._state: list[dict[str, Array | None]] = [dict.fromkeys(self._moments) for _ in self.params]
+
+    _moments: tuple[str, ...] = ()  # the names of the arrays kept per parameter
+
+    @abstractmethod
+    def _update(self, backend: Backend, params: list[Array], grads: list[Array], state: list[dict[str, Any]]) -> None:
+        """One step on these arrays, in place, with their moments."""
+
+    def step(self) -> None:
+        """Change every parameter that has a gradient."""
+        ready = [(p, s) for p, s in zip(self.params, self._state, strict=True) if p.grad is not None]
+        if ready:
+            grads = [p.grad.array for p, _ in ready if p.grad is not None]
+            self._update(ready[0][0].backend, [p.array for p, _ in ready], grads, [s for _, s in ready])
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for p in self.params:
+            p.grad = None
+
+    def _zeros(self, backend: Backend, params: list[Array], state: list[dict[str, Any]], name: str) -> list[Array]:
+        """A moment of each parameter, made of zeros at its first step."""
+        for p, s in zip(params, state, strict=True):
+            if s[name] is None:
+                s[name] = backend.xp.zeros_like(p)
+        return [s[name] for s in state]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs: numbers, and the moments as numpy arrays."""
+        arrays = {
+            f"{name}.{i}": np.array(p.backend.to_numpy(value))
+            for i, (p, s) in enumerate(zip(self.params, self._state, strict=True))
+            for name, value in s.items()
+            if value is not None
+        }
+        return {"lr": self.lr, "arrays": arrays}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned. Raises ValueError, before any change, if a moment does not fit."""
+        loaded: list[dict[str, Array | None]] = [dict.fromkeys(self._moments) for _ in self.params]
+        for key, value in state["arrays"].items():
+            name, _, number = key.rpartition(".")
+            i = int(number) if number.isdigit() else -1
+            if name not in self._moments or not 0 <= i < len(self.params) or value.shape != self.params[i].shape:
+                raise ValueError(
+                    f"{type(self).__name__}: the state's {key} of shape {value.shape} does not fit these parameters"
+                )
+            p = self.params[i]
+            loaded[i][name] = p.backend.asarray(np.array(value), p.dtype)
+        self.lr = state["lr"]
+        self._state = loaded
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum: torch.optim.SGD."""
+
+    _moments = ("momentum_buffer",)
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        super().__init__(params, lr, weight_decay)
+        if not momentum >= 0:
+            raise ValueError(f"SGD: momentum must not be negative, got {momentum}")
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise ValueError("SGD: nesterov needs a momentum and no dampening")
+        self.momentum, self.dampening, self.nesterov = momentum, dampening, nesterov
+
+    def _update(self, backend: Backend, params: list[Array], grads: list[Array], state: list[dict[str, Any]]) -> None:
+        moments = backend.sgd_update(
+            params,
+            grads,
+            [s["momentum_buffer"] for s in state],
+            lr=self.lr,
+            momentum=self.momentum,
+            dampening=self.dampening,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
+        )
+        for s, moment in zip(state, moments, strict=True):
+            s["momentum_buffer"] = moment
+
+
+class Adam(Optimizer):
+    """Adam (Kingma & Ba 2014): torch.optim.Adam; weight_decay is an L2 penalty here, decoupled in AdamW."""
+
+    _moments = ("exp_avg", "exp_avg_sq")
+    _decoupled = False
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr, weight_decay)
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"{type(self).__name__}: betas must be in [0, 1), got {betas}")
+        self.betas, self.eps = betas, eps
+        self.steps = [0] * len(self.params)
+
+    def step(self) -> None:
+        for i, p in enumerate(self.params):
+            self.steps[i] += p.grad is not None
+        super().step()
+
+    def _update(self, backend: Backend, params: list[Array], grads: list[Array], state: list[dict[str, Any]]) -> None:
+        averages = self._zeros(backend, params, state, "exp_avg")
+        squares = self._zeros(backend, params, state, "exp_avg_sq")
+        counts = [n for n, p in zip(self.steps, self.params, strict=True) if p.grad is not None]
+        for count in sorted(set(counts)):  # one, unless some parameters have missed steps
+            chosen = [i for i, n in enumerate(counts) if n == count]
+            backend.adam_update(
+                [params[i] for i in chosen],
+                [grads[i] for i in chosen],
+                [averages[i] for i in chosen],
+                [squares[i] for i in chosen],
+                step=count,
+                lr=self.lr,
+                betas=self.betas,
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+                decoupled=self._decoupled,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "steps": list(self.steps)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if len(state["steps"]) != len(self.params):
+            raise ValueError(f"the state counts {len(state['steps'])} parameters, the optimiser has {len(self.params)}")
+        super().load_state_dict(state)
+        self.steps = list(state["steps"])
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2017): torch.optim.AdamW."""
+
+    _decoupled = True
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+
+class RMSprop(Optimizer):
+    """RMSprop (Hinton 2012): torch.optim.RMSprop, not centred."""
+
+    _moments = ("square_avg", "momentum_buffer")
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr, weight_decay)
+        if not (alpha >= 0 and momentum >= 0):
+            raise ValueError(f"RMSprop: alpha and momentum must not be negative, got {alpha} and {momentum}")
+        self.alpha, self.eps, self.momentum = alpha, eps, momentum
+
+    def _update(self, backend: Backend, params: list[Array], grads: list[Array], state: list[dict[str, Any]]) -> None:
+        moments = backend.rmsprop_update(
+            params,
+            grads,
+            self._zeros(backend, params, state, "square_avg"),
+            [s["momentum_buffer"] for s in state],
+            lr=self.lr,
+            alpha=self.alpha,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+        )
+        for s, moment in zip(state, moments, strict=True):
+            s["momentum_buffer"] = moment
+
+
+# -- schedules -------------------------------------------------------------------------------------
+
+
+class LRScheduler(ABC):
+    """Sets the optimiser's lr as a function of how many steps it has been told of. Sets the first lr when made."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.base_lr = optimizer.lr
+        self.last_epoch = 0
+        optimizer.lr = self.lr_at(0)
+
+    @abstractmethod
+    def lr_at(self, epoch: int) -> float:
+        """The learning rate after `epoch` calls of step()."""
+
+    def step(self) -> None:
+        """One epoch (or batch, for schedules by batch) is over."""
+        self.last_epoch += 1
+        self.optimizer.lr = self.lr_at(self.last_epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"base_lr": self.base_lr, "last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.base_lr, self.last_epoch = state["base_lr"], state["last_epoch"]
+        self.optimizer.lr = self.lr_at(self.last_epoch)
+
+
+class StepLR(LRScheduler):
+    """lr · gamma ** (epoch // step_size)."""
+
+    def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
+        if step_size < 1:
+            raise ValueError(f"StepLR: step_size must be at least 1, got {step_size}")
+        self.step_size, self.gamma = step_size, gamma
+        super().__init__(optimizer)
+
+    def lr_at(self, epoch: int) -> float:
+        return self.base_lr * self.gamma ** (epoch // self.step_size)
+
+
+class CosineAnnealingLR(LRScheduler):
+    """From lr to eta_min along half a cosine in T_max steps, and back. Loshchilov & Hutter 2016."""
+
+    def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
+        if T_max < 1:
+            raise ValueError(f"CosineAnnealingLR: T_max must be at least 1, got {T_max}")
+        self.t_max, self.eta_min = T_max, eta_min
+        super().__init__(optimizer)
+
+    def lr_at(self, epoch: int) -> float:
+        return self.eta_min + (self.base_lr - self.eta_min) * (1 + math.cos(math.pi * epoch / self.t_max)) / 2
+
+
+class OneCycleLR(LRScheduler):
+    """Up from max_lr / div_factor to max_lr in pct_start of the steps, then down to the start / final_div_factor, both
+    along a cosine: torch.optim.lr_scheduler.OneCycleLR (without its cycling of the momentum). Smith & Topin 2017.
+
+    Call step() after every batch; raises ValueError after total_steps.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_lr: float,
+        total_steps: int,
+        pct_start: float = 0.3,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+    ) -> None:
+        if total_steps < 1 or not 0 <= pct_start <= 1:
+            raise ValueError(
+                f"OneCycleLR: total_steps must be positive and pct_start in 0 … 1, got {total_steps} and {pct_start}"
+            )
+        self.max_lr, self.total_steps, self.pct_start = max_lr, total_steps, pct_start
+        self.initial_lr = max_lr / div_factor
+        self.min_lr = self.initial_lr / final_div_factor
+        super().__init__(optimizer)
+
+    def lr_at(self, epoch: int) -> float:
+        if epoch > self.total_steps:
+            raise ValueError(f"OneCycleLR: step {epoch} comes after total_steps={self.total_steps}")
+        top = self.pct_start * self.total_steps - 1
+        last = self.total_steps - 1
+        if epoch <= top:
+            start, end, part = self.initial_lr, self.max_lr, epoch / top if top else 1.0
+        else:
+            start, end, part = self.max_lr, self.min_lr, min((epoch - top) / (last - top), 1.0) if last > top else 1.0
+        return end + (start - end) / 2 * (1 + math.cos(math.pi * part))
+
+
+class WarmUp(LRScheduler):
+    """Linear from 0 to the lr of `after` in the first `steps` steps, then `after` (which starts counting there).
+
+    >>> WarmUp(optim.CosineAnnealingLR(optimizer, T_max=100), steps=5)
+    """
+
+    def __init__(self, after: LRScheduler, steps: int) -> None:
+        if steps < 1:
+            raise ValueError(f"WarmUp: steps must be at least 1, got {steps}")
+        self.after, self.steps = after, steps
+        super().__init__(after.optimizer)
+
+    def lr_at(self, epoch: int) -> float:
+        if epoch < self.steps:
+            return self.after.lr_at(0) * (epoch + 1) / (self.steps + 1)
+        return self.after.lr_at(epoch - self.steps)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.after.load_state_dict(state["after"])
+        super().load_state_dict(state)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "after": self.after.state_dict()}
+
+
+# -- clipping --------------------------------------------------------------------------------------
+
+
+def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
+    """Scale all gradients together so that their common Euclidean norm is at most max_norm; returns the norm before.
+
+    torch.nn.utils.clip_grad_norm_. Raises ValueError if the norm is not finite: no scale could mend that.
+    """
+    with_gradient = [p for p in parameters if p.grad is not None]
+    squares = [float((g.array.astype(np.float64) ** 2).sum()) for p in with_gradient if (g := p.grad) is not None]
+    total = math.sqrt(sum(squares))
+    if not math.isfinite(total):
+        raise ValueError(f"clip_grad_norm_: the gradients' norm is {total}; lower the learning rate or look for NaN")
+    scale = max_norm / (total + 1e-6)
+    if scale < 1:
+        for p in with_gradient:
+            if p.grad is not None:
+                p.grad.array[...] *= scale
+    return total
+
+
+def clip_grad_value_(parameters: Iterable[Tensor], clip_value: float) -> None:
+    """Limit every element of every gradient to ±clip_value: torch.nn.utils.clip_grad_value_."""
+    for p in parameters:
+        if p.grad is not None:
+            array = p.grad.array
+            p.backend.xp.clip(array, -clip_value, clip_value, out=array)

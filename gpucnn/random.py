@@ -1,0 +1,97 @@
+"""Randomness: an explicit seeded generator, the same numbers on every backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpucnn.backends import Backend
+from gpucnn.tensor import Tensor, tensor
+
+
+class Generator:
+    """A source of random numbers for initial weights (drawn on the host) and dropout masks (made by each backend).
+
+    Both are counter-based (Philox), so the whole state is a seed and two positions; `state` and `set_state` save it.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.manual_seed(seed)
+
+    def manual_seed(self, seed: int) -> Generator:
+        """Start anew from `seed` (0 … 2⁶⁴ − 1)."""
+        if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
+            raise ValueError(f"a seed is an int from 0 to 2**64 - 1, got {seed!r}")
+        self.seed = int(seed)
+        self.offset = 0
+        self.host = np.random.Generator(np.random.Philox(self.seed))
+        return self
+
+    def reserve(self, count: int) -> tuple[int, int]:
+        """(seed, offset) of the next `count` words of the backend's Philox stream; four words a counter step."""
+        offset = self.offset
+        self.offset += -(-count // 4)
+        return self.seed, offset
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on from here, as plain numbers and lists (JSON)."""
+        host = self.host.bit_generator.state
+        return {
+            "seed": self.seed,
+            "offset": self.offset,
+            "counter": [int(n) for n in host["state"]["counter"]],
+            "key": [int(n) for n in host["state"]["key"]],
+            "buffer": [int(n) for n in host["buffer"]],
+            "buffer_pos": int(host["buffer_pos"]),
+            "has_uint32": int(host["has_uint32"]),
+            "uinteger": int(host["uinteger"]),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.manual_seed(state["seed"])
+        self.offset = state["offset"]
+        self.host.bit_generator.state = {
+            "bit_generator": "Philox",
+            "state": {
+                "counter": np.array(state["counter"], dtype=np.uint64),
+                "key": np.array(state["key"], dtype=np.uint64),
+            },
+            "buffer": np.array(state["buffer"], dtype=np.uint64),
+            "buffer_pos": state["buffer_pos"],
+            "has_uint32": state["has_uint32"],
+            "uinteger": state["uinteger"],
+        }
+
+
+default_generator = Generator(0)
+
+
+def manual_seed(seed: int) -> Generator:
+    """Seed the default generator: the same initial weights and dropout masks follow, on every backend."""
+    return default_generator.manual_seed(seed)
+
+
+def _drawn(values: np.ndarray[Any, Any], requires_grad: bool, backend: str | Backend | None) -> Tensor:
+    return tensor(values.astype(np.float32), requires_grad=requires_grad, backend=backend)
+
+
+def rand(
+    *size: int,
+    generator: Generator | None = None,
+    requires_grad: bool = False,
+    backend: str | Backend | None = None,
+) -> Tensor:
+    """float32 numbers uniform in [0, 1)."""
+    return _drawn((generator or default_generator).host.random(size, np.float32), requires_grad, backend)
+
+
+def randn(
+    *size: int,
+    generator: Generator | None = None,
+    requires_grad: bool = False,
+    backend: str | Backend | None = None,
+) -> Tensor:
+    """float32 numbers from the standard normal distribution."""
+    return _drawn((generator or default_generator).host.standard_normal(size), requires_grad, backend)

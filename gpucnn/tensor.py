@@ -1,0 +1,595 @@
+"""Tensor, the tape that records gradients, and no_grad.
+
+A Tensor is an array of some backend plus, where a gradient is wanted, a Node of the tape. A Node knows its parents and
+the functions that carry a gradient to them (vector-Jacobian products); it holds arrays, never tensors, so there are no
+cycles and memory is freed as `backward` goes.
+"""
+
+from __future__ import annotations
+
+import builtins
+import heapq
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ContextDecorator
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from gpucnn.backends import Array, Backend, get_backend
+
+Vjp = Callable[[Array], Any]
+Edge = tuple["Tensor | None | tuple[Tensor | None, ...]", Vjp]
+
+_grad_enabled: ContextVar[bool] = ContextVar("gpucnn_grad_enabled", default=True)
+_DTYPES = "float32, float64, int8 … int64, uint8 or bool"
+
+
+class no_grad(ContextDecorator):
+    """Record nothing inside: a with block or a decorator. Saves the memory that a backward pass would need."""
+
+    def __init__(self) -> None:
+        self._tokens: list[Token[bool]] = []
+
+    def __enter__(self) -> no_grad:
+        self._tokens.append(_grad_enabled.set(False))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        _grad_enabled.reset(self._tokens.pop())
+
+
+def is_grad_enabled() -> bool:
+    """False inside `no_grad`."""
+    return _grad_enabled.get()
+
+
+class Node:
+    """One result on the tape. A leaf has no edges and keeps its gradient; another node has edges until `backward`."""
+
+    __slots__ = ("backend", "edges", "gradient", "keeps_gradient", "order")
+    _count = itertools.count()
+
+    def __init__(self, backend: Backend, edges: list[tuple[tuple[Node | None, ...], bool, Vjp]] | None) -> None:
+        self.backend = backend
+        self.edges = edges
+        self.gradient: Array | None = None
+        self.keeps_gradient = edges == []
+        self.order = next(self._count)  # a parent is always older than what was made of it
+
+    def backward(self, seed: Array, retain_graph: bool) -> None:
+        """Carry `seed`, the gradient of this node, to every leaf; iterative, so depth has no limit.
+
+        The youngest node goes first, so that each node is left only when all that was made of it has paid in. Leaves
+        are updated at the end: an error on the way changes no gradient.
+        """
+        pending = {self: seed}
+        heap = [(-self.order, self)]
+        arrived: list[tuple[Node, Array]] = []
+        while heap:
+            node = heapq.heappop(heap)[1]
+            gradient = pending.pop(node)
+            if node.keeps_gradient:
+                arrived.append((node, gradient))
+            edges = node.edges
+            if edges is None:
+                raise RuntimeError(
+                    "backward() came to a part of the graph that an earlier backward() has used and freed; "
+                    "compute the forward pass again, or pass retain_graph=True to the first backward()"
+                )
+            if edges and not retain_graph:
+                node.edges = None
+            for parents, several, vjp in edges:
+                shares = vjp(gradient) if several else (vjp(gradient),)
+                for parent, share in zip(parents, shares, strict=True):
+                    if parent is None:
+                        continue
+                    if parent in pending:
+                        pending[parent] = in_storage_order(parent.backend.xp.add, pending[parent], share)
+                    else:
+                        pending[parent] = share
+                        heapq.heappush(heap, (-parent.order, parent))
+        owned = {id(_owner(seed))}
+        for node, gradient in arrived:
+            gradient = node.backend.contiguous(gradient)
+            if id(_owner(gradient)) in owned:  # an op may hand one array to several parents; each leaf gets its own
+                gradient = gradient.copy(order="K")
+            if node.gradient is not None:
+                gradient = in_storage_order(node.backend.xp.add, node.gradient, gradient)
+            owned.add(id(_owner(gradient)))
+            node.gradient = gradient
+
+
+def _owner(array: Array) -> Array:
+    return array if array.base is None else array.base
+
+
+def in_storage_order(function: Callable[..., Array], *operands: Any) -> Array:
+    """function(*operands) for an elementwise function of arrays that broadcast (and Python numbers).
+
+    With four axes it works on the [N,H,W,C] views: contiguous for arrays that are stored channels-last, and what comes
+    out is channels-last too. (NumPy would keep the layout by itself, CuPy would not.)
+    """
+    if max((getattr(a, "ndim", 0) for a in operands), default=0) != 4:
+        return function(*operands)
+    return function(*(_channels_last_view(a) for a in operands)).transpose(0, 3, 1, 2)
+
+
+def _channels_last_view(a: Any) -> Any:
+    rank = getattr(a, "ndim", 0)
+    if rank == 0:
+        return a
+    return a.reshape((1,) * (4 - rank) + a.shape).transpose(0, 2, 3, 1)
+
+
+def record(backend: Backend, y: Array, *edges: Edge) -> Tensor:
+    """The tensor for result `y`, and how a gradient dy goes back.
+
+    Each edge is (parent, vjp) with vjp(dy) the parent's share, or (several parents, vjp) with a tuple of shares. Only
+    parents that need a gradient are kept; a closure should hold arrays, not tensors.
+    """
+    if not isinstance(y, backend.xp.ndarray):
+        y = backend.xp.asarray(y)
+    result = Tensor(y, backend)
+    if _grad_enabled.get():
+        kept: list[tuple[tuple[Node | None, ...], bool, Vjp]] = []
+        for parents, vjp in edges:
+            several = isinstance(parents, tuple)
+            nodes = tuple(None if p is None else p._node for p in (parents if several else (parents,)))  # type: ignore[union-attr]
+            if any(node is not None for node in nodes):
+                kept.append((nodes, several, vjp))
+        if kept:
+            result._node = Node(backend, kept)
+    return result
+
+
+class Tensor:
+    """An n-dimensional array on a backend, with an optional gradient. Make one with `gpucnn.tensor`.
+
+    Attributes: `array`, the backend's own array (numpy.ndarray or cupy.ndarray), and `backend`. Four axes are
+    [N, C, H, W], stored channels-last.
+    """
+
+    __slots__ = ("__weakref__", "_node", "array", "backend")
+    __array_ufunc__ = None  # numpy leaves `array * tensor` to Tensor.__rmul__
+
+    def __init__(self, array: Array, backend: Backend, requires_grad: bool = False) -> None:
+        self.array = array
+        self.backend = backend
+        self._node: Node | None = None
+        if requires_grad:
+            self.requires_grad = True
+
+    # -- what it is ------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The length of each axis."""
+        shape: tuple[int, ...] = self.array.shape
+        return shape
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.array.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The element type, a numpy.dtype."""
+        dtype: np.dtype[Any] = self.array.dtype
+        return dtype
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or the length of axis `dim`."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        """The number of axes."""
+        return self.ndim
+
+    def numel(self) -> int:
+        """The number of elements."""
+        return int(self.array.size)
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether `backward` computes a gradient for this tensor or what it was made of."""
+        return self._node is not None
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if not self.is_leaf:
+            raise RuntimeError("requires_grad can be set only on a leaf; use detach() to get one")
+        if not value:
+            self._node = None
+        elif self._node is None:
+            if self.dtype.kind != "f":
+                raise RuntimeError(f"only a floating tensor can have a gradient, this one is {self.dtype}")
+            self._node = Node(self.backend, [])
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Set requires_grad in place; returns self."""
+        self.requires_grad = requires_grad
+        return self
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether it was made by the user rather than by a recorded operation."""
+        return self._node is None or self._node.edges == []
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient that `backward` calls have summed up here, for a leaf (or after retain_grad)."""
+        if self._node is None or self._node.gradient is None:
+            return None
+        return Tensor(self._node.gradient, self.backend)
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if self._node is None:
+            if value is not None:
+                raise RuntimeError("a tensor with requires_grad=False can't have a gradient")
+            return
+        if value is not None and (value.shape != self.shape or value.dtype != self.dtype):
+            raise ValueError(
+                f"a gradient for a {self.dtype} tensor of shape {self.shape} can't be {value.dtype} {value.shape}"
+            )
+        self._node.gradient = None if value is None else value.array
+
+    def retain_grad(self) -> None:
+        """Keep this result's gradient in `grad`, as a leaf's is kept."""
+        if self._node is None:
+            raise RuntimeError("retain_grad() needs a tensor that requires a gradient")
+        self._node.keeps_gradient = True
+
+    def __repr__(self) -> str:
+        values = np.array2string(self.numpy(), separator=", ", precision=4, threshold=200, prefix="tensor(")
+        dtype = "" if self.dtype in (np.float32, np.int64, np.bool_) else f", dtype={self.dtype}"
+        backend = "" if self.backend.name == "numpy" else f", backend={self.backend.name!r}"
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        return f"tensor({values}{dtype}{backend}{grad})"
+
+    def __len__(self) -> int:
+        if not self.ndim:
+            raise TypeError("len() of a tensor without axes")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __float__(self) -> builtins.float:
+        return builtins.float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    # -- values out ------------------------------------------------------------------------------------
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """The values as a numpy.ndarray; shares memory on the NumPy backend."""
+        values: np.ndarray[Any, Any] = self.backend.to_numpy(self.array)
+        return values
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def item(self) -> Any:
+        """The value of a tensor of one element, as a Python number."""
+        if self.numel() != 1:
+            raise ValueError(f"item() needs a tensor of one element, this one has shape {self.shape}")
+        return self.numpy().item()
+
+    def tolist(self) -> Any:
+        """The values as nested lists of Python numbers."""
+        return self.numpy().tolist()
+
+    def detach(self) -> Tensor:
+        """The same values without the history; shares memory."""
+        return Tensor(self.array, self.backend)
+
+    def to(self, target: str | Backend | np.dtype[Any] | type) -> Tensor:
+        """This tensor with another dtype ("float64", numpy.float32) or on another backend ("numpy", "cuda")."""
+        return F.to(self, target)
+
+    def float(self) -> Tensor:
+        """As float32."""
+        return F.to(self, np.float32)
+
+    def double(self) -> Tensor:
+        """As float64."""
+        return F.to(self, np.float64)
+
+    def copy_(self, source: Tensor | np.ndarray[Any, Any]) -> Self:
+        """Overwrite the values in place, outside the tape; shapes must agree, dtype and backend stay. Returns self."""
+        values = source.numpy() if isinstance(source, Tensor) else np.asarray(source)
+        if values.shape != self.shape:
+            raise ValueError(f"copy_: can't copy shape {values.shape} into shape {self.shape}")
+        self.array[...] = self.backend.asarray(values, self.dtype)
+        return self
+
+    def move_(self, target: str | Backend | np.dtype[Any] | type) -> Self:
+        """`to` in place, for a leaf: its gradient is forgotten. A dtype changes a floating tensor only."""
+        requires_grad = self.requires_grad
+        self.requires_grad = False
+        moved = self.detach().to(target)
+        if moved.dtype == self.dtype or self.dtype.kind == "f":
+            self.array, self.backend = moved.array, moved.backend
+        self.requires_grad = requires_grad
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        if not self.is_leaf:
+            raise RuntimeError("only a leaf can be deep-copied; use detach() first")
+        twin = type(self).__new__(type(self))
+        Tensor.__init__(twin, self.array.copy(order="K"), self.backend, self.requires_grad)
+        return twin
+
+    # -- gradients -------------------------------------------------------------------------------------
+
+    def backward(self, gradient: Tensor | None = None, retain_graph: bool = False) -> None:
+        """Add d(self)/d(leaf) to the grad of every leaf that this tensor was made of.
+
+        gradient: what to start with, of this tensor's shape; 1 by default, for a tensor of one element. The graph is
+        freed on the way; a second backward through it is a RuntimeError unless the first had retain_graph=True.
+        """
+        if self._node is None:
+            raise RuntimeError(
+                "backward() needs a tensor that was computed from one with requires_grad=True, outside no_grad()"
+            )
+        if gradient is None:
+            if self.numel() != 1:
+                raise RuntimeError(
+                    f"backward() without a gradient needs a tensor of one element, this one has shape {self.shape}; "
+                    "reduce it with sum() or mean(), or pass a gradient of that shape"
+                )
+            seed = self.backend.xp.ones_like(self.array)
+        else:
+            if not isinstance(gradient, Tensor):
+                raise TypeError(f"gradient must be a Tensor, got {type(gradient).__name__}")
+            if gradient.shape != self.shape or gradient.dtype != self.dtype:
+                raise ValueError(
+                    f"gradient is {gradient.dtype} of shape {gradient.shape}, "
+                    f"but the tensor is {self.dtype} of shape {self.shape}"
+                )
+            if gradient.backend is not self.backend:
+                raise ValueError(
+                    f"gradient is on {gradient.backend.name}, the tensor on {self.backend.name}; "
+                    f"use gradient.to({self.backend.name!r})"
+                )
+            seed = gradient.array
+        self._node.backward(seed, retain_graph)
+
+    # -- operators and methods: functional's, under PyTorch's names ------------------------------------
+
+    def __add__(self, other: Any) -> Tensor:
+        return F.add(self, other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Tensor:
+        return F.sub(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return F.sub(other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return F.mul(self, other)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return F.div(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return F.div(other, self)
+
+    def __pow__(self, exponent: Any) -> Tensor:
+        return F.pow(self, exponent)
+
+    def __rpow__(self, base: Any) -> Tensor:
+        return F.pow(base, self)
+
+    def __neg__(self) -> Tensor:
+        return F.neg(self)
+
+    def __abs__(self) -> Tensor:
+        return F.abs(self)
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        return F.matmul(self, other)
+
+    def __eq__(self, other: object) -> Any:
+        return F.compare("equal", self, other)
+
+    def __ne__(self, other: object) -> Any:
+        return F.compare("not_equal", self, other)
+
+    def __lt__(self, other: Any) -> Tensor:
+        return F.compare("less", self, other)
+
+    def __le__(self, other: Any) -> Tensor:
+        return F.compare("less_equal", self, other)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return F.compare("greater", self, other)
+
+    def __ge__(self, other: Any) -> Tensor:
+        return F.compare("greater_equal", self, other)
+
+    __hash__ = object.__hash__
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return F.index(self, index)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if self.requires_grad:
+            raise RuntimeError("a tensor that requires a gradient can't be changed in place; use detach() or no tape")
+        self.array[F.host_index(index)] = value.array if isinstance(value, Tensor) else value
+
+    def matmul(self, other: Tensor) -> Tensor:
+        """`functional.matmul`."""
+        return F.matmul(self, other)
+
+    def pow(self, exponent: Any) -> Tensor:
+        """`functional.pow`."""
+        return F.pow(self, exponent)
+
+    def abs(self) -> Tensor:
+        """`functional.abs`."""
+        return F.abs(self)
+
+    def exp(self) -> Tensor:
+        """`functional.exp`."""
+        return F.exp(self)
+
+    def log(self) -> Tensor:
+        """`functional.log`."""
+        return F.log(self)
+
+    def sqrt(self) -> Tensor:
+        """`functional.sqrt`."""
+        return F.sqrt(self)
+
+    def clamp(self, min: builtins.float | None = None, max: builtins.float | None = None) -> Tensor:
+        """`functional.clamp`."""
+        return F.clamp(self, min, max)
+
+    def relu(self) -> Tensor:
+        """`functional.relu`."""
+        return F.relu(self)
+
+    def sigmoid(self) -> Tensor:
+        """`functional.sigmoid`."""
+        return F.sigmoid(self)
+
+    def tanh(self) -> Tensor:
+        """`functional.tanh`."""
+        return F.tanh(self)
+
+    def softmax(self, dim: int) -> Tensor:
+        """`functional.softmax`."""
+        return F.softmax(self, dim)
+
+    def log_softmax(self, dim: int) -> Tensor:
+        """`functional.log_softmax`."""
+        return F.log_softmax(self, dim)
+
+    def sum(self, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+        """`functional.sum`."""
+        return F.sum(self, dim, keepdim)
+
+    def mean(self, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+        """`functional.mean`."""
+        return F.mean(self, dim, keepdim)
+
+    def amax(self, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+        """`functional.amax`."""
+        return F.amax(self, dim, keepdim)
+
+    def amin(self, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+        """`functional.amin`."""
+        return F.amin(self, dim, keepdim)
+
+    def argmax(self, dim: int | None = None) -> Tensor:
+        """`functional.argmax`."""
+        return F.argmax(self, dim)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        """`functional.reshape`."""
+        return F.reshape(self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+        """`functional.flatten`."""
+        return F.flatten(self, start_dim, end_dim)
+
+    def unflatten(self, dim: int, sizes: Sequence[int]) -> Tensor:
+        """`functional.unflatten`."""
+        return F.unflatten(self, dim, sizes)
+
+    def permute(self, *dims: Any) -> Tensor:
+        """`functional.permute`."""
+        return F.permute(self, dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims)
+
+    def transpose(self, dim0: int, dim1: int) -> Tensor:
+        """`functional.transpose`."""
+        return F.transpose(self, dim0, dim1)
+
+    def squeeze(self, dim: int | None = None) -> Tensor:
+        """`functional.squeeze`."""
+        return F.squeeze(self, dim)
+
+    def unsqueeze(self, dim: int) -> Tensor:
+        """`functional.unsqueeze`."""
+        return F.unsqueeze(self, dim)
+
+    def expand(self, *shape: int) -> Tensor:
+        """`functional.expand`."""
+        return F.expand(self, shape)
+
+    def clone(self) -> Tensor:
+        """A copy with its own memory; the gradient goes through."""
+        return record(self.backend, self.array.copy(order="K"), (self, lambda dy: dy))
+
+
+def _checked_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    if dtype not in (np.float32, np.float64) and dtype.kind not in "iub":
+        raise TypeError(f"a tensor can't hold {dtype}; convert it to {_DTYPES} first")
+    return dtype
+
+
+def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, backend: str | Backend | None = None) -> Tensor:
+    """A new tensor with a copy of `data`: a number, nested lists, a numpy array or a tensor.
+
+    dtype: by default Python floats become float32, ints int64, and an array keeps its own. backend: the default backend
+    if None. Raises TypeError for element types that no backend computes with, ValueError for ragged lists.
+    """
+    chosen = get_backend(backend)
+    if isinstance(data, Tensor):
+        data = data.numpy()
+    try:
+        values = np.array(data, dtype=dtype)
+    except ValueError as error:
+        raise ValueError(f"can't make a tensor of this data: {error}") from None
+    if dtype is None and values.dtype == np.float64 and not isinstance(data, np.ndarray | np.generic):
+        values = values.astype(np.float32)
+    _checked_dtype(values.dtype)
+    return Tensor(chosen.asarray(values), chosen, requires_grad)
+
+
+def full(
+    size: Sequence[int],
+    fill_value: float,
+    *,
+    dtype: Any = np.float32,
+    requires_grad: bool = False,
+    backend: str | Backend | None = None,
+) -> Tensor:
+    """A tensor of that shape, every element `fill_value`."""
+    if any(length < 0 for length in size):
+        raise ValueError(f"a shape can't have a negative length, got {tuple(size)}")
+    values = np.full(tuple(size), fill_value, _checked_dtype(np.dtype(dtype)))
+    return tensor(values, requires_grad=requires_grad, backend=backend)
+
+
+def _size(size: tuple[Any, ...]) -> Sequence[int]:
+    return size[0] if len(size) == 1 and not isinstance(size[0], int) else size
+
+
+def zeros(*size: Any, **options: Any) -> Tensor:
+    """A tensor of zeros: zeros(2, 3) or zeros((2, 3)); options as in `full`."""
+    return full(_size(size), 0, **options)
+
+
+def ones(*size: Any, **options: Any) -> Tensor:
+    """A tensor of ones; options as in `full`."""
+    return full(_size(size), 1, **options)
+
+
+from gpucnn import functional as F  # noqa: E402  functional needs Tensor; Tensor's methods need functional
