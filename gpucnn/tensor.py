@@ -51,7 +51,7 @@ def is_grad_enabled() -> bool:
 class Node:
     """One result on the tape. A leaf has no edges and keeps its gradient; another node has edges until `backward`."""
 
-    __slots__ = ("backend", "edges", "gradient", "keeps_gradient", "order")
+    __slots__ = ("backend", "edges", "gradient", "keeps_gradient", "order", "squashed_by")
     _count = itertools.count()
 
     def __init__(self, backend: Backend, edges: list[tuple[tuple[Node | None, ...], bool, Vjp]] | None) -> None:
@@ -59,6 +59,7 @@ class Node:
         self.edges = edges
         self.gradient: Array | None = None
         self.keeps_gradient = edges == []
+        self.squashed_by = ""  # "softmax" or "sigmoid": a loss that takes logits warns of it
         self.order = next(self._count)  # a parent is always older than what was made of it
 
     def backward(self, seed: Array, retain_graph: bool) -> None:

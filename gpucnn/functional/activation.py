@@ -90,7 +90,7 @@ def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tenso
 
 def sigmoid(input: Tensor) -> Tensor:
     """1 / (1 + exp(−input))."""
-    return _activation("sigmoid", input)
+    return _squashed("sigmoid", _activation("sigmoid", input))
 
 
 def tanh(input: Tensor) -> Tensor:
@@ -105,7 +105,8 @@ def softmax(input: Tensor, dim: int) -> Tensor:
     x = input.array
     y = backend.xp.exp(x - _max(x, axis))
     y /= y.sum(axis=axis, keepdims=True)
-    return record(backend, y, (input, lambda dy: y * (dy - (dy * y).sum(axis=axis, keepdims=True))))
+    result = record(backend, y, (input, lambda dy: y * (dy - (dy * y).sum(axis=axis, keepdims=True))))
+    return _squashed("softmax", result)
 
 
 def log_softmax(input: Tensor, dim: int) -> Tensor:
@@ -116,6 +117,13 @@ def log_softmax(input: Tensor, dim: int) -> Tensor:
     shifted = x - _max(x, axis)
     y = shifted - backend.xp.log(backend.xp.exp(shifted).sum(axis=axis, keepdims=True))
     return record(backend, y, (input, lambda dy: dy - backend.xp.exp(y) * dy.sum(axis=axis, keepdims=True)))
+
+
+def _squashed(op: str, result: Tensor) -> Tensor:
+    """Mark probabilities, so that a loss which wants logits can warn."""
+    if result._node is not None:
+        result._node.squashed_by = op
+    return result
 
 
 def _max(x: Array, axis: int) -> Array:

@@ -36,24 +36,19 @@ def _operands(op: str, a: Any, b: Any) -> tuple[Backend, Any, Any]:
             raise TypeError(f"{op}: {name} must be a Tensor or a number, got {type(value).__name__}")
     tensors = {name: value for name, value in names.items() if isinstance(value, Tensor)}
     backend = validate.one_backend(op, **tensors)
-    kinds = {t.dtype.kind for t in tensors.values()}
-    if len(tensors) == 2 and kinds == {"f"}:
-        validate.floating(op, **tensors)
-        try:
-            np.broadcast_shapes(a.shape, b.shape)
-        except ValueError:
-            raise ValueError(f"{op}: shapes {a.shape} and {b.shape} do not broadcast") from None
-        return backend, a.array, b.array
+    floats = {name: t for name, t in tensors.items() if t.dtype.kind == "f"}
+    if floats:
+        validate.floating(op, **floats)
     number_is_float = any(isinstance(v, float | np.floating) for v in names.values())
-    dtype = next((t.dtype for t in tensors.values() if t.dtype.kind == "f"), np.dtype(np.float32))
-    convert = "f" in kinds or number_is_float or op == "div"
-    arrays = [
-        (v.array.astype(dtype, copy=False) if convert else v.array)
-        if isinstance(v, Tensor)
-        else (v.item() if isinstance(v, np.generic) else v)
-        for v in (a, b)
-    ]
-    return backend, arrays[0], arrays[1]
+    convert = bool(floats) or number_is_float or op == "div"
+    dtype = next((t.dtype for t in floats.values()), np.dtype(np.float32))
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.array.astype(dtype, copy=False) if convert else value.array
+        return value.item() if isinstance(value, np.generic) else value
+
+    return backend, plain(a), plain(b)
 
 
 def _binary(op: str, function: str, a: Operand, b: Operand, vjp_a: Any, vjp_b: Any) -> Tensor:

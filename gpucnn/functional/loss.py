@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,16 @@ def _same_shape(op: str, input: Tensor, target: Tensor, reduction: str, weight: 
     if input.shape != target.shape:
         raise ValueError(f"{op}: input {input.shape} and target {target.shape} must have one shape")
     return backend
+
+
+def _wants_logits(op: str, input: Tensor) -> None:
+    if input._node is not None and input._node.squashed_by:
+        warnings.warn(
+            f"{op} takes logits, but its input comes from {input._node.squashed_by}: training will be slow or stall; "
+            f"remove the {input._node.squashed_by} (and apply it only to read off probabilities)",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 # -- classification --------------------------------------------------------------------------------
@@ -106,6 +117,7 @@ def cross_entropy(
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"{op}: label_smoothing must be from 0 to 1, got {label_smoothing}")
     _class_weight(op, input, weight)
+    _wants_logits(op, input)
     if isinstance(target, Tensor) and target.dtype.kind == "f":
         return _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
     labels = _labels(op, input, target, ignore_index)
@@ -218,6 +230,7 @@ def binary_cross_entropy_with_logits(
     op = "binary_cross_entropy_with_logits"
     backend = _same_shape(op, input, target, reduction)
     validate.floating(op, input=input, weight=weight, pos_weight=pos_weight)
+    _wants_logits(op, input)
     x, t = input.array, target.array
     extra = 0.0 if pos_weight is None else pos_weight.array - 1
     xp = backend.xp
