@@ -1,0 +1,30 @@
+"""Data sets as NumPy arrays: loading by name or path, splitting, batches, augmentation."""
+
+from gpucnn.data.augment import Compose, Cutout, Normalize, RandomAffine, RandomCrop, RandomHorizontalFlip
+from gpucnn.data.dataset import Dataset, check_disjoint, overlap, split, to_float
+from gpucnn.data.formats import read_idx, read_image, read_image_folder
+from gpucnn.data.generate import x_or_not_x
+from gpucnn.data.loader import Loader
+from gpucnn.data.sources import Source, available, load
+
+__all__ = [
+    "Compose",
+    "Cutout",
+    "Dataset",
+    "Loader",
+    "Normalize",
+    "RandomAffine",
+    "RandomCrop",
+    "RandomHorizontalFlip",
+    "Source",
+    "available",
+    "check_disjoint",
+    "load",
+    "overlap",
+    "read_idx",
+    "read_image",
+    "read_image_folder",
+    "split",
+    "to_float",
+    "x_or_not_x",
+]

@@ -1,0 +1,424 @@
+"""Reading data sets from files: IDX, CIFAR's two versions, folders of pictures, NumPy files. Nothing else is unpickled.
+
+A reader of a format that has its own training and test part takes ``split``: "train", "test" or None for all of it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import pickle
+import re
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpucnn.data.dataset import Dataset
+from gpucnn.data.dataset import split as split_dataset
+
+Array = NDArray[Any]
+Part = tuple[Array, Array]  # images [N, H, W, C], labels [N]
+
+# ---- IDX (MNIST, Fashion-MNIST, EMNIST, …) --------------------------------------------------------------------------
+
+_IDX_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_IDX_NAME = re.compile(r"(.*?)(train|t10k|test)[-_.](images|labels)[-_.]idx[13][-_.]ubyte(?:\.gz)?")
+
+
+def read_idx(path: Path) -> Array:
+    """The array in an IDX file (yann.lecun.com/exdb/mnist), gzipped or not; one that is not is memory-mapped.
+
+    Raises ValueError naming the file and the numbers if the header is not IDX's or the length is not the header's.
+    """
+    path = Path(path)
+    with path.open("rb") as stream:
+        zipped = stream.read(2) == b"\x1f\x8b"
+    if not zipped:
+        with path.open("rb") as stream:
+            dtype, shape, start = _idx_header(path, stream)
+        _check_length(path, dtype, shape, path.stat().st_size - start)
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        return np.asarray(np.memmap(path, dtype, "r", start, shape))
+    try:
+        with gzip.open(path, "rb") as stream:
+            dtype, shape, _ = _idx_header(path, stream)
+            # read piece by piece, so that a header that promises terabytes costs nothing
+            size, body = math.prod(shape) * dtype.itemsize, bytearray()
+            while len(body) <= size and (chunk := stream.read(1 << 20)):
+                body += chunk
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path}: damaged gzip file: {error}") from error
+    _check_length(path, dtype, shape, len(body))
+    return np.frombuffer(body, dtype).reshape(shape)
+
+
+def _idx_header(path: Path, stream: IO[bytes] | gzip.GzipFile) -> tuple[np.dtype[Any], tuple[int, ...], int]:
+    magic = stream.read(4)
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_DTYPES or magic[3] == 0:
+        raise ValueError(
+            f"{path}: not an IDX file: it begins with {magic.hex(' ') or 'nothing'}, expected 00 00, a type "
+            "(08 for bytes) and the number of dimensions"
+        )
+    dims = stream.read(4 * magic[3])
+    if len(dims) < 4 * magic[3]:
+        raise ValueError(f"{path}: ends inside the header: {4 + len(dims)} of {4 + 4 * magic[3]} bytes")
+    shape = tuple(int(n) for n in np.frombuffer(dims, ">u4"))
+    return np.dtype(_IDX_DTYPES[magic[2]]), shape, 4 + len(dims)
+
+
+def _check_length(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], found: int) -> None:
+    expected = math.prod(shape) * dtype.itemsize
+    if found != expected:
+        what = "is cut short" if found < expected else "is too long"
+        raise ValueError(
+            f"{path}: {what}: its header says {'×'.join(map(str, shape))} values of {dtype.itemsize} bytes = "
+            f"{expected} bytes, but {'at least ' if found > expected else ''}{found} follow"
+        )
+
+
+def idx_files(folder: Path, prefix: str | None = None) -> dict[tuple[str, str], Path]:
+    """The IDX files of ``folder`` by (part, kind), like ("train", "images"), whose names begin with ``prefix``.
+
+    Known are all usual names: train-images-idx3-ubyte, t10k-labels.idx1-ubyte.gz, emnist-letters-test-images-….
+    Raises ValueError if there are several sets and ``prefix`` does not say which.
+    """
+    sets: dict[str, dict[tuple[str, str], Path]] = {}
+    for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else ():  # so x wins over x.gz
+        match = _IDX_NAME.fullmatch(path.name)
+        if match and path.is_file() and prefix in (None, match[1].rstrip("-_.")):
+            part = "train" if match[2] == "train" else "test"
+            sets.setdefault(match[1], {})[part, match[3]] = path
+    if len(sets) > 1:
+        names = ", ".join(str(folder / name.rstrip("-_.")) for name in sorted(sets))
+        raise ValueError(f"{folder} holds several IDX data sets: load one of {names}")
+    return next(iter(sets.values()), {})
+
+
+def read_idx_files(
+    files: dict[tuple[str, str], Path], name: str, classes: tuple[str, ...] | None, split: str | None
+) -> Dataset:
+    """The data set in ``files`` (see :func:`idx_files`). EMNIST's images are stored on their side: they are set up."""
+
+    def read(part: str) -> Part:
+        for kind in ("images", "labels"):
+            if (part, kind) not in files:
+                raise FileNotFoundError(f"{name}: no {part} {kind} beside {', '.join(map(str, files.values()))}")
+        images, labels = read_idx(files[part, "images"]), read_idx(files[part, "labels"])
+        if images.ndim != 3 or labels.ndim != 1:
+            raise ValueError(
+                f"{files[part, 'images']} and its labels must have 3 and 1 dimensions, "
+                f"got shapes {images.shape} and {labels.shape}"
+            )
+        if files[part, "images"].name.startswith("emnist-"):
+            images = images.transpose(0, 2, 1)
+        return images[..., None], labels
+
+    parts = _parts(read, sorted({part for part, _ in files}, reverse=True), split)
+    if classes is None:
+        labels = [read_idx(path) for (_, kind), path in files.items() if kind == "labels"]
+        classes = _emnist_classes(files) or _numbered(labels)
+    return _joined(parts, classes, name)
+
+
+def _emnist_classes(files: dict[tuple[str, str], Path]) -> tuple[str, ...] | None:
+    """From a line like ``10 65 97`` in emnist-*-mapping.txt: label 10 is "A" and "a". A label without a line is "?"."""
+    path = next(iter(files.values()))
+    mapping = path.with_name(path.name.partition("-t")[0] + "-mapping.txt")
+    if not (path.name.startswith("emnist-") and mapping.is_file()):
+        return None
+    rows = [line.split() for line in mapping.read_text().splitlines() if line.strip()]
+    names = {int(row[0]): chr(int(row[1])) for row in rows}
+    return tuple(names.get(label, "?") for label in range(max(names) + 1))
+
+
+# ---- CIFAR-10 and CIFAR-100 -----------------------------------------------------------------------------------------
+
+# what each version is made of: training files, test file, file of the class names, label bytes or key
+_CIFAR: dict[str, tuple[tuple[str, ...], str, str, int | str]] = {
+    "binary 10": (tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin", "batches.meta.txt", 1),
+    "binary 100": (("train.bin",), "test.bin", "fine_label_names.txt", 2),
+    "python 10": (tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta", "labels"),
+    "python 100": (("train",), "test", "meta", "fine_labels"),
+}
+
+
+def cifar_version(folder: Path) -> str | None:
+    """Which complete CIFAR version lies in ``folder``: "binary 10", "binary 100", "python 10", "python 100" or None."""
+    for version, (train, test, names, _) in _CIFAR.items():
+        if all((folder / file).is_file() for file in (*train, test, names)):
+            return version
+    return None
+
+
+def read_cifar(folder: Path, version: str, name: str, split: str | None) -> Dataset:
+    """CIFAR-10 or CIFAR-100 (its 100 fine labels) from ``folder``, in the version :func:`cifar_version` found."""
+    train, test, names, label = _CIFAR[version]
+
+    def read(part: str) -> Part:
+        files = [folder / file for file in (train if part == "train" else (test,))]
+        rows = [_cifar_binary(f, label) if isinstance(label, int) else _cifar_python(f, label) for f in files]
+        planes = np.concatenate([planes for planes, _ in rows]).reshape(-1, 3, 32, 32)
+        return planes.transpose(0, 2, 3, 1).copy(), np.concatenate([labels for _, labels in rows])
+
+    if isinstance(label, int):
+        classes = tuple(line.strip() for line in (folder / names).read_text().splitlines() if line.strip())
+    else:
+        meta = _entry(_unpickle(folder / names), folder / names, "label_names", "fine_label_names")
+        if not isinstance(meta, list):
+            raise ValueError(f"{folder / names}: the names of the classes must be a list, got {meta!r}")
+        classes = tuple(map(str, meta))
+    return _joined(_parts(read, ["train", "test"], split), classes, name)
+
+
+def _cifar_binary(path: Path, label_bytes: int) -> Part:
+    record, size = label_bytes + 3072, path.stat().st_size
+    if size % record:
+        raise ValueError(f"{path}: {size} bytes are not a whole number of {record}-byte records")
+    rows = np.fromfile(path, np.uint8).reshape(-1, record)
+    return rows[:, label_bytes:], rows[:, label_bytes - 1]
+
+
+def _cifar_python(path: Path, label_key: str) -> Part:
+    batch = _unpickle(path)
+    images, labels = _entry(batch, path, "data"), _entry(batch, path, label_key)
+    try:
+        return images.to_numpy().reshape(-1, 3072), np.array(labels, np.int64)
+    except Exception as error:  # whatever else the pickle put there
+        raise ValueError(f"{path}: 'data' must be bytes [N, 3072], {label_key!r} a list of numbers: {error}") from error
+
+
+def _entry(batch: Any, path: Path, *keys: str) -> Any:
+    for key in keys:
+        if isinstance(batch, dict) and key in batch:
+            return batch[key]
+    raise ValueError(f"{path}: no {' or '.join(keys)} in it: not a batch of CIFAR's Python version")
+
+
+class _PickledArray:
+    """Stands in for a numpy array of bytes while its pickle is read: keeps the pieces, runs nothing of NumPy's."""
+
+    def __setstate__(self, state: Any) -> None:
+        _, self.shape, self.dtype, self.fortran_order, self.raw = state
+
+    def to_numpy(self) -> NDArray[np.uint8]:
+        if not isinstance(self.dtype, _PickledBytes):
+            raise TypeError(f"its dtype is {self.dtype!r}")
+        # Python 2 wrote bytes as str
+        raw = self.raw.encode("latin1") if isinstance(self.raw, str) else bytes(self.raw)
+        return np.frombuffer(raw, np.uint8).reshape(self.shape, order="F" if self.fortran_order else "C")
+
+
+class _PickledBytes:
+    """Stands in for numpy.dtype("u1"), the only one that CIFAR has."""
+
+    def __init__(self, code: str, align: Any, copy: Any) -> None:
+        if code != "u1":
+            raise pickle.UnpicklingError(f"it has an array of {code!r}")
+
+    def __setstate__(self, state: Any) -> None:
+        """Byte order, fields and such say nothing about bytes."""
+
+
+def _reconstruct(kind: Any, shape: Any, code: Any) -> _PickledArray:
+    return _PickledArray()
+
+
+_UNPICKLED = {
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy", "ndarray"): "ndarray",
+    ("numpy", "dtype"): _PickledBytes,
+}
+
+
+class _CifarUnpickler(pickle.Unpickler):
+    """Builds dicts, lists, numbers, strings and, by stand-ins, arrays of bytes. Looks up nothing else by name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _UNPICKLED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return _UNPICKLED[module, name]
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        with path.open("rb") as stream:
+            return _CifarUnpickler(stream, encoding="latin1").load()
+    except Exception as error:  # a damaged pickle raises anything
+        raise ValueError(
+            f"{path}: refused: {error} (only the plain arrays of CIFAR's Python version are unpickled; "
+            "the binary version needs no pickle)"
+        ) from error
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+PICTURES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+
+
+def read_image(path: str | Path, *, mode: str = "RGB", size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """A picture file as uint8 [H, W, C], in ``mode`` "RGB" or "L" (gray), resized to ``size`` (H, W) if given.
+
+    Raises FileNotFoundError if there is no such file, ValueError naming it if it cannot be read as an 8-bit picture.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError('reading pictures needs Pillow: pip install "gpucnn[data]"') from error
+    if mode not in ("RGB", "L"):
+        raise ValueError(f'mode must be "RGB" or "L" (gray), got {mode!r}')
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ValueError(f"size must be (height, width), got {size!r}")
+    try:
+        with Image.open(path) as opened:
+            kind, picture = opened.mode, opened.convert(mode)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no picture {path}") from None
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(f"{path}: not a readable picture: {error}") from error
+    if kind.startswith(("I", "F")):
+        raise ValueError(f"{path}: has more than 8 bits a channel (mode {kind}); convert it to 8 bits first")
+    if size is not None:
+        picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    pixels = np.asarray(picture)
+    return pixels if mode == "RGB" else pixels[..., None]
+
+
+def class_folders(folder: Path) -> list[str]:
+    """The names of the sub-folders of ``folder``, one a class, sorted; hidden ones are left out."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def read_image_folder(
+    folder: str | Path, split: str | None = None, *, mode: str = "RGB", size: tuple[int, int] | None = None
+) -> Dataset:
+    """Pictures in one sub-folder per class, like torchvision's ImageFolder: classes and files sorted by name.
+
+    Above the classes there may be a folder ``train`` and a folder ``test`` (or ``val``). ``mode`` and ``size`` are
+    those of :func:`read_image`; without ``size`` all pictures must be of one size. Raises ValueError naming the file
+    that differs or is damaged, FileNotFoundError for a class without pictures.
+    """
+    folder = Path(folder)
+    classes = class_folders(folder)
+    if "train" not in classes or not {"test", "val"} & set(classes):
+        images, labels = _read_classes(folder, classes, mode, size)
+        return part_of(Dataset(images, labels, tuple(classes), folder.name), split)
+    folders = {"train": folder / "train", "test": folder / ("test" if "test" in classes else "val")}
+    classes, others = class_folders(folders["train"]), class_folders(folders["test"])
+    if classes != others:
+        raise ValueError(
+            f"{folders['train']} and {folders['test']} must have the same classes: only one of them has "
+            f"{', '.join(sorted(set(classes) ^ set(others)))}"
+        )
+    parts = _parts(lambda part: _read_classes(folders[part], classes, mode, size), folders, split)
+    return _joined(parts, tuple(classes), folder.name)
+
+
+def _read_classes(folder: Path, classes: list[str], mode: str, size: tuple[int, int] | None) -> Part:
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        files_here = sorted(path for path in (folder / name).rglob("*") if not path.name.startswith("."))
+        pictures = [path for path in files_here if path.suffix.lower() in PICTURES]
+        if not pictures:
+            raise FileNotFoundError(f"{folder / name}: no pictures ({' '.join(sorted(PICTURES))}) for this class")
+        files += pictures
+        labels += [label] * len(pictures)
+    if not files:
+        raise FileNotFoundError(f"{folder}: no sub-folders; a folder of pictures has one for each class")
+    first = read_image(files[0], mode=mode, size=size)
+    images = np.empty((len(files), *first.shape), np.uint8)
+    for n, path in enumerate(files):
+        image = read_image(path, mode=mode, size=size)
+        if image.shape != first.shape:
+            raise ValueError(
+                f"{path} is {image.shape[0]}×{image.shape[1]}, but {files[0]} is {first.shape[0]}×{first.shape[1]}: "
+                "give size=(height, width) to resize all pictures"
+            )
+        images[n] = image
+    return images, np.array(labels)
+
+
+# ---- NumPy files ----------------------------------------------------------------------------------------------------
+
+
+def read_numpy(path: str | Path, split: str | None = None) -> Dataset:
+    """Images [N, H, W] or [N, H, W, C] and labels from .npz or .npy; pickled objects are refused.
+
+    A .npz has ``images``, ``labels`` and, if wanted, ``classes``; or, as Keras has it, ``x_train``, ``y_train``,
+    ``x_test`` and ``y_test``. A .npy is memory-mapped and has its labels beside it: ``train_images.npy`` and
+    ``train_labels.npy``.
+    """
+    path = Path(path)
+    try:
+        arrays = _npz_arrays(path) if path.suffix == ".npz" else _npy_arrays(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(f"{path}: not a readable NumPy file of plain arrays: {error}") from error
+
+    known = {"whole": ("images", "labels"), "train": ("x_train", "y_train"), "test": ("x_test", "y_test")}
+    sets = {part: keys for part, keys in known.items() if all(key in arrays for key in keys)}
+    if not sets:
+        raise ValueError(f"{path}: holds {', '.join(arrays) or 'nothing'}; expected images and labels")
+
+    def read(part: str) -> Part:
+        if part not in sets:
+            raise ValueError(f"{path}: no {part} part: it holds {', '.join(arrays)}")
+        images, labels = (arrays[key] for key in sets[part])
+        return images[..., None] if images.ndim == 3 else images, labels
+
+    labels = [arrays[keys[1]] for keys in sets.values()]
+    classes = tuple(map(str, arrays["classes"])) if "classes" in arrays else _numbered(labels)
+    if "whole" in sets:
+        return part_of(_joined([read("whole")], classes, path.stem), split)
+    return _joined(_parts(read, sets, split), classes, path.stem)
+
+
+def _npz_arrays(path: Path) -> dict[str, Array]:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        return dict(file)
+
+
+def _npy_arrays(path: Path) -> dict[str, Array]:
+    labels = path.with_name(path.name.replace("images", "labels"))
+    if labels == path or not labels.is_file():
+        raise FileNotFoundError(f"{path}: no labels beside it; images.npy goes with labels.npy")
+    return {
+        "images": np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)),
+        "labels": np.load(labels, allow_pickle=False),
+    }
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------
+
+
+def part_of(dataset: Dataset, split: str | None) -> Dataset:
+    """A data set that comes in one piece, in two: "train" is 80 % of it and "test" the rest, always the same ones."""
+    if split is None:
+        return dataset
+    train, test = split_dataset(dataset, 0.2)
+    return train if split == "train" else test
+
+
+def _parts(read: Callable[[str], Part], present: Iterable[str], split: str | None) -> list[Part]:
+    return [read(part) for part in ([split] if split else present)]
+
+
+def _joined(parts: list[Part], classes: tuple[str, ...], name: str) -> Dataset:
+    if len(parts) == 1:
+        return Dataset(*parts[0], classes, name)
+    shapes = [images.shape[1:] for images, _ in parts]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"{name}: training images are {shapes[0]} and test images {shapes[1]}: load one split")
+    images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Dataset(images, labels, classes, name)
+
+
+def _numbered(labels: list[Array]) -> tuple[str, ...]:
+    return tuple(str(i) for i in range(max((int(part.max()) for part in labels if part.size), default=-1) + 1))

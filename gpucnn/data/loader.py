@@ -1,0 +1,147 @@
+"""Batches from a data set: shuffled, augmented, normalised and prefetched, each a pure function of its number."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpucnn.data.augment import Normalize
+from gpucnn.data.dataset import Dataset, to_float
+
+Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
+Augment = Callable[[NDArray[np.float32], np.random.Generator], NDArray[np.float32]]
+
+
+class Loader:
+    """Iterates over batches ``(images float32 [N, C, H, W], labels int64 [N])``, like torch's DataLoader.
+
+    The images are indexed [N, C, H, W] and stored channels-last. A last short batch is kept unless ``drop_last``.
+    ``augment(images [N, H, W, C], generator)`` changes the images on their way (see :mod:`gpucnn.data.augment`), and
+    ``normalise=(mean, std)``, numbers or one a channel, comes after it. A background thread prepares up to ``prefetch``
+    batches ahead; 0 prepares them in the caller, with the same bits.
+
+    Order and augmentation of a batch depend on ``seed``, the epoch and the batch's number alone, so a run that resumes
+    with ``epoch(e, start)`` sees the batches it would have seen. Each ``iter(loader)`` is the next epoch:
+    ``loader.current`` counts them.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        augment: Augment | None = None,
+        normalise: tuple[float | Sequence[float], float | Sequence[float]] | None = None,
+        seed: int = 0,
+        prefetch: int = 2,
+    ) -> None:
+        _check_integer("batch_size", batch_size, 1)
+        _check_integer("seed", seed, 0)
+        _check_integer("prefetch", prefetch, 0)
+        if augment is not None and not callable(augment):
+            raise TypeError(f"augment must be a callable (images [N, H, W, C], generator) -> images, got {augment!r}")
+        if normalise is not None and not (isinstance(normalise, Sequence) and len(normalise) == 2):
+            raise TypeError(f"normalise must be (mean, std), got {normalise!r}")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.augment = augment
+        self.normalise = None if normalise is None else Normalize(*normalise)
+        if self.normalise is not None:
+            self.normalise.check_channels(dataset.channels)
+        self.seed = seed
+        self.prefetch = prefetch
+        self.current = 0
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return whole if self.drop_last or not rest else whole + 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self.current
+        self.current += 1
+        return self.epoch(epoch)
+
+    def epoch(self, e: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of epoch ``e`` from batch number ``start`` on."""
+        _check_integer("epoch", e, 0)
+        _check_integer("start", start, 0)
+        if start > len(self):
+            raise ValueError(f"start={start} is past the end: an epoch has {len(self)} batches")
+        order = self._generator(e, 0).permutation(len(self.dataset)) if self.shuffle else np.arange(len(self.dataset))
+        batches = (self._batch(order, e, b) for b in range(start, len(self)))
+        return _prefetched(batches, self.prefetch) if self.prefetch else batches
+
+    def _generator(self, epoch: int, stream: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(epoch, stream)))
+
+    def _batch(self, order: NDArray[np.intp], epoch: int, b: int) -> Batch:
+        rows = order[b * self.batch_size : (b + 1) * self.batch_size]
+        stored, labels = self.dataset[rows]
+        images = to_float(stored).transpose(0, 2, 3, 1)
+        if self.augment is not None:
+            images = _check_augmented(self.augment(images, self._generator(epoch, 1 + b)), images)
+        if self.normalise is not None:
+            images = self.normalise(images)
+        return np.ascontiguousarray(images).transpose(0, 3, 1, 2), labels
+
+    def __repr__(self) -> str:
+        return f"Loader({self.dataset!r}, batch_size={self.batch_size}, {len(self)} batches, shuffle={self.shuffle})"
+
+
+def _check_integer(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _check_augmented(images: Any, before: NDArray[np.float32]) -> NDArray[np.float32]:
+    if not isinstance(images, np.ndarray) or images.dtype != np.float32:
+        raise TypeError(f"augment must return a float32 array, got {getattr(images, 'dtype', type(images).__name__)}")
+    if images.ndim != 4 or (len(images), images.shape[3]) != (len(before), before.shape[3]):
+        raise ValueError(f"augment must keep [N, H, W, C] images, N and C: got {images.shape} from {before.shape}")
+    return images
+
+
+def _prefetched(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
+    """Yields ``batches``, of which a thread makes up to ``depth`` in advance. Ends the thread when it is closed."""
+    ready: SimpleQueue[Batch | BaseException | None] = SimpleQueue()
+    room = threading.Semaphore(depth - 1)
+    abandoned = threading.Event()
+
+    def fill() -> None:
+        try:
+            for batch in batches:
+                ready.put(batch)
+                del batch
+                room.acquire()
+                if abandoned.is_set():
+                    return
+            ready.put(None)
+        except BaseException as error:  # whatever it is, it belongs to the consumer
+            ready.put(error)
+
+    thread = threading.Thread(target=fill, name="gpucnn-loader", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            room.release()
+            yield item
+    finally:
+        abandoned.set()
+        room.release()
+        item = None  # an exception that refers to its own frame would wait for the cyclic collector
+        if thread is not threading.current_thread():  # a cyclic collection can run in any thread
+            thread.join()
