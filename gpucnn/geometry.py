@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 Size = tuple[int, int]
@@ -16,10 +17,10 @@ Padding = int | Sequence[int] | Literal["same", "valid"]
 
 def pair(value: int | Sequence[int], name: str, minimum: int) -> Size:
     """An int or (height, width) as a pair of ints, each at least `minimum`."""
-    values = (value, value) if isinstance(value, int) else tuple(value)
-    if len(values) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v >= minimum for v in values):
+    values = tuple(value) if isinstance(value, Sequence) else (value, value)
+    if len(values) != 2 or not all(isinstance(v, Integral) and not isinstance(v, bool) and v >= minimum for v in values):
         raise ValueError(f"{name} must be an int >= {minimum} or a (height, width) pair of them, got {value!r}")
-    return values[0], values[1]
+    return int(values[0]), int(values[1])
 
 
 def _same_padding(length: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -60,10 +61,10 @@ class Window:
                 *_same_padding(size[0], extent[0], stride[0]),
                 *_same_padding(size[1], extent[1], stride[1]),
             )
-        elif not isinstance(padding, str | int) and len(padding) == 4:
+        elif isinstance(padding, Sequence) and not isinstance(padding, str) and len(padding) == 4:
             top_bottom, left_right = pair(padding[:2], "padding", 0), pair(padding[2:], "padding", 0)
             sides = (*top_bottom, *left_right)
-        elif isinstance(padding, str) or (not isinstance(padding, int) and len(padding) != 2):
+        elif isinstance(padding, str) or (isinstance(padding, Sequence) and len(padding) != 2):
             raise ValueError(
                 f'padding must be an int, (h, w), (top, bottom, left, right), "same" or "valid", got {padding!r}'
             )
@@ -99,16 +100,15 @@ class Window:
     def _outputs(self, axis: str, length: int, before: int, after: int, which: int) -> int:
         extent, stride = self.extent[which], self.stride[which]
         room = length + before + after - extent
-        if room < 0:
+        count = (-(-room // stride) if self.ceil_mode else room // stride) + 1
+        if count < 1:
             raise ValueError(
                 f"a window of {axis} {extent} does not fit: ({axis} + padding - window) / stride + 1 = "
                 f"({length} + {before + after} - {extent}) / {stride} + 1 < 1; "
                 f"use a smaller kernel_size or dilation, or a padding of at least {-room} more in all"
             )
-        if not self.ceil_mode:
-            return room // stride + 1
-        count = -(-room // stride) + 1
-        return count - 1 if (count - 1) * stride >= length + before else count
+        starts_in_far_padding = self.ceil_mode and (count - 1) * stride >= length + before
+        return count - starts_in_far_padding
 
     def transposed_size(self, size: Size, output_padding: Size) -> Size:
         """(H, W) that a transposed convolution makes of an input plane of (P, Q): the size that this window maps back.

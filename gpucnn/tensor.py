@@ -11,9 +11,8 @@ import builtins
 import heapq
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ContextDecorator
-from contextvars import ContextVar, Token
-from types import TracebackType
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Self
 
 import numpy as np
@@ -27,20 +26,14 @@ _grad_enabled: ContextVar[bool] = ContextVar("gpucnn_grad_enabled", default=True
 _DTYPES = "float32, float64, int8 … int64, uint8 or bool"
 
 
-class no_grad(ContextDecorator):
+@contextmanager
+def no_grad() -> Iterator[None]:
     """Record nothing inside: a with block or a decorator. Saves the memory that a backward pass would need."""
-
-    def __init__(self) -> None:
-        self._tokens: list[Token[bool]] = []
-
-    def __enter__(self) -> no_grad:
-        self._tokens.append(_grad_enabled.set(False))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        _grad_enabled.reset(self._tokens.pop())
+    token = _grad_enabled.set(False)
+    try:
+        yield
+    finally:
+        _grad_enabled.reset(token)
 
 
 def is_grad_enabled() -> bool:
@@ -115,9 +108,10 @@ def in_storage_order(function: Callable[..., Array], *operands: Any) -> Array:
     With four axes it works on the [N,H,W,C] views: contiguous for arrays that are stored channels-last, and what comes
     out is channels-last too. (NumPy would keep the layout by itself, CuPy would not.)
     """
-    if max((getattr(a, "ndim", 0) for a in operands), default=0) != 4:
-        return function(*operands)
-    return function(*(_channels_last_view(a) for a in operands)).transpose(0, 3, 1, 2)
+    with np.errstate(all="ignore"):  # infinity and NaN are values, as in PyTorch
+        if max((getattr(a, "ndim", 0) for a in operands), default=0) != 4:
+            return function(*operands)
+        return function(*(_channels_last_view(a) for a in operands)).transpose(0, 3, 1, 2)
 
 
 def _channels_last_view(a: Any) -> Any:
@@ -235,10 +229,8 @@ class Tensor:
             if value is not None:
                 raise RuntimeError("a tensor with requires_grad=False can't have a gradient")
             return
-        if value is not None and (value.shape != self.shape or value.dtype != self.dtype):
-            raise ValueError(
-                f"a gradient for a {self.dtype} tensor of shape {self.shape} can't be {value.dtype} {value.shape}"
-            )
+        if value is not None:
+            self._check_gradient(value)
         self._node.gradient = None if value is None else value.array
 
     def retain_grad(self) -> None:
@@ -317,9 +309,11 @@ class Tensor:
 
     def move_(self, target: str | Backend | np.dtype[Any] | type) -> Self:
         """`to` in place, for a leaf: its gradient is forgotten. A dtype changes a floating tensor only."""
+        moved = self.detach().to(target)
+        if self.dtype.kind == "f" and moved.dtype.kind != "f":
+            raise TypeError(f"move_: a {self.dtype} tensor can become float32 or float64, not {moved.dtype}")
         requires_grad = self.requires_grad
         self.requires_grad = False
-        moved = self.detach().to(target)
         if moved.dtype == self.dtype or self.dtype.kind == "f":
             self.array, self.backend = moved.array, moved.backend
         self.requires_grad = requires_grad
@@ -352,20 +346,24 @@ class Tensor:
                 )
             seed = self.backend.xp.ones_like(self.array)
         else:
-            if not isinstance(gradient, Tensor):
-                raise TypeError(f"gradient must be a Tensor, got {type(gradient).__name__}")
-            if gradient.shape != self.shape or gradient.dtype != self.dtype:
-                raise ValueError(
-                    f"gradient is {gradient.dtype} of shape {gradient.shape}, "
-                    f"but the tensor is {self.dtype} of shape {self.shape}"
-                )
-            if gradient.backend is not self.backend:
-                raise ValueError(
-                    f"gradient is on {gradient.backend.name}, the tensor on {self.backend.name}; "
-                    f"use gradient.to({self.backend.name!r})"
-                )
+            self._check_gradient(gradient)
             seed = gradient.array
-        self._node.backward(seed, retain_graph)
+        with np.errstate(all="ignore"):
+            self._node.backward(seed, retain_graph)
+
+    def _check_gradient(self, gradient: Any) -> None:
+        if not isinstance(gradient, Tensor):
+            raise TypeError(f"a gradient must be a Tensor, got {type(gradient).__name__}")
+        if gradient.shape != self.shape or gradient.dtype != self.dtype:
+            raise ValueError(
+                f"the gradient is {gradient.dtype} of shape {gradient.shape}, "
+                f"but the tensor is {self.dtype} of shape {self.shape}"
+            )
+        if gradient.backend is not self.backend:
+            raise ValueError(
+                f"the gradient is on {gradient.backend.name}, the tensor on {self.backend.name}; "
+                f"use gradient.to({self.backend.name!r})"
+            )
 
     # -- operators and methods: functional's, under PyTorch's names ------------------------------------
 
@@ -430,8 +428,8 @@ class Tensor:
         return F.index(self, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        if self.requires_grad:
-            raise RuntimeError("a tensor that requires a gradient can't be changed in place; use detach() or no tape")
+        if self.requires_grad and is_grad_enabled():
+            raise RuntimeError("a tensor that requires a gradient can be changed in place only inside no_grad()")
         self.array[F.host_index(index)] = value.array if isinstance(value, Tensor) else value
 
     def matmul(self, other: Tensor) -> Tensor:
@@ -504,7 +502,7 @@ class Tensor:
 
     def reshape(self, *shape: Any) -> Tensor:
         """`functional.reshape`."""
-        return F.reshape(self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        return F.reshape(self, _size(shape))
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
         """`functional.flatten`."""
@@ -516,7 +514,7 @@ class Tensor:
 
     def permute(self, *dims: Any) -> Tensor:
         """`functional.permute`."""
-        return F.permute(self, dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims)
+        return F.permute(self, _size(dims))
 
     def transpose(self, dim0: int, dim1: int) -> Tensor:
         """`functional.transpose`."""
@@ -530,9 +528,9 @@ class Tensor:
         """`functional.unsqueeze`."""
         return F.unsqueeze(self, dim)
 
-    def expand(self, *shape: int) -> Tensor:
+    def expand(self, *shape: Any) -> Tensor:
         """`functional.expand`."""
-        return F.expand(self, shape)
+        return F.expand(self, _size(shape))
 
     def clone(self) -> Tensor:
         """A copy with its own memory; the gradient goes through."""
@@ -580,7 +578,8 @@ def full(
 
 
 def _size(size: tuple[Any, ...]) -> Sequence[int]:
-    return size[0] if len(size) == 1 and not isinstance(size[0], int) else size
+    """(2, 3) from the arguments (2, 3) as well as from ((2, 3),)."""
+    return size[0] if len(size) == 1 and isinstance(size[0], Sequence) else size
 
 
 def zeros(*size: Any, **options: Any) -> Tensor:

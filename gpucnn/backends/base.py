@@ -70,7 +70,7 @@ class Backend(ABC):
     def contiguous(self, array: Array) -> Array:
         """The array itself if it is dense and in conventional order (four axes: channels-last), else a copy."""
         if array.ndim != 4:
-            return self.xp.ascontiguousarray(array)
+            return self.xp.asarray(array, order="C")  # ascontiguousarray would give a single number an axis
         return self.xp.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
     # -- convolution -----------------------------------------------------------------------------------
@@ -185,8 +185,8 @@ class Backend(ABC):
     ) -> tuple[Array, Array]:
         """(loss [M], logsumexp [M]) of logits [M,C], labels int [M] in 0…C−1 or ignore_index (loss 0).
 
-        loss = (1 − smoothing)·weight[label]·(lse − logits[label]) + smoothing/C·Σ_c weight[c]·(lse − logits[c]).
-        Stable for logits of any size.
+        With z = logits − max_c logits, logsumexp = log Σ_c exp(z): small, so that nothing is lost for logits of any size.
+        loss = (1 − smoothing)·weight[label]·(logsumexp − z[label]) + smoothing/C·Σ_c weight[c]·(logsumexp − z[c]).
         """
 
     @abstractmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from gpucnn.backends import ACTIVATIONS, Array
 from gpucnn.functional import validate
 from gpucnn.random import Generator, default_generator
@@ -103,8 +105,9 @@ def softmax(input: Tensor, dim: int) -> Tensor:
     backend = validate.floating("softmax", input=input)
     axis = validate.axis("softmax", dim, input.ndim)
     x = input.array
-    y = backend.xp.exp(x - _max(x, axis))
-    y /= y.sum(axis=axis, keepdims=True)
+    with np.errstate(all="ignore"):
+        y = backend.xp.exp(x - _max(x, axis))
+        y /= y.sum(axis=axis, keepdims=True)
     result = record(backend, y, (input, lambda dy: y * (dy - (dy * y).sum(axis=axis, keepdims=True))))
     return _squashed("softmax", result)
 
@@ -114,8 +117,9 @@ def log_softmax(input: Tensor, dim: int) -> Tensor:
     backend = validate.floating("log_softmax", input=input)
     axis = validate.axis("log_softmax", dim, input.ndim)
     x = input.array
-    shifted = x - _max(x, axis)
-    y = shifted - backend.xp.log(backend.xp.exp(shifted).sum(axis=axis, keepdims=True))
+    with np.errstate(all="ignore"):
+        shifted = x - _max(x, axis)
+        y = shifted - backend.xp.log(backend.xp.exp(shifted).sum(axis=axis, keepdims=True))
     return record(backend, y, (input, lambda dy: dy - backend.xp.exp(y) * dy.sum(axis=axis, keepdims=True)))
 
 

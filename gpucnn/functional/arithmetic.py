@@ -148,27 +148,14 @@ def log(input: Tensor) -> Tensor:
     """The natural logarithm; −inf at 0 and NaN below, without a warning, as in PyTorch."""
     backend = validate.floating("log", input=input)
     x = input.array
-    with np.errstate(divide="ignore", invalid="ignore"):
-        y = in_storage_order(backend.xp.log, x)
-
-    def slope() -> Array:
-        with np.errstate(divide="ignore"):
-            return in_storage_order(lambda a: 1 / a, x)
-
-    return _unary("log", input, y, slope)
+    return _unary("log", input, in_storage_order(backend.xp.log, x), lambda: in_storage_order(lambda a: 1 / a, x))
 
 
 def sqrt(input: Tensor) -> Tensor:
     """The square root; NaN below 0, without a warning."""
     backend = validate.floating("sqrt", input=input)
-    with np.errstate(invalid="ignore"):
-        y = in_storage_order(backend.xp.sqrt, input.array)
-
-    def slope() -> Array:
-        with np.errstate(divide="ignore"):
-            return in_storage_order(lambda a: 0.5 / a, y)
-
-    return _unary("sqrt", input, y, slope)
+    y = in_storage_order(backend.xp.sqrt, input.array)
+    return _unary("sqrt", input, y, lambda: in_storage_order(lambda a: 0.5 / a, y))
 
 
 def clamp(input: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
@@ -203,7 +190,8 @@ def sum(input: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = F
     backend = validate.one_backend("sum", input=input)
     chosen = validate.axes("sum", dim, input.ndim)
     x = input.array
-    y = x.sum(axis=chosen, keepdims=keepdim)
+    with np.errstate(all="ignore"):
+        y = x.sum(axis=chosen, keepdims=keepdim)
     return record(backend, y, (input, lambda dy: _expanded(backend, dy, x, chosen)))
 
 

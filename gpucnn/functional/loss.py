@@ -29,6 +29,14 @@ def _same_shape(op: str, input: Tensor, target: Tensor, reduction: str, weight: 
     return backend
 
 
+def _broadcasts(op: str, name: str, weight: Tensor | None, shape: tuple[int, ...]) -> None:
+    if weight is None:
+        return
+    extra = len(shape) - weight.ndim
+    if extra < 0 or any(n not in (1, m) for n, m in zip(weight.shape, shape[extra:], strict=True)):
+        raise ValueError(f"{op}: {name} of shape {weight.shape} does not broadcast to the input's {shape}")
+
+
 def _wants_logits(op: str, input: Tensor) -> None:
     if input._node is not None and input._node.squashed_by:
         warnings.warn(
@@ -184,6 +192,7 @@ def binary_cross_entropy(
     """
     op = "binary_cross_entropy"
     backend = _same_shape(op, input, target, reduction, weight)
+    _broadcasts(op, "weight", weight, input.shape)
     p = input.array
     if bool(((p < 0) | (p > 1)).any()):
         raise ValueError(
@@ -194,18 +203,16 @@ def binary_cross_entropy(
     log_floor = -100.0
 
     def value(a: Array, b: Array) -> Array:
-        with np.errstate(divide="ignore"):
-            log_p = backend.xp.maximum(backend.xp.log(a), log_floor)
-            log_q = backend.xp.maximum(backend.xp.log1p(-a), log_floor)
+        log_p = backend.xp.maximum(backend.xp.log(a), log_floor)
+        log_q = backend.xp.maximum(backend.xp.log1p(-a), log_floor)
         return -(b * log_p + (1 - b) * log_q)
 
     def share_input(d: Array, a: Array, b: Array) -> Array:
         return d * (a - b) / backend.xp.maximum(a * (1 - a), 1e-12)
 
     def share_target(d: Array, a: Array) -> Array:
-        with np.errstate(divide="ignore"):
-            log_p = backend.xp.maximum(backend.xp.log(a), log_floor)
-            return d * (backend.xp.maximum(backend.xp.log1p(-a), log_floor) - log_p)
+        log_p = backend.xp.maximum(backend.xp.log(a), log_floor)
+        return d * (backend.xp.maximum(backend.xp.log1p(-a), log_floor) - log_p)
 
     losses = record(
         backend,
@@ -230,6 +237,8 @@ def binary_cross_entropy_with_logits(
     op = "binary_cross_entropy_with_logits"
     backend = _same_shape(op, input, target, reduction)
     validate.floating(op, input=input, weight=weight, pos_weight=pos_weight)
+    _broadcasts(op, "weight", weight, input.shape)
+    _broadcasts(op, "pos_weight", pos_weight, input.shape)
     _wants_logits(op, input)
     x, t = input.array, target.array
     extra = 0.0 if pos_weight is None else pos_weight.array - 1

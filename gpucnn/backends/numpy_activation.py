@@ -1,0 +1,107 @@
+"""The activations in NumPy: for each kind, f and the derivative that its backward pass multiplies dy with."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gpucnn.backends.base import Array
+from gpucnn.backends.numpy_elementwise import BLOCK, in_blocks, select
+from gpucnn.backends.numpy_special import erf
+
+SQRT_HALF = math.sqrt(0.5)
+SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+TANH_CUBIC = 0.044715
+ZEROS = {np.dtype(dtype): np.zeros(2 * BLOCK, dtype) for dtype in (np.float32, np.float64)}
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(−x)), by exp of −|x| alone so that nothing overflows."""
+    decay = np.exp(-np.abs(x))
+    return np.where(x < 0, decay, np.ones_like(decay)) / (1 + decay)
+
+
+def activation_forward(x: Array, kind: str, parameter: float) -> Array:
+    y = np.empty_like(x)
+    if kind in ("relu", "relu6"):
+        limit = 6 if kind == "relu6" else None
+        in_blocks(lambda x, y: clamp(x, limit, y), x, y)
+    else:
+        in_blocks(lambda x, y: np.copyto(y, value(x, kind, parameter)), x, y)
+    return y
+
+
+def activation_backward(dy: Array, saved: Array, kind: str, parameter: float) -> Array:
+    dx = np.empty_like(dy)
+    if kind == "relu":
+        in_blocks(lambda dy, y, dx: select(y > 0, dy, dx), dy, saved, dx)
+    elif kind == "relu6":
+        in_blocks(lambda dy, y, dx: select((y > 0) & (y < 6), dy, dx), dy, saved, dx)
+    else:
+        in_blocks(lambda dy, x, dx: np.multiply(dy, derivative(x, kind, parameter), out=dx), dy, saved, dx)
+    return dx
+
+
+def clamp(x: Array, limit: float | None, y: Array) -> None:
+    """y = max(x, 0), or min of that and the limit. NumPy takes a fast path only where both operands are arrays."""
+    np.maximum(x, ZEROS[x.dtype][: x.size], out=y)
+    y += 0.0  # of −0.0 and 0.0 either may be the maximum; the sum is 0.0
+    if limit is not None:
+        np.minimum(y, limit, out=y)
+
+
+def value(x: Array, kind: str, parameter: float) -> Array:
+    if kind == "sigmoid":
+        return sigmoid(x)
+    if kind == "tanh":
+        return np.tanh(x)
+    if kind == "leaky_relu":
+        return np.where(x > 0, x, parameter * x)
+    if kind == "elu":
+        return np.where(x > 0, x, parameter * np.expm1(np.minimum(x, 0)))
+    if kind == "gelu":
+        return 0.5 * x * (1 + erf(x * SQRT_HALF))
+    if kind == "gelu_tanh":
+        return 0.5 * x * (1 + np.tanh(_gelu_argument(x)))
+    if kind == "silu":
+        return x * sigmoid(x)
+    if kind == "hardswish":
+        return x * np.clip(x + 3, 0, 6) / 6
+    if kind == "hardsigmoid":
+        return np.clip(x + 3, 0, 6) / 6
+    assert kind == "softplus"
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(parameter * x))) / parameter
+
+
+def derivative(saved: Array, kind: str, parameter: float) -> Array:
+    """f' from the input or, for sigmoid and tanh, the output."""
+    if kind == "sigmoid":
+        return saved * (1 - saved)
+    if kind == "tanh":
+        return 1 - saved * saved
+    x = saved
+    if kind == "leaky_relu":
+        return np.where(x > 0, x.dtype.type(1), x.dtype.type(parameter))
+    if kind == "elu":
+        return np.where(x > 0, x.dtype.type(1), parameter * np.exp(np.minimum(x, 0)))
+    if kind == "gelu":
+        density = np.exp(-0.5 * x * x) * (0.5 * SQRT_2_OVER_PI)
+        return 0.5 * (1 + erf(x * SQRT_HALF)) + x * density
+    if kind == "gelu_tanh":
+        t = np.tanh(_gelu_argument(x))
+        slope = SQRT_2_OVER_PI * (1 + 3 * TANH_CUBIC * x * x)
+        return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * slope
+    if kind == "silu":
+        s = sigmoid(x)
+        return s * (1 + x * (1 - s))
+    if kind == "hardswish":
+        return np.where(x <= -3, x.dtype.type(0), np.where(x < 3, x / 3 + 0.5, x.dtype.type(1)))
+    if kind == "hardsigmoid":
+        return np.where((x > -3) & (x < 3), x.dtype.type(1 / 6), x.dtype.type(0))
+    assert kind == "softplus"
+    return sigmoid(parameter * x)
+
+
+def _gelu_argument(x: Array) -> Array:
+    return SQRT_2_OVER_PI * (x + TANH_CUBIC * x * x * x)

@@ -1,0 +1,255 @@
+"""The NumPy backend: trains on any machine, and is the numerical reference of the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from gpucnn.backends import numpy_activation, numpy_conv, numpy_elementwise, numpy_pool
+from gpucnn.backends.base import Array, Backend, Divisor
+from gpucnn.backends.numpy_special import philox_words
+from gpucnn.geometry import Size, Window
+
+
+class NumpyBackend(Backend):
+    """Vectorised NumPy and BLAS, float32 and float64."""
+
+    name = "numpy"
+    xp = np
+
+    # -- arrays -------------------------------------------------------------------------------------------------------
+
+    def asarray(self, data: Any, dtype: Any = None) -> Array:
+        array = np.asarray(data, dtype)
+        return indexed(storage(array))
+
+    def to_numpy(self, array: Array) -> Any:
+        return array
+
+    def synchronize(self) -> None:
+        pass
+
+    # -- convolution --------------------------------------------------------------------------------------------------
+
+    def conv2d_forward(self, x: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
+        return numpy_conv.conv2d_forward(x, w, b, window, groups)
+
+    def conv2d_backward_input(self, dy: Array, w: Array, window: Window, groups: int, size: Size) -> Array:
+        return numpy_conv.conv2d_backward_input(dy, w, window, groups, size)
+
+    def conv2d_backward_weight(self, dy: Array, x: Array, window: Window, groups: int) -> Array:
+        return numpy_conv.conv2d_backward_weight(dy, x, window, groups)
+
+    def bias_backward(self, dy: Array) -> Array:
+        return numpy_elementwise.channel_sums(storage(dy))
+
+    # -- pooling ------------------------------------------------------------------------------------------------------
+
+    def max_pool2d_forward(
+        self, x: Array, window: Window, mode: Literal["max", "min"], need_tap: bool
+    ) -> tuple[Array, Array | None]:
+        return numpy_pool.max_pool2d_forward(x, window, mode, need_tap)
+
+    def max_pool2d_backward(self, dy: Array, tap: Array, window: Window, size: Size) -> Array:
+        return numpy_pool.max_pool2d_backward(dy, tap, window, size)
+
+    def avg_pool2d_forward(self, x: Array, window: Window, divisor: Divisor) -> Array:
+        return numpy_pool.avg_pool2d_forward(x, window, divisor)
+
+    def avg_pool2d_backward(self, dy: Array, window: Window, divisor: Divisor, size: Size) -> Array:
+        return numpy_pool.avg_pool2d_backward(dy, window, divisor, size)
+
+    # -- elementwise --------------------------------------------------------------------------------------------------
+
+    def activation_forward(self, x: Array, kind: str, parameter: float) -> Array:
+        return indexed(numpy_activation.activation_forward(storage(x), kind, parameter))
+
+    def activation_backward(self, dy: Array, saved: Array, kind: str, parameter: float) -> Array:
+        return indexed(numpy_activation.activation_backward(storage(dy), storage(saved), kind, parameter))
+
+    def dropout(self, x: Array, p: float, seed: int, offset: int) -> Array:
+        if p == 1:
+            return indexed(np.zeros_like(storage(x)))
+        stored = storage(x)
+        kept = philox_words(stored.size, seed, offset) >> 8 >= math.ceil(p * 2**24)
+        y = np.where(kept.reshape(stored.shape), stored * x.dtype.type(1 / (1 - p)), x.dtype.type(0))
+        return indexed(y)
+
+    # -- batch normalisation ------------------------------------------------------------------------------------------
+
+    def batch_norm_statistics(self, x: Array) -> tuple[Array, Array]:
+        return numpy_elementwise.batch_norm_statistics(storage(x))
+
+    def batch_norm_forward(
+        self, x: Array, mean: Array, invstd: Array, weight: Array | None, bias: Array | None
+    ) -> Array:
+        return indexed(numpy_elementwise.batch_norm_forward(storage(x), mean, invstd, weight, bias))
+
+    def batch_norm_backward(
+        self, dy: Array, x: Array, mean: Array, invstd: Array, weight: Array | None, training: bool
+    ) -> tuple[Array, Array, Array]:
+        dx, dweight, dbias = numpy_elementwise.batch_norm_backward(
+            storage(dy), storage(x), mean, invstd, weight, training
+        )
+        return indexed(dx), dweight, dbias
+
+    # -- products and losses ------------------------------------------------------------------------------------------
+
+    def matmul(self, a: Array, b: Array, trans_a: bool = False, trans_b: bool = False) -> Array:
+        a = a.swapaxes(-1, -2) if trans_a else a
+        b = b.swapaxes(-1, -2) if trans_b else b
+        return (
+            indexed(numpy_elementwise.matmul(a, b))
+            if max(a.ndim, b.ndim) != 4
+            else self.contiguous(numpy_elementwise.matmul(a, b))
+        )
+
+    def softmax_cross_entropy_forward(
+        self, logits: Array, labels: Array, weight: Array | None, smoothing: float, ignore_index: int
+    ) -> tuple[Array, Array]:
+        logits = logits - logits.max(axis=1, keepdims=True)
+        logsumexp = np.log(np.exp(logits).sum(axis=1))
+        rows, target, share = self._targets(logits, labels, weight, smoothing, ignore_index)
+        loss = share * (logsumexp - logits[rows, target])
+        if smoothing:
+            surprise = logsumexp[:, None] - logits
+            spread = surprise.sum(axis=1) if weight is None else surprise @ weight
+            loss += np.where(labels == ignore_index, 0, smoothing / logits.shape[1] * spread).astype(logits.dtype)
+        return loss, logsumexp
+
+    def softmax_cross_entropy_backward(
+        self,
+        dloss: Array,
+        logits: Array,
+        logsumexp: Array,
+        labels: Array,
+        weight: Array | None,
+        smoothing: float,
+        ignore_index: int,
+    ) -> Array:
+        rows, target, share = self._targets(logits, labels, weight, smoothing, ignore_index)
+        probability = np.exp(logits - logits.max(axis=1, keepdims=True) - logsumexp[:, None])
+        dlogits = probability * share[:, None]
+        dlogits[rows, target] -= share
+        if smoothing:
+            spread = weight if weight is not None else np.ones(logits.shape[1], logits.dtype)
+            even = (smoothing / logits.shape[1]) * (probability * spread.sum() - spread)
+            dlogits += np.where(labels[:, None] == ignore_index, 0, even).astype(logits.dtype)
+        dlogits *= dloss[:, None]
+        return dlogits
+
+    @staticmethod
+    def _targets(
+        logits: Array, labels: Array, weight: Array | None, smoothing: float, ignore_index: int
+    ) -> tuple[Array, Array, Array]:
+        """(row numbers, labels with 0 for the ignored, the weight of each row's own class: 0 for the ignored)."""
+        counted = labels != ignore_index
+        target = np.where(counted, labels, 0)
+        share = counted.astype(logits.dtype) * (1 - smoothing)
+        return np.arange(len(labels)), target, share if weight is None else share * weight[target]
+
+    # -- indexing -----------------------------------------------------------------------------------------------------
+
+    def index_backward(self, dy: Array, index: Any, shape: tuple[int, ...]) -> Array:
+        dx = self.contiguous(np.zeros(shape, dy.dtype)) if shape else np.zeros(shape, dy.dtype)
+        np.add.at(dx, index, dy)
+        return dx
+
+    # -- optimisers ---------------------------------------------------------------------------------------------------
+
+    def sgd_update(
+        self,
+        parameters: Sequence[Array],
+        gradients: Sequence[Array],
+        moments: Sequence[Array | None],
+        *,
+        lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> list[Array | None]:
+        updated: list[Array | None] = []
+        for w, g, m in zip(parameters, gradients, moments, strict=True):
+            if weight_decay:
+                g = g + weight_decay * w
+            if momentum:
+                if m is None:
+                    m = g.copy(order="K")
+                else:
+                    m *= momentum
+                    m += (1 - dampening) * g
+                g = g + momentum * m if nesterov else m
+            w -= lr * g
+            updated.append(m)
+        return updated
+
+    def adam_update(
+        self,
+        parameters: Sequence[Array],
+        gradients: Sequence[Array],
+        exp_avgs: Sequence[Array],
+        exp_avg_sqs: Sequence[Array],
+        *,
+        step: int,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+    ) -> None:
+        correction1, correction2 = 1 - betas[0] ** step, 1 - betas[1] ** step
+        for w, g, m, v in zip(parameters, gradients, exp_avgs, exp_avg_sqs, strict=True):
+            if decoupled:
+                w *= 1 - lr * weight_decay
+            elif weight_decay:
+                g = g + weight_decay * w
+            m *= betas[0]
+            m += (1 - betas[0]) * g
+            v *= betas[1]
+            v += (1 - betas[1]) * (g * g)
+            w -= (lr / correction1) * m / (np.sqrt(v) / math.sqrt(correction2) + eps)
+
+    def rmsprop_update(
+        self,
+        parameters: Sequence[Array],
+        gradients: Sequence[Array],
+        square_avgs: Sequence[Array],
+        moments: Sequence[Array | None],
+        *,
+        lr: float,
+        alpha: float,
+        eps: float,
+        weight_decay: float,
+        momentum: float,
+    ) -> list[Array | None]:
+        updated: list[Array | None] = []
+        for w, g, v, m in zip(parameters, gradients, square_avgs, moments, strict=True):
+            if weight_decay:
+                g = g + weight_decay * w
+            v *= alpha
+            v += (1 - alpha) * (g * g)
+            step = g / (np.sqrt(v) + eps)
+            if momentum:
+                if m is None:
+                    m = step
+                else:
+                    m *= momentum
+                    m += step
+                step = m
+            w -= lr * step
+            updated.append(m)
+        return updated
+
+
+def storage(x: Array) -> Array:
+    """The array in storage order and dense: [N,H,W,C] for four axes."""
+    return np.asarray(x.transpose(0, 2, 3, 1) if x.ndim == 4 else x, order="C")
+
+
+def indexed(x: Array) -> Array:
+    """The inverse view of `storage`."""
+    return x.transpose(0, 3, 1, 2) if x.ndim == 4 else x

@@ -1,0 +1,354 @@
+"""Convolution in NumPy: blocks of im2col and GEMM on channels-last arrays.
+
+The output is cut into blocks whose im2col matrix fits a core's L2 cache. Its rows are output pixels, each with the R·S·C
+inputs under the filter, copied in runs of S·C floats; times the filters it is the block of y, in place.
+
+With few channels those runs are short and the product is narrow. Then a row serves `side` neighbouring output pixels at
+once: it holds the R·span·C inputs under all of them, and the filters become a banded matrix that yields side·K outputs.
+That copies less and multiplies more; `best_side` weighs the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from math import gcd
+
+import numpy as np
+
+from gpucnn.backends.base import Array
+from gpucnn.backends.numpy_elementwise import pixels
+from gpucnn.backends.numpy_parallel import scratch, workers
+from gpucnn.geometry import Size, Window
+
+# Each product copies the filters into OpenBLAS's own layout, so blocks are large: three times L2, a tenth of L3.
+BLOCK_BYTES = 3 << 20
+# Multiply-adds of a block, some 100 µs: with fewer, waking another thread would cost more than it saves.
+BLOCK_WORK = 4_000_000
+# The partial weight gradients of all blocks take no more than this.
+PARTIAL_BYTES = 1 << 24
+
+
+def channels_last(x: Array) -> Array:
+    """The dense [N,H,W,C] array that holds x [N,C,H,W]: a view where x is stored channels-last, else a copy."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+# -- im2col ------------------------------------------------------------------------------------------------------------
+
+
+class Columns:
+    """The im2col matrix of x [N,H,W,C] for [N,P,Q,K] outputs, made block by block.
+
+    The padding of `window` says where the first window starts and may be negative; where the last one ends follows from
+    `out`. A block is (first image, end, first row of outputs, end).
+    """
+
+    def __init__(self, x: Array, window: Window, out: Size, filters: int, groups: int) -> None:
+        n, _, w, c = x.shape
+        self.x, self.window, self.out, self.filters, self.groups = x, window, out, filters, groups
+        # The columns of x that a row of the matrix for `side` outputs reads; of a whole line, only those that exist.
+        self.side, self.first, self.span = 1, -window.padding[2], window.kernel[1]
+        if groups == 1 and window.dilation[1] == 1 and window.taps > 1:
+            self.side, self.first, self.span = best_side(window, w, out[1], c, filters, x.itemsize)
+        self.depth = window.kernel[0] * self.span * c // groups
+        self.blocks = self._cut(n)
+
+    def _cut(self, n: int) -> list[tuple[int, int, int, int]]:
+        """Whole images while several fit a block, else strips of rows of one image."""
+        p, q = self.out
+        row_bytes = q // self.side * self.depth * self.groups * self.x.itemsize
+        filter_bytes = self.depth * self.filters * self.x.itemsize
+        # A product with large filters reads them whole for each block, which must be large enough to be worth it.
+        rows = max(BLOCK_BYTES, filter_bytes // 2) // max(row_bytes, 1)
+        if rows < p:
+            strips = -(-p // max(rows, 1))
+            edges = [p * i // strips for i in range(strips + 1)]
+            return [(i, i + 1, first, end) for i in range(n) for first, end in pairwise(edges)]
+        work = n * p * q // self.side * self.depth * self.side * self.filters // self.groups
+        blocks = max(-(-n * p // rows), min(work // BLOCK_WORK, 8, n), 1)
+        edges = [n * i // blocks for i in range(blocks + 1)]
+        return [(first, end, 0, p) for first, end in pairwise(edges)] if n else []
+
+    def matrix(self, block: tuple[int, int, int, int]) -> Array:
+        """The block's im2col matrices [G, rows, R·span·C/G]. The next call of this thread overwrites them."""
+        n0, n1, p0, p1 = block
+        r, (th, tw), (dh, dw), g = self.window.kernel[0], self.window.stride, self.window.dilation, self.groups
+        frame = self.frame(block)
+        sn, sh, sw, sc = frame.strides
+        c = frame.shape[3] // g
+        rows = (n1 - n0) * (p1 - p0) * (self.out[1] // self.side)
+        if self.window.taps == self.side == g == th == tw == 1:
+            return frame.reshape(1, rows, c)  # a 1×1 filter reads the pixels as they are
+        # What lies side by side in memory is one element: NumPy copies that faster than a loop of floats.
+        together = self.span if g == dw == 1 else 1
+        run = np.dtype((np.void, together * c * frame.itemsize))
+        shape = (g, n1 - n0, p1 - p0, self.out[1] // self.side, r, self.span // together)
+        strides = (c * sc, sn, th * sh, self.side * tw * sw, dh * sh, dw * sw)
+        columns = scratch("columns", (g, rows, self.depth), frame.dtype)
+        # np.ndarray wants dense memory: a frame that is not is a part of x.
+        dense = frame if frame.flags.c_contiguous else self.x
+        offset = frame.__array_interface__["data"][0] - dense.__array_interface__["data"][0]
+        np.copyto(columns.view(run).reshape(shape), np.ndarray(shape, run, dense, offset, strides))
+        return columns
+
+    def frame(self, block: tuple[int, int, int, int]) -> Array:
+        """All input pixels that the block's windows cover, with 0 for those outside of the plane."""
+        n0, n1, p0, p1 = block
+        x = self.x[n0:n1]
+        top, stride, extent = self.window.padding[0], self.window.stride, self.window.extent[0]
+        h0, w0 = p0 * stride[0] - top, self.first
+        h1 = (p1 - 1) * stride[0] - top + extent
+        w1 = w0 + (self.out[1] - self.side) * stride[1] + (self.span - 1) * self.window.dilation[1] + 1
+        _, h, w, c = x.shape
+        if h0 >= 0 and w0 >= 0 and h1 <= h and w1 <= w:
+            return x[:, h0:h1, w0:w1]
+        frame = scratch("frame", (n1 - n0, h1 - h0, w1 - w0, c), x.dtype)
+        frame.fill(0)
+        inside = x[:, max(h0, 0) : max(h1, 0), max(w0, 0) : max(w1, 0)]
+        row, column = max(-h0, 0), max(-w0, 0)
+        frame[:, row : row + inside.shape[1], column : column + inside.shape[2]] = inside
+        return frame
+
+    def banded(self, w: Array) -> Array:
+        """The filters [K,C/G,R,S] as the matrices [G, R·span·C/G, side·K/G] that belong to `matrix`."""
+        k, c, r, s = w.shape
+        by_group = np.ascontiguousarray(w.transpose(0, 2, 3, 1)).reshape(self.groups, k // self.groups, r * s * c)
+        if self.side == 1 and self.span == s:
+            # Filters in rows of K multiply a tenth faster: worth a copy unless they meet few pixels.
+            transposed = by_group.transpose(0, 2, 1)
+            return np.ascontiguousarray(transposed) if len(self.x) * self.out[0] * self.out[1] > 1000 else transposed
+        band = np.zeros((r, self.span, c, self.side, k), w.dtype)
+        for j, taps, columns in self._bands():
+            band[:, columns, :, j] = w[:, :, :, taps].transpose(2, 3, 1, 0)
+        return band.reshape(1, self.depth, self.side * k)
+
+    def unbanded(self, dband: Array) -> Array:
+        """The gradient of `banded`, given transposed: dw [K,C/G,R,S] from [G, side·K/G, R·span·C/G]."""
+        r, s = self.window.kernel
+        bands = dband.reshape(self.side, self.filters, r, self.span, -1)
+        dw = np.zeros((self.filters, r, s, bands.shape[-1]), dband.dtype)
+        for j, taps, columns in self._bands():
+            dw[:, :, taps] += bands[j][:, :, columns]
+        return dw.transpose(0, 3, 1, 2)
+
+    def _bands(self) -> Iterator[tuple[int, slice, slice]]:
+        """For each of the `side` outputs: (its number, the taps within the span, their columns in the span)."""
+        for j in range(self.side):
+            start = j * self.window.stride[1] - self.window.padding[2] - self.first
+            first = max(-start, 0)
+            end = max(min(self.span - start, self.window.kernel[1]), first)
+            yield j, slice(first, end), slice(start + first, start + end)
+
+
+def best_side(window: Window, width: int, q: int, channels: int, filters: int, itemsize: int) -> tuple[int, int, int]:
+    """How many neighbouring outputs a row of the im2col matrix serves, a divisor of Q; and its first column and width.
+
+    A run costs 3 ns and then copies at 40 bytes/ns; a product does 208 bytes' worth of multiply-adds a ns, where
+    OpenBLAS works on 64 bytes of outputs at a time. Measured on one core of an EPYC 9004; only the ratios matter.
+    """
+
+    def columns(side: int) -> tuple[int, int]:
+        first = -window.padding[2]
+        end = first + (side - 1) * window.stride[1] + window.kernel[1]
+        return (max(first, 0), min(end, width)) if side == q and end > 0 else (first, end)
+
+    def cost(side: int) -> float:
+        first, end = columns(side)
+        run = (end - first) * channels
+        outputs = -(-side * filters * itemsize // 64) * 64 // itemsize
+        return (3 + run * itemsize / 40 + run * (outputs + 4) * itemsize / 208) / side
+
+    side = min((side for side in range(1, q + 1) if q % side == 0), key=cost)
+    first, end = columns(side)
+    return side, first, end - first
+
+
+# -- the three products ------------------------------------------------------------------------------------------------
+
+
+def conv2d_forward(x: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
+    out = window.output_size(x.shape[2:])
+    y = np.empty((x.shape[0], *out, w.shape[0]), x.dtype)
+    correlate(channels_last(x), w, b, window, groups, y)
+    return y.transpose(0, 3, 1, 2)
+
+
+def correlate(x: Array, w: Array, b: Array | None, window: Window, groups: int, y: Array) -> None:
+    """y [N,P,Q,K], which may be strided, becomes the correlation of x [N,H,W,C] with w [K,C/G,R,S], plus b."""
+    _, p, q, k = y.shape
+    if groups == k == x.shape[3] > 1:
+        depthwise(x, w, b, window, y)
+        return
+    columns = Columns(x, window, (p, q), k, groups)
+    filters = columns.banded(w)
+    bias = None if b is None else np.tile(b, (q, 1))
+    # Where large filters meet few pixels, each part of the filters is a job of its own.
+    parts = 4 if len(columns.blocks) < 4 and w.nbytes > BLOCK_BYTES and groups == columns.side == 1 and k >= 64 else 1
+
+    def job(i: int) -> None:
+        block, part = columns.blocks[i // parts], i % parts
+        n0, n1, p0, p1 = block
+        mine = slice(part * k // parts, (part + 1) * k // parts)
+        target = y[n0:n1, p0:p1, :, mine]
+        dense = target if groups == 1 and target.flags.c_contiguous else scratch("outputs", target.shape, y.dtype)
+        matrix = columns.matrix(block)
+        band = filters if parts == 1 else filters[:, :, mine]
+        if groups == 1:
+            np.matmul(matrix[0], band[0], out=dense.reshape(matrix.shape[1], band.shape[2]))
+        else:
+            dense.reshape(-1, groups, k // groups)[...] = np.matmul(matrix, band).transpose(1, 0, 2)
+        if bias is not None:
+            lines = dense.reshape((n1 - n0) * (p1 - p0), -1)
+            lines += bias[:, mine].reshape(-1)
+        if dense is not target:
+            np.copyto(pixels(target), pixels(dense))
+
+    workers.run(job, len(columns.blocks) * parts)
+
+
+def conv2d_backward_weight(dy: Array, x: Array, window: Window, groups: int) -> Array:
+    n, k, p, q = dy.shape
+    c = x.shape[1]
+    if n == 0:
+        return np.zeros((k, *window.kernel, c // groups), dy.dtype).transpose(0, 3, 1, 2)
+    dy, x = channels_last(dy), channels_last(x)
+    if groups == k == c > 1:
+        return depthwise_weight(dy, x, window)
+    columns = Columns(x, window, (p, q), k, groups)
+    shape = (groups, columns.side * k // groups, columns.depth)
+    # Each job sums several blocks, so that few partial gradients are kept; in which order depends on shapes alone.
+    most = max(2, min(16, PARTIAL_BYTES // (shape[1] * columns.depth * groups * dy.itemsize)))
+    jobs = min(len(columns.blocks), most)
+    partial = np.empty((jobs, *shape), dy.dtype)
+
+    def job(i: int) -> None:
+        blocks = columns.blocks[len(columns.blocks) * i // jobs : len(columns.blocks) * (i + 1) // jobs]
+        for number, block in enumerate(blocks):
+            n0, n1, p0, p1 = block
+            matrix = columns.matrix(block)
+            dy_rows = dy[n0:n1, p0:p1].reshape(matrix.shape[1], groups, shape[1]).transpose(1, 2, 0)
+            if number == 0:
+                np.matmul(dy_rows, matrix, out=partial[i])
+            else:
+                partial[i] += np.matmul(dy_rows, matrix, out=scratch("partial", shape, dy.dtype))
+
+    workers.run(job, jobs)
+    return columns.unbanded(partial.sum(axis=0))
+
+
+def conv2d_backward_input(dy: Array, w: Array, window: Window, groups: int, size: Size) -> Array:
+    """A correlation of dy with the flipped filters, for each phase of the stride.
+
+    The rows h of x with one remainder by the stride are reached by the same taps r, every (stride / g)-th, and by rows
+    of dy that lie dilation / g apart, where g = gcd(stride, dilation). So they are a correlation of dy with these taps
+    in reverse. The same holds for columns.
+    """
+    n, k, p, q = dy.shape
+    if size[0] * size[1] > 4 * p * q * window.stride[0] * window.stride[1]:
+        return scatter_input(dy, w, window, groups, size)
+    dy = channels_last(dy)
+    channels = groups * w.shape[1]
+    # [C, K/G, R, S]: the roles of C and K swap inside each group.
+    swapped = w.reshape(groups, k // groups, *w.shape[1:]).swapaxes(1, 2).reshape(channels, k // groups, *window.kernel)
+    dx = np.empty((n, *size, channels), dy.dtype)
+    for row in range(window.stride[0]):
+        rows, dilation_h, top = phase(row, window, 0)
+        for column in range(window.stride[1]):
+            columns, dilation_w, left = phase(column, window, 1)
+            part = dx[:, row :: window.stride[0], column :: window.stride[1]]
+            taps = swapped[:, :, rows, columns][:, :, ::-1, ::-1]
+            if taps.size and part.size:
+                reverse = Window(taps.shape[2:], (1, 1), (top, 0, left, 0), (dilation_h, dilation_w))
+                correlate(dy, taps, None, reverse, groups, part)
+            else:
+                part[...] = 0
+    return dx.transpose(0, 3, 1, 2)
+
+
+def phase(remainder: int, window: Window, axis: int) -> tuple[slice, int, int]:
+    """(taps, dilation, padding) of the correlation of dy that yields the rows h = remainder + stride·i of dx."""
+    kernel, stride, dilation = window.kernel[axis], window.stride[axis], window.dilation[axis]
+    common = gcd(stride, dilation)
+    for tap in range(min(kernel, stride)):
+        # The row of dy that meets this tap at i = 0.
+        first, rest = divmod(remainder + window.padding[2 * axis] - tap * dilation, stride)
+        if rest == 0:
+            taps = slice(tap, kernel, stride // common)
+            last = len(range(kernel)[taps]) - 1
+            return taps, dilation // common, last * (dilation // common) - first
+    return slice(0, 0), 1, 0
+
+
+def scatter_input(dy: Array, w: Array, window: Window, groups: int, size: Size) -> Array:
+    """dx where few windows cover a large plane, as where the filter is as large as the input: dy·w added tap by tap."""
+    n, k, p, q = dy.shape
+    c = w.shape[1]
+    (dh, dw), (th, tw), (top, _, left, _) = window.dilation, window.stride, window.padding
+    rows = max((p - 1) * th + window.extent[0], top + size[0])
+    columns = max((q - 1) * tw + window.extent[1], left + size[1])
+    frame = np.zeros((n, rows, columns, groups, c), dy.dtype)
+    filters = w.transpose(0, 2, 3, 1).reshape(groups, k // groups, window.taps * c)
+    by_group = channels_last(dy).reshape(n, p * q, groups, k // groups).transpose(2, 0, 1, 3)
+    images = max(1, BLOCK_BYTES // (p * q * filters.shape[2] * groups * dy.itemsize))
+
+    def job(i: int) -> None:
+        block = slice(i * images, (i + 1) * images)
+        mine = frame[block]
+        columns = by_group[:, block].reshape(groups, len(mine) * p * q, k // groups)
+        shares = np.matmul(columns, filters).reshape(groups, len(mine), p, q, *window.kernel, c)
+        for r in range(window.kernel[0]):
+            for s in range(window.kernel[1]):
+                at = mine[:, r * dh : r * dh + (p - 1) * th + 1 : th, s * dw : s * dw + (q - 1) * tw + 1 : tw]
+                at += shares[:, :, :, :, r, s].transpose(1, 2, 3, 0, 4)
+
+    workers.run(job, -(-n // images))
+    dx = frame[:, top : top + size[0], left : left + size[1]].reshape(n, *size, groups * c)
+    return dx.transpose(0, 3, 1, 2)
+
+
+# -- depthwise: one filter a channel, so no product; tap by tap over all channels at once --------------------------------
+
+
+def depthwise(x: Array, w: Array, b: Array | None, window: Window, y: Array) -> None:
+    n, p, q, k = y.shape
+    (dh, dw), (th, tw) = window.dilation, window.stride
+    columns = Columns(x, window, (p, q), k, k)
+    taps = [(r, s, np.tile(w[:, 0, r, s], q)) for r in range(window.kernel[0]) for s in range(window.kernel[1])]
+
+    def job(i: int) -> None:
+        block = columns.blocks[i]
+        n0, n1, p0, p1 = block
+        frame = columns.frame(block)
+        total = scratch("outputs", (n1 - n0, p1 - p0, q, k), y.dtype)
+        total[...] = 0 if b is None else b
+        share = scratch("share", total.shape, y.dtype)
+        for r, s, filters in taps:
+            view = frame[:, r * dh : r * dh + (p1 - p0 - 1) * th + 1 : th, s * dw : s * dw + (q - 1) * tw + 1 : tw]
+            np.multiply(view, filters.reshape(q, k), out=share)
+            total += share
+        np.copyto(y[n0:n1, p0:p1], total)
+
+    workers.run(job, len(columns.blocks))
+
+
+def depthwise_weight(dy: Array, x: Array, window: Window) -> Array:
+    n, p, q, k = dy.shape
+    (dh, dw), (th, tw) = window.dilation, window.stride
+    columns = Columns(x, window, (p, q), k, k)
+    partial = np.empty((len(columns.blocks), *window.kernel, k), dy.dtype)
+
+    def job(i: int) -> None:
+        block = columns.blocks[i]
+        n0, n1, p0, p1 = block
+        frame, mine = columns.frame(block), dy[n0:n1, p0:p1]
+        share = scratch("share", mine.shape, dy.dtype)
+        ones = np.ones(mine.size // k, dy.dtype)
+        for r in range(window.kernel[0]):
+            for s in range(window.kernel[1]):
+                view = frame[:, r * dh : r * dh + (p1 - p0 - 1) * th + 1 : th, s * dw : s * dw + (q - 1) * tw + 1 : tw]
+                np.multiply(view, mine, out=share)
+                np.matmul(ones, share.reshape(-1, k), out=partial[i, r, s])
+
+    workers.run(job, len(columns.blocks))
+    return np.ascontiguousarray(partial.sum(axis=0).transpose(2, 0, 1))[:, None]

@@ -1,0 +1,143 @@
+"""Blocks of work over the cores for the NumPy backend.
+
+NumPy lets go of the interpreter lock inside its loops and BLAS, so plain threads run in parallel. How a problem is cut
+into blocks depends on its shapes alone and every block writes to a place of its own, so the bits of a result depend
+neither on timing nor on the number of threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from gpucnn.backends.base import Array
+
+Job = Callable[[int], None]
+
+# Scratch that is larger than this is freed after use.
+KEPT_BYTES = 1 << 23
+
+
+def thread_count() -> int:
+    """GPUCNN_THREADS, else OMP_NUM_THREADS, else the cores that this process may use."""
+    for variable in ("GPUCNN_THREADS", "OMP_NUM_THREADS"):
+        value = os.environ.get(variable, "")
+        if value.isdecimal() and int(value) > 0:
+            return int(value)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Task:
+    """The blocks of one call. Threads take the next block as they come free."""
+
+    def __init__(self, job: Job, blocks: int) -> None:
+        self.job = job
+        self.blocks = blocks
+        self.next_block = itertools.count()
+        self.finished: list[int] = []
+        self.errors: list[BaseException] = []
+        self.all_finished: SimpleQueue[None] = SimpleQueue()
+
+    def work(self) -> None:
+        while (block := next(self.next_block)) < self.blocks:
+            try:
+                self.job(block)
+            except BaseException as error:  # handed to the calling thread
+                self.errors.append(error)
+            self.finished.append(block)
+            if len(self.finished) == self.blocks:
+                self.all_finished.put(None)
+
+    def wait(self) -> None:
+        if len(self.finished) < self.blocks:
+            self.all_finished.get()
+        if self.errors:
+            raise self.errors[0]
+
+
+class Workers:
+    """The calling thread and `threads − 1` helpers, with BLAS at one thread while they run."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._tasks: SimpleQueue[_Task] = SimpleQueue()
+        self._process = 0
+        self._blas = [lib for lib in ThreadpoolController().lib_controllers if lib.user_api == "blas"]
+        self._blas_lock = threading.Lock()
+        self._running = 0
+        self._blas_threads: list[int] = []
+
+    def run(self, job: Job, blocks: int) -> None:
+        """job(0), …, job(blocks − 1), in any order and in parallel. Floating-point errors give inf and NaN, silently."""
+        self._hold_blas()
+        try:
+            with np.errstate(all="ignore"):
+                helpers = min(self.threads, blocks) - 1
+                if helpers < 1:
+                    for block in range(blocks):
+                        job(block)
+                    return
+                self._start()
+                task = _Task(job, blocks)
+                for _ in range(helpers):
+                    self._tasks.put(task)
+                task.work()
+                task.wait()
+        finally:
+            self._release_blas()
+
+    def _start(self) -> None:
+        """Start the helpers, again in a forked child: threads do not survive a fork."""
+        if self._process == os.getpid():
+            return
+        with self._blas_lock:
+            if self._process != os.getpid():
+                self._tasks = SimpleQueue()
+                for _ in range(self.threads - 1):
+                    threading.Thread(target=_help, args=(self._tasks,), name="gpucnn", daemon=True).start()
+                self._process = os.getpid()
+
+    def _hold_blas(self) -> None:
+        with self._blas_lock:
+            if not self._running:
+                self._blas_threads = [lib.get_num_threads() for lib in self._blas]
+                for lib in self._blas:
+                    lib.set_num_threads(1)
+            self._running += 1
+
+    def _release_blas(self) -> None:
+        with self._blas_lock:
+            self._running -= 1
+            if not self._running:
+                for lib, threads in zip(self._blas, self._blas_threads, strict=True):
+                    lib.set_num_threads(threads)
+
+
+def _help(tasks: SimpleQueue[_Task]) -> None:
+    np.seterr(all="ignore")
+    while True:
+        tasks.get().work()
+
+
+workers = Workers(thread_count())
+_local = threading.local()
+
+
+def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+    """An uninitialised array that this thread reuses: the last one of that name is overwritten."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    kept: dict[str, Array] = _local.__dict__
+    buffer = kept.get(name)
+    if buffer is None or buffer.size < size:
+        buffer = np.empty(size, np.uint8)
+        if size <= KEPT_BYTES:
+            kept[name] = buffer
+    return buffer[:size].view(dtype).reshape(shape)

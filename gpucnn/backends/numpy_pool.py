@@ -1,0 +1,231 @@
+"""Pooling in NumPy, in blocks of images over the cores. No loop runs over pixels: each tap of the window is one strided
+view of the plane, and sums and maxima go first down the columns, in long runs, then along the rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from gpucnn.backends.base import Array, Divisor
+from gpucnn.backends.numpy_conv import channels_last
+from gpucnn.backends.numpy_elementwise import pixels, select
+from gpucnn.backends.numpy_parallel import scratch, workers
+from gpucnn.geometry import Size, Window
+
+# Elements of the planes of one block.
+BLOCK = 1 << 17
+
+
+class Frames:
+    """Planes [N,H,W,C] in blocks of images, each laid in a frame that holds every window, also those that stick out."""
+
+    def __init__(self, window: Window, size: Size, out: Size, n: int, c: int) -> None:
+        (top, _, left, _), (th, tw), (eh, ew) = window.padding, window.stride, window.extent
+        self.window, self.size, self.out, self.n, self.c = window, size, out, n, c
+        self.height = max(top + size[0], (out[0] - 1) * th + eh)
+        self.width = max(left + size[1], (out[1] - 1) * tw + ew)
+        self.images = max(1, BLOCK // max(self.height * self.width * c, 1))
+        self.blocks = -(-n // self.images)
+
+    def block(self, i: int) -> slice:
+        return slice(i * self.images, min((i + 1) * self.images, self.n))
+
+    def plane(self, frame: Array) -> Array:
+        """The part of a frame that is the plane."""
+        top, _, left, _ = self.window.padding
+        return frame[:, top : top + self.size[0], left : left + self.size[1]]
+
+    def laid(self, x: Array, fill: float) -> Array:
+        """The images x in a frame of `fill`; x itself where it is large enough. This thread's next call overwrites it."""
+        if (self.height, self.width) == x.shape[1:3]:
+            return x
+        frame = scratch("frame", (len(x), self.height, self.width, self.c), x.dtype)
+        frame.fill(fill)
+        self.plane(frame)[...] = x
+        return frame
+
+    def rows(self, r: int) -> slice:
+        """Of a frame: the rows under tap row r."""
+        first, stride = r * self.window.dilation[0], self.window.stride[0]
+        return slice(first, first + (self.out[0] - 1) * stride + 1, stride)
+
+    def columns(self, s: int) -> slice:
+        """Of a frame: the columns under tap column s."""
+        first, stride = s * self.window.dilation[1], self.window.stride[1]
+        return slice(first, first + (self.out[1] - 1) * stride + 1, stride)
+
+    def windows(self, frame: Array) -> Array:
+        """The view [R,S,n,P,Q] of a frame [n,·,·]."""
+        (dh, dw), (th, tw), (sn, sh, sw) = self.window.dilation, self.window.stride, frame.strides
+        shape = (*self.window.kernel, len(frame), *self.out)
+        return np.ndarray(shape, frame.dtype, frame, 0, (dh * sh, dw * sw, sn, th * sh, tw * sw))
+
+    def reduce(self, frame: Array, ufunc: Any, y: Array) -> None:
+        """y [n,P,Q,C]: each window's elements folded by ufunc."""
+        r, s = self.window.kernel
+        lines = frame[:, self.rows(0)]
+        if r > 1:
+            lines = scratch("lines", lines.shape, y.dtype)
+            np.copyto(lines, frame[:, self.rows(0)])
+            for i in range(1, r):
+                ufunc(lines, frame[:, self.rows(i)], out=lines)
+        np.copyto(pixels(y), pixels(lines[:, :, self.columns(0)]))
+        for i in range(1, s):
+            ufunc(y, lines[:, :, self.columns(i)], out=y)
+
+
+# -- max and min -------------------------------------------------------------------------------------------------------
+
+
+def max_pool2d_forward(
+    x: Array, window: Window, mode: Literal["max", "min"], need_tap: bool
+) -> tuple[Array, Array | None]:
+    n, c, h, w = x.shape
+    out = window.output_size((h, w))
+    x = channels_last(x)
+    frames = Frames(window, (h, w), out, n, c)
+    y = np.empty((n, *out, c), x.dtype)
+    tap = np.empty(y.shape, np.uint8 if window.taps <= 256 else np.int32) if need_tap else None
+    worst, best = (-np.inf, np.maximum) if mode == "max" else (np.inf, np.minimum)
+
+    def job(i: int) -> None:
+        block = frames.block(i)
+        frame = frames.laid(x[block], worst)
+        if tap is None:
+            frames.reduce(frame, best, y[block])
+        else:
+            winners(frames, frame, mode, y[block], tap[block])
+
+    workers.run(job, frames.blocks)
+    return y.transpose(0, 3, 1, 2), None if tap is None else tap.transpose(0, 3, 1, 2)
+
+
+def winners(frames: Frames, frame: Array, mode: str, y: Array, tap: Array) -> None:
+    """The best element of each window and which tap it is. The taps are first laid one after the other in dense arrays."""
+    r, s = frames.window.kernel
+    best = np.maximum if mode == "max" else np.minimum
+    taps = scratch("taps", (r * s, *y.shape), y.dtype)
+    np.copyto(pixels(taps).reshape(r, s, *y.shape[:3]), frames.windows(pixels(frame)))
+    np.copyto(y, taps[0])
+    for values in taps[1:]:
+        best(y, values, out=y)
+    if not np.isfinite(y).all():
+        exact_winners(frames, taps, mode, y, tap)
+        return
+    # The winner is the first tap that equals y: its number is the count of those before it, none of which does.
+    tap.fill(0)
+    differs = scratch("differs", y.shape, np.bool_)
+    for values in taps[-2::-1]:
+        np.not_equal(values, y, out=differs)
+        tap += 1
+        tap *= differs.view(np.uint8)
+
+
+def exact_winners(frames: Frames, taps: Array, mode: str, y: Array, tap: Array) -> None:
+    """The same where NaN or infinities are among the elements: a NaN wins, and padding never does."""
+    worst, better = (-np.inf, np.greater) if mode == "max" else (np.inf, np.less)
+    window = frames.window
+    # The first tap in the plane wins where all elements are as bad as padding.
+    first = [
+        np.maximum(-(-(window.padding[2 * axis] - np.arange(frames.out[axis]) * window.stride[axis]) // dilation), 0)
+        for axis, dilation in enumerate(window.dilation)
+    ]
+    tap[...] = (first[0][:, None] * window.kernel[1] + first[1])[..., None]
+    y.fill(worst)
+    for t, values in enumerate(taps):
+        wins = better(values, y) | (np.isnan(values) & ~np.isnan(y))
+        np.copyto(y, values, where=wins)
+        tap[wins] = t
+
+
+def max_pool2d_backward(dy: Array, tap: Array, window: Window, size: Size) -> Array:
+    n, c, p, q = dy.shape
+    dy, tap = channels_last(dy), channels_last(tap)
+    frames = Frames(window, size, (p, q), n, c)
+    dx = np.empty((n, *size, c), dy.dtype)
+    r, s = window.kernel
+    codes = np.arange(r * s, dtype=tap.dtype).reshape(r, s, 1, 1, 1, 1)
+    overlap = any(
+        k > 1 and s < (k - 1) * d + 1 for k, s, d in zip(window.kernel, window.stride, window.dilation, strict=True)
+    )
+
+    def job(i: int) -> None:
+        block = frames.block(i)
+        mine = dx[block]
+        fits = mine.shape[1:3] == (frames.height, frames.width)
+        frame = mine if fits else scratch("frame", (len(mine), frames.height, frames.width, c), dy.dtype)
+        frame.fill(0)
+        share = scratch("share", (s, *dy[block].shape), dy.dtype)
+        # The last tap first: it belongs to the first window in row-major order that covers a pixel.
+        for i in reversed(range(r)):
+            select(tap[block] == codes[i], dy[block], share)
+            for j in reversed(range(s)):
+                target = frame[:, frames.rows(i), frames.columns(j)]
+                if overlap:
+                    target += share[j]
+                else:
+                    np.copyto(pixels(target), pixels(share[j]))
+        if not fits:
+            np.copyto(mine, frames.plane(frame))
+
+    workers.run(job, frames.blocks)
+    return dx.transpose(0, 3, 1, 2)
+
+
+# -- average and sum ---------------------------------------------------------------------------------------------------
+
+
+def avg_pool2d_forward(x: Array, window: Window, divisor: Divisor) -> Array:
+    n, c, h, w = x.shape
+    out = window.output_size((h, w))
+    x = channels_last(x)
+    frames = Frames(window, (h, w), out, n, c)
+    y = np.empty((n, *out, c), x.dtype)
+    counts = divisors(window, divisor, (h, w), out, x.dtype)
+
+    def job(i: int) -> None:
+        block = frames.block(i)
+        frames.reduce(frames.laid(x[block], 0), np.add, y[block])
+        np.divide(y[block], counts, out=y[block])
+
+    workers.run(job, frames.blocks)
+    return y.transpose(0, 3, 1, 2)
+
+
+def avg_pool2d_backward(dy: Array, window: Window, divisor: Divisor, size: Size) -> Array:
+    n, c, p, q = dy.shape
+    dy = channels_last(dy)
+    frames = Frames(window, size, (p, q), n, c)
+    dx = np.empty((n, *size, c), dy.dtype)
+    counts = divisors(window, divisor, size, (p, q), dy.dtype)
+
+    def job(i: int) -> None:
+        block = frames.block(i)
+        share = dy[block] / counts
+        lines = np.zeros((len(share), p, frames.width, c), dy.dtype)
+        for s in range(window.kernel[1]):
+            lines[:, :, frames.columns(s)] += share
+        frame = np.zeros((len(share), frames.height, frames.width, c), dy.dtype)
+        for r in range(window.kernel[0]):
+            frame[:, frames.rows(r)] += lines
+        np.copyto(dx[block], frames.plane(frame))
+
+    workers.run(job, frames.blocks)
+    return dx.transpose(0, 3, 1, 2)
+
+
+def divisors(window: Window, divisor: Divisor, size: Size, out: Size, dtype: np.dtype[Any]) -> Array:
+    """What each window's sum is divided by: [P,Q,1], or one number."""
+    if isinstance(divisor, int):
+        return dtype.type(divisor)
+    counts = []
+    for axis in range(2):
+        before, after = window.padding[2 * axis : 2 * axis + 2]
+        first = np.arange(out[axis])[:, None] * window.stride[axis] - before
+        at = first + np.arange(window.kernel[axis]) * window.dilation[axis]
+        inside = at < size[axis] + after if divisor == "window" else (at >= 0) & (at < size[axis])
+        counts.append(inside.sum(axis=1))
+    # A window that holds no element at all has the sum 0.
+    return np.maximum(counts[0][:, None, None] * counts[1][:, None], 1).astype(dtype)

@@ -1,0 +1,295 @@
+"""Operators, elementwise functions, reductions, conversions: NumPy is their definition."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numerics import Array, assert_within, check_gradients, unit_roundoff
+
+import gpucnn
+from functional.cases import distinct, random, uniform
+from gpucnn import Tensor
+from gpucnn import functional as F
+from gpucnn.backends.numpy_backend import NumpyBackend
+
+BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "pow": lambda a, b: a**b,
+}
+SHAPES = [
+    ((3, 4), (3, 4)),
+    ((3, 4), (4,)),
+    ((4, 1), (1, 3)),
+    ((2, 3, 5, 4), (2, 3, 5, 4)),
+    ((2, 3, 5, 4), (3, 1, 1)),
+    ((2, 3, 5, 4), (2, 1, 5, 1)),
+    ((5, 4), (2, 3, 1, 1)),
+    ((), (2, 3)),
+    ((2, 3, 5, 4), ()),
+    ((0, 3), (1, 3)),
+]
+
+
+def named(backend: str, **arrays: Array) -> list[Tensor]:
+    return [gpucnn.tensor(array, backend=backend) for array in arrays.values()]
+
+
+@pytest.mark.parametrize(("left", "right"), SHAPES)
+@pytest.mark.parametrize("op", BINARY)
+def test_operators_broadcast_as_numpy_does(op: str, left: Any, right: Any, backend: str) -> None:
+    a, b = uniform(*left, high=2.0), uniform(*right, high=2.0, seed=1)
+    for x, y in ((a, b), (b, a)):
+        for dtype in ("float32", "float64"):
+            p, q = x.astype(dtype), y.astype(dtype)
+            result = BINARY[op](*named(backend, p=p, q=q))
+            expected = BINARY[op](p, q)
+            assert result.dtype == dtype
+            assert_within(result.numpy(), expected.astype(float), 4 * unit_roundoff(dtype) * np.abs(expected))
+        check_gradients(BINARY[op], [x, y], backend, most=10)
+        check_gradients(getattr(F, op), [x, y], backend, most=2)
+
+
+@pytest.mark.parametrize("op", BINARY)
+@pytest.mark.parametrize("number", [2, 0.5, np.float64(0.5), np.int64(3)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_operators_take_numbers_on_both_sides_and_keep_the_dtype(
+    op: str, number: Any, dtype: str, backend: str
+) -> None:
+    x = uniform(2, 3, 4, 5, high=2.0).astype(dtype)
+    (tensor,) = named(backend, x=x)
+    for result, expected in (
+        (BINARY[op](tensor, number), BINARY[op](x, float(number))),
+        (BINARY[op](number, tensor), BINARY[op](float(number), x)),
+    ):
+        assert result.dtype == dtype
+        assert_within(result.numpy(), expected.astype(float), 4 * unit_roundoff(dtype) * np.abs(expected))
+    check_gradients(lambda t: BINARY[op](t, number), [x.astype(float)], backend, most=5)
+    check_gradients(lambda t: BINARY[op](number, t), [x.astype(float)], backend, most=5)
+
+
+def test_minus_and_absolute_value(backend: str) -> None:
+    x = distinct(2, 3, 4, 5)
+    (tensor,) = named(backend, x=x)
+    np.testing.assert_array_equal((-tensor).numpy(), -x)
+    np.testing.assert_array_equal(abs(tensor).numpy(), np.abs(x))
+    check_gradients(lambda t: -t, [x], backend, most=5)
+    check_gradients(abs, [x], backend, most=20)
+
+
+def test_slope_of_the_absolute_value_at_zero_is_zero(backend: str) -> None:
+    x = gpucnn.tensor(np.array([0.0, -0.0]), requires_grad=True, backend=backend)
+    abs(x).sum().backward()
+    assert x.grad is not None
+    np.testing.assert_array_equal(x.grad.numpy(), [0, 0])
+
+
+@pytest.mark.parametrize("name", ["exp", "log", "sqrt"])
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 5, 4), ()])
+def test_elementwise_functions_are_numpys(name: str, shape: Any, backend: str) -> None:
+    x = uniform(*shape, high=3.0)
+    for dtype in ("float32", "float64"):
+        (tensor,) = named(backend, x=x.astype(dtype))
+        y = getattr(tensor, name)()
+        assert y.dtype == dtype
+        expected = getattr(np, name)(x.astype(dtype).astype(float))
+        assert_within(y.numpy(), expected, 4 * unit_roundoff(dtype) * np.abs(expected))
+    check_gradients(lambda t: getattr(t, name)(), [x], backend, most=10)
+    check_gradients(getattr(F, name), [x], backend, most=2)
+
+
+def test_logarithm_and_root_outside_their_domain_are_quiet_as_in_pytorch(backend: str) -> None:
+    (tensor,) = named(backend, x=np.array([0.0, -1.0]))
+    np.testing.assert_array_equal(tensor.log().numpy(), [-np.inf, np.nan])
+    np.testing.assert_array_equal(tensor.sqrt().numpy(), [0, np.nan])
+
+
+def test_division_by_zero_and_overflow_are_quiet_as_in_pytorch(backend: str) -> None:
+    one, zero = named(backend, one=np.array([1.0, 0.0, -1.0]), zero=np.zeros(3))
+    np.testing.assert_array_equal((one / zero).numpy(), [np.inf, np.nan, -np.inf])
+    np.testing.assert_array_equal((one * 1e4).exp().numpy(), [np.inf, 1, 0])
+
+
+def test_power_of_zero_has_pytorchs_slopes(backend: str) -> None:
+    x = gpucnn.tensor(np.array([0.0, 0.0, 2.0, np.inf]), requires_grad=True, backend=backend)
+    exponent = gpucnn.tensor(np.array([0.0, 2.0, 0.0, 0.0]), requires_grad=True, backend=backend)
+    (x**exponent).sum().backward()
+    assert x.grad is not None
+    assert exponent.grad is not None
+    np.testing.assert_array_equal(x.grad.numpy(), [0, 0, 0, 0])
+    assert_within(exponent.grad.numpy(), np.array([0, 0, np.log(2), np.inf]), 1e-15)
+
+
+def test_square_of_a_negative_number_has_a_slope(backend: str) -> None:
+    check_gradients(lambda t: t**2, [distinct(3, 4)], backend)
+    check_gradients(lambda t: t**-1, [distinct(3, 4)], backend)
+    check_gradients(lambda t: t**3.0, [distinct(3, 4)], backend)
+
+
+@pytest.mark.parametrize("limits", [(-0.5, 0.5), (None, 0.5), (-0.5, None)])
+def test_clamp_passes_the_gradient_between_its_limits(limits: Any, backend: str) -> None:
+    x = distinct(2, 3, 4, 5)
+    (tensor,) = named(backend, x=x)
+    np.testing.assert_array_equal(tensor.clamp(*limits).numpy(), np.clip(x, *limits))
+    check_gradients(lambda t: t.clamp(*limits), [x], backend)
+    corner = gpucnn.tensor(np.array([-0.5, 0.5]), requires_grad=True, backend=backend)
+    corner.clamp(*limits).sum().backward()
+    assert corner.grad is not None
+    np.testing.assert_array_equal(corner.grad.numpy(), [1, 1])
+    assert np.isnan(gpucnn.tensor(np.array([np.nan]), backend=backend).clamp(*limits).numpy()).all()
+
+
+# --- reductions -------------------------------------------------------------------------------------------------------
+
+AXES: list[tuple[tuple[int, ...], Any]] = [
+    ((2, 3, 5, 4), None),
+    ((2, 3, 5, 4), 1),
+    ((2, 3, 5, 4), -1),
+    ((2, 3, 5, 4), (0, 2, 3)),
+    ((2, 3, 5, 4), (-1, 0)),
+    ((3, 4), 0),
+    ((7,), 0),
+    ((3, 1), 1),
+    ((), None),
+]
+
+
+@pytest.mark.parametrize(("shape", "dim"), AXES)
+@pytest.mark.parametrize("keepdim", [True, False])
+@pytest.mark.parametrize("name", ["sum", "mean", "amax", "amin"])
+def test_reductions_are_numpys(name: str, shape: Any, dim: Any, keepdim: bool, backend: str) -> None:
+    x = distinct(*shape)
+    (tensor,) = named(backend, x=x)
+    y = getattr(tensor, name)(dim, keepdim)
+    expected = np.asarray(getattr(np, name)(x, axis=dim, keepdims=keepdim))
+    assert_within(y.numpy(), expected, x.size * unit_roundoff("float64") * float(np.abs(x).sum()))
+    check_gradients(lambda t: getattr(t, name)(dim=dim, keepdim=keepdim), [x], backend, most=20)
+
+
+@pytest.mark.parametrize("name", ["amax", "amin"])
+def test_equal_extremes_share_the_gradient_evenly_as_in_pytorch(name: str, backend: str) -> None:
+    peaks = np.array([[7.0, 7.0, 1.0], [1.0, 7.0, 1.0]]) * (1 if name == "amax" else -1)
+    x = gpucnn.tensor(peaks, requires_grad=True, backend=backend)
+    getattr(x, name)(1).backward(gpucnn.tensor(np.array([4.0, 3.0]), backend=backend))
+    assert x.grad is not None
+    np.testing.assert_array_equal(x.grad.numpy(), [[2, 2, 0], [0, 3, 0]])
+
+
+@pytest.mark.parametrize("name", ["sum", "mean", "amax", "amin"])
+def test_nan_stays_nan_in_a_reduction(name: str, backend: str) -> None:
+    x = gpucnn.tensor(np.array([[1.0, np.nan], [2.0, 3.0]]), requires_grad=True, backend=backend)
+    y = getattr(x, name)(1)
+    np.testing.assert_array_equal(np.isnan(y.numpy()), [True, False])
+    y.sum().backward()
+    assert x.grad is not None
+    assert np.isfinite(x.grad.numpy()[1]).all()
+
+
+def test_sum_of_nothing_is_zero(backend: str) -> None:
+    np.testing.assert_array_equal(gpucnn.tensor(np.ones((0, 3)), backend=backend).sum(0).numpy(), [0, 0, 0])
+
+
+def test_argmax_is_the_first_largest(backend: str) -> None:
+    x = np.array([[1.0, 5, 5], [9, 0, 9]])
+    (tensor,) = named(backend, x=x)
+    assert tensor.argmax().item() == 3
+    np.testing.assert_array_equal(tensor.argmax(1).numpy(), [1, 0])
+    np.testing.assert_array_equal(tensor.argmax(-2).numpy(), [1, 0, 1])
+    assert tensor.argmax(1).dtype == np.int64
+    guess = gpucnn.tensor(np.array([0, 0.1, 0.1, 0.75, 0, 0, 0, 0, 0, 0.05]), backend=backend)
+    assert guess.argmax().item() == 3
+
+
+def test_comparisons_are_numpys(backend: str) -> None:
+    a, b = np.array([1.0, 2, 3]), np.array([3.0, 2, 1])
+    x, y = named(backend, a=a, b=b)
+    for left, right, plain in ((x, y, b), (x, 2.0, 2.0)):
+        np.testing.assert_array_equal((left == right).numpy(), a == plain)
+        np.testing.assert_array_equal((left != right).numpy(), a != plain)
+        np.testing.assert_array_equal((left < right).numpy(), a < plain)
+        np.testing.assert_array_equal((left <= right).numpy(), a <= plain)
+        np.testing.assert_array_equal((left > right).numpy(), a > plain)
+        np.testing.assert_array_equal((left >= right).numpy(), a >= plain)
+        assert (left < right).dtype == np.bool_
+
+
+# --- dtypes and backends ----------------------------------------------------------------------------------------------
+
+
+def test_conversion_carries_the_gradient_back_in_the_first_dtype(backend: str) -> None:
+    x = gpucnn.tensor(np.array([1.0, 2.0], np.float32), requires_grad=True, backend=backend)
+    y = x.double() * 3
+    assert y.dtype == np.float64
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == np.float32
+    np.testing.assert_array_equal(x.grad.numpy(), [3, 3])
+    assert x.to("int64").numpy().tolist() == [1, 2]
+
+
+def test_integers_become_floats_where_they_meet_floats(backend: str) -> None:
+    whole, half = named(backend, whole=np.array([1, 3]), half=np.array([0.5, 0.5]))
+    np.testing.assert_array_equal((whole * half).numpy(), [0.5, 1.5])
+    assert (whole * half).dtype == np.float64
+    assert (whole / 2).dtype == np.float32
+    assert (whole + 1).dtype == np.int64
+
+
+@pytest.mark.parametrize("op", [*BINARY, "matmul", "mse_loss"])
+def test_two_precisions_in_one_op_are_an_error_that_names_both(op: str, backend: str) -> None:
+    a, b = named(backend, a=np.ones((2, 2)), b=np.ones((2, 2), np.float32))
+    with pytest.raises(TypeError, match=rf"{op}: .*float64.*float32.*\.float\(\) or \.double\(\)"):
+        getattr(F, op)(a, b)
+
+
+class OtherBackend(NumpyBackend):
+    name = "other"
+
+
+@pytest.mark.parametrize("op", ["add", "matmul", "mse_loss", "linear"])
+def test_two_backends_in_one_op_are_an_error_that_names_both_and_the_remedy(op: str, backend: str) -> None:
+    a = gpucnn.tensor(np.ones((2, 2)), backend=backend)
+    b = gpucnn.tensor(np.ones((2, 2)), backend=OtherBackend())
+    with pytest.raises(ValueError, match=rf"{op}: .* on {backend}, .* on other; .*\.to\('{backend}'\)"):
+        getattr(F, op)(a, b)
+
+
+def test_a_tensor_moves_to_another_backend_and_its_gradient_back(backend: str) -> None:
+    other = OtherBackend()
+    x = gpucnn.tensor(random(2, 3, 4, 5), requires_grad=True, backend=backend)
+    y = x.to(other) * gpucnn.tensor(2.0, dtype="float64", backend=other)
+    assert y.backend is other
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.backend.name == backend
+    np.testing.assert_array_equal(x.grad.numpy(), np.full((2, 3, 4, 5), 2.0))
+
+
+def ones(*shape: int) -> Tensor:
+    return gpucnn.tensor(np.ones(shape))
+
+
+WRONG: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
+    ("broadcast", lambda: ones(2, 3) + ones(2), ValueError, r"add: shapes \(2, 3\) and \(2,\)"),
+    ("compare", lambda: ones(2, 3) < ones(2), ValueError, r"\(2, 3\) and \(2,\)"),
+    ("list", lambda: ones(2) * [1, 2], TypeError, "mul: other .*number.*list"),
+    ("string", lambda: "a" + ones(2), TypeError, "add: .*number.*str"),
+    ("clamp", lambda: ones(2).clamp(), ValueError, "min, max"),
+    ("axis", lambda: ones(2, 3).sum(2), IndexError, "sum: dim 2 .*2 axes"),
+    ("axis-twice", lambda: ones(2, 3).sum((0, -2)), ValueError, r"twice.*\(0, -2\)"),
+    ("mean-of-nothing", lambda: ones(0, 3).mean(), ValueError, r"mean: .*\(0, 3\)"),
+    ("largest-of-nothing", lambda: ones(0, 3).amax(0), ValueError, r"amax: .*\(0, 3\)"),
+    ("argmax-of-nothing", lambda: ones(0).argmax(), ValueError, r"argmax: .*\(0,\)"),
+    ("mean-of-integers", lambda: gpucnn.tensor([1, 2]).mean(), TypeError, r"mean: input .*int64.*float"),
+    ("half", lambda: ones(2).to("float16"), TypeError, "float16.*float32 and float64"),
+    ("no-backend", lambda: ones(2).to("abacus"), ValueError, "abacus.*numpy"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), [pytest.param(*rest, id=name) for name, *rest in WRONG])
+def test_wrong_arguments_are_shown(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()

@@ -1,0 +1,170 @@
+"""What holds for every op: right values in float32 and float64, right gradients, whatever the arrays' strides."""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from numerics import Array, assert_within, check_gradients, unit_roundoff, value_and_gradients
+
+import gpucnn
+from functional.cases import ALL, Case, reference_result, rounded, rounded_arguments
+from gpucnn import Tensor
+from gpucnn import functional as F
+
+every_case = pytest.mark.parametrize("position", range(len(ALL)), ids=map(str, ALL))
+DTYPES = ["float32", "float64"]
+
+# Two ways to sum some hundred float64 terms of the size of the result: far above their rounding, far below an error.
+ROUNDING = 2**12 * unit_roundoff("float64")
+
+
+def largest(array: Array) -> float:
+    return float(np.abs(array).max(initial=1.0))
+
+
+def call(case: Case, dtype: str, backend: str, *floats: Tensor) -> Tensor:
+    """The op with `floats` for its differentiable inputs and tensors without gradient for its other arrays."""
+
+    def tensor(value: Any) -> Any:
+        return gpucnn.tensor(value, backend=backend) if isinstance(value, np.ndarray) else value
+
+    inputs = [tensor(value) for value in rounded(case.inputs, dtype)]
+    for i, value in zip(case.differentiable, floats, strict=True):
+        inputs[i] = value
+    arguments = {name: tensor(value) for name, value in rounded_arguments(case, dtype).items()}
+    y = getattr(F, case.op)(*inputs, **arguments)
+    assert isinstance(y, Tensor)
+    return y
+
+
+def arrays(case: Case, dtype: str) -> list[Array]:
+    return [rounded(case.inputs, dtype)[i] for i in case.differentiable]
+
+
+@every_case
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_forward_agrees_with_the_scalar_reference(position: int, dtype: str, backend: str) -> None:
+    case = ALL[position]
+    y = call(case, dtype, backend, *(gpucnn.tensor(array, backend=backend) for array in arrays(case, dtype)))
+    expected = reference_result(position, dtype)
+    inputs = tuple(v.astype(np.float64) if isinstance(v, np.ndarray) else v for v in rounded(case.inputs, dtype))
+    assert y.dtype == dtype
+    assert y.backend.name == backend
+    assert_within(y.numpy(), expected, unit_roundoff(dtype) * np.asarray(case.bound(inputs, expected)))
+
+
+@every_case
+def test_gradients_agree_with_finite_differences(position: int, backend: str) -> None:
+    case = ALL[position]
+    check_gradients(lambda *floats: call(case, "float64", backend, *floats), arrays(case, "float64"), backend)
+
+
+@every_case
+def test_float32_gradients_agree_with_float64(position: int, backend: str) -> None:
+    """A gradient has at most as many terms as the largest array has elements; 4 bits are left for the op itself."""
+    case = ALL[position]
+    single = arrays(case, "float32")
+    double = [array.astype(np.float64) for array in single]
+    y, u, gradients = value_and_gradients(lambda *t: call(case, "float32", backend, *t), single, backend)
+    _, _, expected = value_and_gradients(lambda *t: call(case, "float64", backend, *t), double, backend)
+    terms = 16 * (max(array.size for array in [y, *single]) + 16)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        assert ours.dtype == np.float32
+        scale = max(largest(theirs), largest(u))
+        assert_within(ours, theirs, terms * unit_roundoff("float32") * scale)
+
+
+def in_rows(xp: Any, array: Any) -> Any:
+    return xp.array(array, order="C")
+
+
+def in_columns(xp: Any, array: Any) -> Any:
+    return xp.array(array, order="F")
+
+
+def every_second(xp: Any, array: Any) -> Any:
+    """A view, from an offset, of every second element of a larger array of NaN."""
+    larger = xp.full([2 * length + 3 for length in array.shape], np.nan, array.dtype)
+    view = larger[(..., *(slice(1, 1 + 2 * length, 2) for length in array.shape))]
+    view[...] = array
+    return view
+
+
+def backwards(xp: Any, array: Any) -> Any:
+    """A view with negative strides."""
+    flip = (slice(None, None, -1),) * array.ndim
+    return xp.array(array[flip], order="C")[flip]
+
+
+@every_case
+@pytest.mark.parametrize("layout", [in_rows, in_columns, every_second, backwards])
+def test_strides_of_the_input_change_no_result(position: int, layout: Any, backend: str) -> None:
+    """A tensor is made straight around the backend's array, so that the op itself meets the strides."""
+    case = ALL[position]
+    plain = [gpucnn.tensor(array, requires_grad=True, backend=backend) for array in arrays(case, "float64")]
+    engine = plain[0].backend
+    odd = [Tensor(layout(engine.xp, tensor.array), engine, requires_grad=True) for tensor in plain]
+    expected, y = (call(case, "float64", backend, *tensors) for tensors in (plain, odd))
+    assert_within(y.numpy(), expected.numpy(), ROUNDING * largest(expected.numpy()))
+    u = gpucnn.tensor(np.random.default_rng(5).standard_normal(y.shape), backend=backend)
+    expected.backward(u)
+    y.backward(Tensor(layout(engine.xp, u.array), engine))
+    for ours, theirs in zip(odd, plain, strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert_within(ours.grad.numpy(), theirs.grad.numpy(), ROUNDING * largest(theirs.grad.numpy()))
+
+
+@every_case
+def test_inputs_are_left_as_they_were(position: int, backend: str) -> None:
+    case = ALL[position]
+    tensors = [gpucnn.tensor(array, requires_grad=True, backend=backend) for array in arrays(case, "float64")]
+    y = call(case, "float64", backend, *tensors)
+    kept = y.numpy().copy()
+    u = gpucnn.tensor(np.ones(y.shape), backend=backend)
+    y.backward(u)
+    assert_within(y.numpy(), kept, 0.0)
+    assert_within(u.numpy(), np.ones(y.shape), 0.0)
+    for tensor, array in zip(tensors, arrays(case, "float64"), strict=True):
+        assert_within(tensor.numpy(), array, 0.0)
+
+
+@every_case
+def test_two_runs_give_equal_bits(position: int, backend: str) -> None:
+    case = ALL[position]
+    first, second = (
+        value_and_gradients(lambda *t: call(case, "float32", backend, *t), arrays(case, "float32"), backend)
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(first[0], second[0])
+    for ours, theirs in zip(first[2], second[2], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+# --- against PyTorch --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def torch() -> ModuleType:
+    return pytest.importorskip("torch", reason="PyTorch is not installed: nothing to compare values and gradients with")
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+@pytest.mark.parametrize(
+    "case", [case for case in ALL if case.pytorch], ids=[str(case) for case in ALL if case.pytorch]
+)
+def test_values_and_gradients_agree_with_pytorch(case: Case, torch: ModuleType, backend: str) -> None:
+    def tensor(value: Any, requires_grad: bool = False) -> Any:
+        return torch.tensor(value, requires_grad=requires_grad) if isinstance(value, np.ndarray) else value
+
+    y, u, gradients = value_and_gradients(
+        lambda *floats: call(case, "float64", backend, *floats), arrays(case, "float64"), backend
+    )
+    inputs = [tensor(value, i in case.differentiable) for i, value in enumerate(case.inputs)]
+    arguments = {name: tensor(value) for name, value in case.arguments.items()}
+    expected = getattr(torch.nn.functional if case.op != "matmul" else torch, case.op)(*inputs, **arguments)
+    expected.backward(torch.tensor(u))
+    pairs = [(y, expected.detach()), *zip(gradients, (inputs[i].grad for i in case.differentiable), strict=True)]
+    for ours, theirs in pairs:
+        assert_within(ours, theirs.numpy(), ROUNDING * largest(theirs.numpy()))

@@ -1,0 +1,185 @@
+"""Views, joining, indexing, padding, resizing: NumPy is their definition."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numerics import Array, check_gradients
+
+import gpucnn
+from functional.cases import random
+from gpucnn import Tensor
+from gpucnn import functional as F
+
+X = np.arange(120.0).reshape(2, 3, 5, 4)
+
+VIEWS: dict[str, tuple[Callable[[Any], Any], Callable[[Array], Array]]] = {
+    "reshape": (lambda t: t.reshape(6, 20), lambda a: a.reshape(6, 20)),
+    "reshape-tuple": (lambda t: t.reshape((4, 5, 3, 2)), lambda a: a.reshape(4, 5, 3, 2)),
+    "reshape-rest": (lambda t: t.reshape(5, -1, 2), lambda a: a.reshape(5, -1, 2)),
+    "flatten": (lambda t: t.flatten(), lambda a: a.ravel()),
+    "flatten-images": (lambda t: t.flatten(1), lambda a: a.reshape(2, 60)),
+    "flatten-middle": (lambda t: t.flatten(1, 2), lambda a: a.reshape(2, 15, 4)),
+    "unflatten": (lambda t: t.flatten(1).unflatten(1, (3, 5, 4)), lambda a: a),
+    "unflatten-rest": (lambda t: t.unflatten(-2, (5, -1)), lambda a: a.reshape(2, 3, 5, 1, 4)),
+    "permute": (lambda t: t.permute(0, 2, 3, 1), lambda a: a.transpose(0, 2, 3, 1)),
+    "permute-tuple": (lambda t: t.permute((3, -2, 0, 1)), lambda a: a.transpose(3, 2, 0, 1)),
+    "permute-reshape": (
+        lambda t: t.permute(3, 1, 0, 2).reshape(12, 10),
+        lambda a: a.transpose(3, 1, 0, 2).reshape(12, 10),
+    ),
+    "transpose": (lambda t: t.transpose(1, -1), lambda a: a.swapaxes(1, -1)),
+    "unsqueeze": (lambda t: t.unsqueeze(1), lambda a: a[:, None]),
+    "unsqueeze-last": (lambda t: t.unsqueeze(-1), lambda a: a[..., None]),
+    "squeeze": (lambda t: t[:1, :, :1].squeeze(), lambda a: a[:1, :, :1].squeeze()),
+    "squeeze-one": (lambda t: t[:1, :, :1].squeeze(2), lambda a: a[:1, :, :1].squeeze(2)),
+    "squeeze-none": (lambda t: t.squeeze(1), lambda a: a),
+    "expand": (lambda t: t[:, :1].expand(2, 3, 5, 4), lambda a: np.broadcast_to(a[:, :1], (2, 3, 5, 4))),
+    "expand-more": (lambda t: t[0, 0].expand(3, 2, -1, -1), lambda a: np.broadcast_to(a[0, 0], (3, 2, 5, 4))),
+    "clone": (lambda t: t.clone(), lambda a: a),
+    "index-int": (lambda t: t[1], lambda a: a[1]),
+    "index-negative": (lambda t: t[-1, 2, -3, 0], lambda a: a[-1, 2, -3, 0]),
+    "index-slices": (lambda t: t[:, 1:, ::-2, 1:3], lambda a: a[:, 1:, ::-2, 1:3]),
+    "index-dots": (lambda t: t[..., 2], lambda a: a[..., 2]),
+    "index-none": (lambda t: t[:, None, 1], lambda a: a[:, None, 1]),
+    "index-list": (lambda t: t[:, [2, 0, 2]], lambda a: a[:, [2, 0, 2]]),
+    "index-array": (lambda t: t[np.array([1, 0, 1]), np.array([2, 2, 2])], lambda a: a[[1, 0, 1], [2, 2, 2]]),
+    "index-mask": (lambda t: t[:, np.array([True, False, True])], lambda a: a[:, [True, False, True]]),
+    "index-tensor": (lambda t: t[gpucnn.tensor([1, 1])], lambda a: a[[1, 1]]),
+    "index-mask-tensor": (lambda t: t[t > 50.5], lambda a: a[a > 50.5]),
+    "index-bytes": (lambda t: t[np.array([1, 0], np.uint8)], lambda a: a[[1, 0]]),
+    "cat": (lambda t: F.cat([t, t[:, :1], t * 2], 1), lambda a: np.concatenate([a, a[:, :1], a * 2], 1)),
+    "cat-last": (lambda t: F.cat([t, t[..., :2]], -1), lambda a: np.concatenate([a, a[..., :2]], -1)),
+    "cat-flat": (lambda t: F.cat([t.flatten(), t[0, 0, 0]]), lambda a: np.concatenate([a.ravel(), a[0, 0, 0]])),
+    "stack": (lambda t: gpucnn.stack([t[0], t[1], t[0]], 1), lambda a: np.stack([a[0], a[1], a[0]], 1)),
+    "stack-last": (lambda t: F.stack([t, t], -1), lambda a: np.stack([a, a], -1)),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_are_numpys(name: str, backend: str) -> None:
+    ours, theirs = VIEWS[name]
+    y = ours(gpucnn.tensor(X, backend=backend))
+    np.testing.assert_array_equal(y.numpy(), theirs(X))
+    assert y.shape == theirs(X).shape
+    check_gradients(ours, [X], backend, most=15)
+
+
+def test_one_element_takes_any_shape_of_ones_and_none(backend: str) -> None:
+    one = gpucnn.tensor(np.array([[3.0]]), requires_grad=True, backend=backend)
+    for y in (one.reshape(()), one.squeeze(), one[0, 0]):
+        assert y.shape == ()
+        assert y.item() == 3
+    assert one.reshape(()).reshape(1, 1, 1).shape == (1, 1, 1)
+    one.squeeze().backward()
+    assert one.grad is not None
+    assert one.grad.shape == (1, 1)
+
+
+def test_empty_batch_keeps_its_shape(backend: str) -> None:
+    empty = gpucnn.tensor(np.ones((0, 3, 5, 4)), backend=backend)
+    assert empty.flatten(1).shape == (0, 60)
+    assert empty.flatten(1).unflatten(1, (3, 5, 4)).shape == (0, 3, 5, 4)
+    assert F.cat([empty, gpucnn.tensor(X, backend=backend)]).shape == X.shape
+
+
+def test_black_and_white_image_flattens_row_by_row_and_maps_channel_by_channel(backend: str) -> None:
+    image = gpucnn.tensor(np.eye(5)[None, None], backend=backend)
+    np.testing.assert_array_equal(image.flatten(1).numpy(), np.eye(5).reshape(1, 25))
+    maps = gpucnn.tensor(np.arange(16.0).reshape(1, 4, 2, 2), backend=backend)
+    np.testing.assert_array_equal(maps.flatten(1).numpy(), [np.arange(16.0)])
+
+
+def test_element_chosen_twice_gets_both_gradients(backend: str) -> None:
+    x = gpucnn.tensor(np.zeros(3), requires_grad=True, backend=backend)
+    x[[1, 1, 2]].backward(gpucnn.tensor(np.array([1.0, 10, 100]), backend=backend))
+    assert x.grad is not None
+    np.testing.assert_array_equal(x.grad.numpy(), [0, 11, 100])
+
+
+def test_repeated_tensor_in_cat_gets_all_its_gradients(backend: str) -> None:
+    x = gpucnn.tensor(np.zeros((1, 2)), requires_grad=True, backend=backend)
+    F.cat([x, x]).backward(gpucnn.tensor(np.array([[1.0, 2], [30, 40]]), backend=backend))
+    assert x.grad is not None
+    np.testing.assert_array_equal(x.grad.numpy(), [[31, 42]])
+
+
+# --- padding and resizing ---------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data(), mode=st.sampled_from(["constant", "reflect", "replicate"]))
+def test_padding_of_any_size_is_numpys(data: st.DataObject, mode: str, backend: str) -> None:
+    shape = data.draw(st.tuples(*[st.integers(1, 4)] * 4))
+    axes = data.draw(st.integers(0, 4))
+    sides = [(0, 0)] * (4 - axes)
+    sides += [data.draw(st.tuples(*[st.integers(0, n - 1 if mode == "reflect" else 3)] * 2)) for n in shape[4 - axes :]]
+    flat = [side for pair in reversed(sides[4 - axes :]) for side in pair]
+    x = random(*shape)
+    y = F.pad(gpucnn.tensor(x, backend=backend), flat, mode)
+    np.testing.assert_array_equal(y.numpy(), np.pad(x, sides, {"replicate": "edge"}.get(mode, mode)))
+    check_gradients(lambda t: F.pad(t, flat, mode), [x], backend, most=3)
+
+
+def test_negative_padding_cuts(backend: str) -> None:
+    y = F.pad(gpucnn.tensor(X, backend=backend), (-1, 2, 0, -3), value=9.0)
+    expected = np.full((2, 3, 2, 5), 9.0)
+    expected[..., :3] = X[:, :, :2, 1:]
+    np.testing.assert_array_equal(y.numpy(), expected)
+    check_gradients(lambda t: F.pad(t, (-1, 2, 0, -3)), [X], backend, most=30)
+
+
+def test_doubling_repeats_each_pixel_and_bilinear_keeps_a_ramp(backend: str) -> None:
+    x = gpucnn.tensor(X, backend=backend)
+    np.testing.assert_array_equal(F.interpolate(x, scale_factor=2).numpy(), X.repeat(2, 2).repeat(2, 3))
+    ramp = F.interpolate(x, size=(9, 7), mode="bilinear", align_corners=True).numpy()
+    rows, columns = np.arange(9)[:, None] / 2, np.arange(7) / 2
+    np.testing.assert_allclose(ramp[0, 0], 4 * rows + columns, rtol=0, atol=1e-13)
+
+
+def ones(*shape: int) -> Tensor:
+    return gpucnn.tensor(np.ones(shape))
+
+
+WRONG: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
+    ("reshape", lambda: ones(2, 3).reshape(4, 2), ValueError, r"6 elements .*\(2, 3\).*\(4, 2\)"),
+    ("reshape-rest", lambda: ones(2, 3).reshape(4, -1), ValueError, r"6 elements .*\(4, -1\)"),
+    ("reshape-two-rests", lambda: ones(2, 3).reshape(-1, -1), ValueError, r"\(-1, -1\)"),
+    ("reshape-negative", lambda: ones(2, 3).reshape(-2, -3), ValueError, r"\(-2, -3\)"),
+    ("flatten", lambda: ones(2, 3).flatten(1, 0), ValueError, "start_dim 1 .*end_dim 0"),
+    ("flatten-axis", lambda: ones(2, 3).flatten(2), IndexError, "flatten: dim 2"),
+    ("unflatten", lambda: ones(2, 6).unflatten(1, (4, -1)), ValueError, r"6 .*\(4, -1\)"),
+    ("permute", lambda: ones(2, 3).permute(0, 0), ValueError, r"permute: .*\(2, 3\).*\(0, 0\)"),
+    ("permute-few", lambda: ones(2, 3).permute(1), ValueError, r"permute: .*\(1,\)"),
+    ("transpose", lambda: ones(2, 3).transpose(0, 2), IndexError, "transpose: dim 2"),
+    ("expand", lambda: ones(2, 3).expand(4, 3), ValueError, r"\(2, 3\).*\(4, 3\)"),
+    ("expand-fewer", lambda: ones(2, 3).expand(3), ValueError, r"\(2, 3\).*\(3,\)"),
+    ("cat-none", lambda: F.cat([]), ValueError, "no tensors"),
+    ("cat-shapes", lambda: F.cat([ones(2, 3), ones(2, 4)]), ValueError, r"\(2, 3\), \(2, 4\).*axis 0"),
+    ("cat-ranks", lambda: F.cat([ones(2, 3), ones(3)], 1), ValueError, r"\(2, 3\), \(3,\)"),
+    ("stack-shapes", lambda: F.stack([ones(2, 3), ones(2, 4)]), ValueError, r"\(1, 2, 3\), \(1, 2, 4\)"),
+    ("index-range", lambda: ones(2, 3)[2], IndexError, r"2 .*\(2, 3\)"),
+    ("index-rank", lambda: ones(2, 3)[0, 0, 0], IndexError, r"\(2, 3\)"),
+    ("index-float", lambda: ones(2, 3)[np.array([0.5])], IndexError, "float64"),
+    ("pad-mode", lambda: F.pad(ones(2, 3), (1, 1), "circular"), ValueError, "mode .*'constant'.*circular"),
+    ("pad-odd", lambda: F.pad(ones(2, 3), (1, 1, 1)), ValueError, r"\(1, 1, 1\)"),
+    ("pad-axes", lambda: F.pad(ones(3), (1, 1, 1, 1)), ValueError, r"1 axes.*\(1, 1, 1, 1\)"),
+    ("pad-cut", lambda: F.pad(ones(2, 3), (-2, -2)), ValueError, r"\(-2, -2\).*\(2, 3\)"),
+    ("reflect", lambda: F.pad(ones(1, 1, 2, 3), (3, 0), "reflect"), ValueError, r"reflect.*\(3, 0\).*has 3"),
+    ("resize-mode", lambda: F.interpolate(ones(1, 1, 2, 3), 4, mode="cubic"), ValueError, "mode .*bilinear.*cubic"),
+    ("resize-both", lambda: F.interpolate(ones(1, 1, 2, 3), 4, 2.0), ValueError, "either size or scale_factor"),
+    ("resize-neither", lambda: F.interpolate(ones(1, 1, 2, 3)), ValueError, "either size or scale_factor"),
+    ("resize-zero", lambda: F.interpolate(ones(1, 1, 2, 3), (0, 2)), ValueError, r"size=\(0, 2\)"),
+    ("resize-away", lambda: F.interpolate(ones(1, 1, 2, 3), scale_factor=0.2), ValueError, r"scale_factor=0\.2"),
+    ("resize-rank", lambda: F.interpolate(ones(1, 2, 3), 4), ValueError, r"\(1, 2, 3\)"),
+    ("resize-corners", lambda: F.interpolate(ones(1, 1, 2, 3), 4, align_corners=True), ValueError, "bilinear"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), [pytest.param(*rest, id=name) for name, *rest in WRONG])
+def test_wrong_arguments_are_shown(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
