@@ -46,26 +46,22 @@ class Module:
         module._arguments = (args, kwargs)  # for repr, and to build the same module from a file
         return module
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
         """What the module computes; call the module itself, not this."""
         raise NotImplementedError(f"{type(self).__name__} must define forward()")
 
-    def __call__(self, *inputs: Any) -> Any:
-        output = self.forward(*inputs)
+    def __call__(self, *inputs: Any, **keywords: Any) -> Any:
+        output = self.forward(*inputs, **keywords)
         for hook in list(vars(self).get("_hooks", ())):
             hook(self, inputs, output)
         return output
 
     def __setattr__(self, name: str, value: Any) -> None:
         current = vars(self).get(name)
-        if (
-            isinstance(current, Parameter | Buffer)
-            and isinstance(value, Tensor)
-            and not isinstance(value, type(current))
-        ):
+        if isinstance(current, Parameter | Buffer) and not isinstance(value, type(current) | None):
             kind = type(current).__name__
             raise TypeError(
-                f"{type(self).__name__}.{name} is a {kind} and can't become a plain Tensor; "
+                f"{type(self).__name__}.{name} is a {kind} and can't become a {type(value).__name__}; "
                 f"assign nn.{kind}(tensor), or change its values with module.{name}.copy_(tensor)"
             )
         super().__setattr__(name, value)
@@ -204,19 +200,26 @@ class Module:
 
         >>> print(model.summary(1, 28, 28))
         """
-        rows: dict[int, SummaryRow] = {}
+        rows: dict[str, SummaryRow] = {}
+        own: dict[str, int] = {}  # parameters of each module itself; one that two modules share counts at the first
+        for name, parameter in self.named_parameters():
+            place = name.rpartition(".")[0]
+            own[place] = own.get(place, 0) + parameter.numel()
 
         def note(name: str, module: Module) -> RemovableHandle:
             def hook(module: Module, inputs: tuple[Any, ...], output: Any) -> None:
-                own = sum(p.numel() for p in vars(module).values() if isinstance(p, Parameter))
-                earlier = rows.get(id(module))  # a layer that runs twice spends twice
+                earlier = rows.get(name)  # a layer that runs twice spends twice
                 work = module.multiply_adds(output) + (earlier.multiply_adds if earlier else 0)
-                rows[id(module)] = SummaryRow(name, type(module).__name__, output.shape[1:], own, work)
+                kind = type(module).__name__
+                rows[name] = SummaryRow(name or kind, kind, output.shape[1:], own.get(name, 0), work)
 
             return module.register_forward_hook(hook)
 
-        modules = [(name, m) for name, m in self.named_modules() if not any(True for _ in m.children())]
-        handles = [note(name or type(m).__name__, m) for name, m in modules]
+        handles = [
+            note(name, module)
+            for name, module in self.named_modules()
+            if name in own or not any(True for _ in module.children())
+        ]
         was_training = {id(m): m.training for m in self.modules()}
         reference = next(iter(self.parameters()), None)
         backend = get_backend() if reference is None else reference.backend

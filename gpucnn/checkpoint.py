@@ -1,0 +1,358 @@
+"""Models and training states in safetensors files: arrays under PyTorch's names, the rest as JSON in the metadata.
+
+Nothing read from a file is executed: a description names classes of gpucnn.nn and their arguments, and nothing else is
+ever made from it. Files are written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from gpucnn import nn
+from gpucnn.backends import Backend, get_backend, use_backend
+from gpucnn.data import Loader, Normalize
+from gpucnn.nn import Module, Sequential
+from gpucnn.optim import LRScheduler, Optimizer
+from gpucnn.random import Generator, default_generator
+
+Arrays = dict[str, NDArray[Any]]
+Description = dict[str, Any]
+
+# One metadata key a file: safetensors writes several in no fixed order, and equal contents should be equal bytes.
+_MODEL, _CHECKPOINT = "gpucnn.model", "gpucnn.checkpoint"
+
+
+# -- descriptions ----------------------------------------------------------------------------------
+
+
+@cache
+def _classes() -> dict[str, type[Module]]:
+    return {
+        name: value
+        for namespace in (nn, nn.models)
+        for name, value in vars(namespace).items()
+        if isinstance(value, type) and issubclass(value, Module) and value is not Module
+    }
+
+
+def describe(module: Module) -> Description:
+    """{"class", "args", "kwargs", "children": {name: description}}, as JSON can hold it.
+
+    The arguments are the constructor's, the children those of now: a layer that was replaced or appended is described
+    too. A class from outside gpucnn.nn is named in full; `build` refuses it.
+    """
+    kind = type(module)
+    known = _classes().get(kind.__name__) is kind
+    args, kwargs = module._arguments
+    return {
+        "class": kind.__name__ if known else f"{kind.__module__}.{kind.__qualname__}",
+        "args": [] if kind is Sequential else [_described(value) for value in args],
+        "kwargs": {name: _described(value) for name, value in kwargs.items()},
+        "children": {name: describe(child) for name, child in module.named_children()},
+    }
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, Module):
+        return {"module": describe(value)}
+    if isinstance(value, list | tuple):
+        return [_described(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if value is None or isinstance(value, bool | int | float | str) else {"unknown": repr(value)[:200]}
+
+
+def build(description: Description) -> Module:
+    """The module that `describe` described, with newly drawn parameters.
+
+    Raises ValueError for a class that is not of gpucnn.nn or gpucnn.nn.models, and for what is no description.
+    """
+    try:
+        name, args, kwargs = description["class"], description["args"], description["kwargs"]
+        children = dict(description["children"])
+        kind = _classes().get(name)
+        if kind is None:
+            raise ValueError(
+                f"{name} is not a class of gpucnn.nn, so it can't be built from its description; make the model "
+                "yourself and pass it as model="
+            )
+        module = kind(*[_argument(value) for value in args], **{n: _argument(value) for n, value in kwargs.items()})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"this is no description of a model: {type(error).__name__} {error}") from error
+    for child in dict(module.named_children()).keys() - children.keys():
+        setattr(module, child, None)
+    for child, its_description in children.items():
+        if hasattr(kind, child) or child.startswith("_"):
+            raise ValueError(f"this is no description of a model: {name} can't have a child {child!r}")
+        made = vars(module).get(child)
+        if not isinstance(made, Module) or describe(made) != its_description:
+            setattr(module, child, build(its_description))
+    return module
+
+
+def _argument(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_argument(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "module" in value:
+        return build(value["module"])
+    raise ValueError(
+        f"the model was made with {value.get('unknown')}, which a file can't hold; make the model yourself and pass it "
+        "as model="
+    )
+
+
+def describe_input(loader: Loader) -> Description:
+    """What `save_model` should know about the images a model was trained on."""
+    dataset, normalise = loader.dataset, loader.normalise
+    return {
+        "classes": list(dataset.classes),
+        "normalise": normalise,
+        "image_size": [dataset.height, dataset.width],
+        "channels": dataset.channels,
+    }
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a file beside `path`, then put it in the place of `path`: whole or not at all.
+
+    Raises FileNotFoundError if there is no such folder, IsADirectoryError if `path` is one.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"can't write {path}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"can't write {path}: it is a folder; name a file in it")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(path: str | Path, arrays: Arrays, key: str, content: Mapping[str, Any]) -> None:
+    metadata = {key: json.dumps(content)}
+    # safetensors takes the bytes as they lie in memory, so filters must lie as [K, C, R, S] (order="C")
+    rows = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    write_atomically(Path(path), lambda temporary: save_file(rows, str(temporary), metadata))
+
+
+def _read(path: Path) -> tuple[Arrays, dict[str, str]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with safe_open(str(path), framework="np") as file:
+            return {name: np.array(file.get_tensor(name)) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{path} holds numbers of a type that NumPy does not have: {error}") from error
+
+
+def _content(path: Path, metadata: Mapping[str, str], key: str) -> Description:
+    try:
+        content = json.loads(metadata[key])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its description can't be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: its description can't be read: it is {content!r}")
+    return content
+
+
+def _check_state(path: Path, module: Module, arrays: Arrays) -> None:
+    """Raises ValueError unless load_state_dict would take these arrays as they are."""
+    own = module.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in arrays],
+        "not expected": [name for name in arrays if name not in own],
+        "of another shape": [
+            f"{name} {arrays[name].shape}, the model's is {own[name].shape}"
+            for name in own
+            if name in arrays and arrays[name].shape != own[name].shape
+        ],
+        "of another dtype": [
+            f"{name} {arrays[name].dtype}, the model's is {own[name].dtype}"
+            for name in own
+            if name in arrays and arrays[name].dtype != own[name].dtype
+        ],
+    }
+    found = "; ".join(f"{problem}: {', '.join(names)}" for problem, names in problems.items() if names)
+    if found:
+        hint = "; convert the model with model.to(dtype)" if problems["of another dtype"] else ""
+        raise ValueError(f"{path} does not fit {type(module).__name__}: {found}{hint}")
+
+
+def _numpy_state(module: Module) -> Arrays:
+    return {name: value.numpy() for name, value in module.state_dict().items()}
+
+
+def _dtype(module: Module) -> str:
+    return next((str(p.dtype) for p in module.parameters()), "float32")
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+def save_model(
+    model: Module,
+    path: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    normalise: Normalize | tuple[Any, Any] | None = None,
+    **extra: Any,
+) -> None:
+    """One safetensors file with the weights under PyTorch's names and a description of how to use them.
+
+    classes are the names of the outputs, normalise the (mean, std) that images are to be normalised with; extra is
+    anything else that JSON can hold (fit gives image_size [H, W] and channels). Raises TypeError for what it can't.
+    """
+    if isinstance(normalise, Normalize):
+        normalise = (normalise.mean, normalise.std)
+    from gpucnn import __version__
+
+    description = {
+        "gpucnn": __version__,
+        "architecture": describe(model),
+        "dtype": _dtype(model),
+        "classes": None if classes is None else list(classes),
+        "normalise": normalise,
+        **extra,
+    }
+    _write(path, _numpy_state(model), _MODEL, description)
+
+
+def load_model(
+    path: str | Path, model: Module | None = None, backend: str | Backend | None = None
+) -> tuple[Module, Description]:
+    """(model, description) of a file that `save_model` wrote; the model is in evaluation mode.
+
+    A model that is given is filled; otherwise it is built from the description, which works for models made of
+    gpucnn.nn's classes. A given model also takes a plain safetensors file, such as one from PyTorch; the description is
+    empty then. backend: where the model is to be; the default backend, or where a given model is.
+
+    Raises FileNotFoundError, and ValueError if the file is no safetensors file, not whole, or does not fit the model:
+    the error names the arrays, and the model has not changed.
+    """
+    path = Path(path)
+    arrays, metadata = _read(path)
+    if _CHECKPOINT in metadata:
+        raise ValueError(f"{path} is the state of a training, not a model; fit(resume=True) goes on from it")
+    description = _content(path, metadata, _MODEL) if _MODEL in metadata else {}
+    if model is None:
+        if "architecture" not in description:
+            raise ValueError(f"{path} does not say which model its weights belong to; make it and pass it as model=")
+        drawn = default_generator.state()
+        try:
+            with use_backend(get_backend(backend)):
+                model = build(description["architecture"])
+            model.to(np.dtype(description.get("dtype", "float32")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+        finally:
+            default_generator.set_state(drawn)  # loading a file is no reason for other random numbers afterwards
+    _check_state(path, model, arrays)
+    model.load_state_dict(arrays)
+    return (model if backend is None else model.to(get_backend(backend))).eval(), description
+
+
+# -- training states -------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    path: str | Path,
+    *,
+    model: Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler | None = None,
+    generator: Generator = default_generator,
+    settings: Mapping[str, Any] | None = None,
+    arrays: Arrays | None = None,
+    **state: Any,
+) -> None:
+    """Everything that a training needs to go on bit for bit, in one safetensors file.
+
+    settings are what a resumed run must have in common with this one. arrays and state are the caller's own: position,
+    history and so on; state is what JSON can hold.
+    """
+    numbers = optimizer.state_dict()
+    moments = numbers.pop("arrays")
+    content = {
+        "optimizer": numbers,
+        "scheduler": None if scheduler is None else scheduler.state_dict(),
+        "generator": generator.state(),
+        "settings": dict(settings or {}),
+        "state": state,
+    }
+    parts = {"model": _numpy_state(model), "optimizer": moments, "own": arrays or {}}
+    every = {f"{part}/{name}": array for part, named in parts.items() for name, array in named.items()}
+    _write(path, every, _CHECKPOINT, content)
+
+
+def load_checkpoint(
+    path: str | Path,
+    *,
+    model: Module,
+    optimizer: Optimizer,
+    scheduler: LRScheduler | None = None,
+    generator: Generator = default_generator,
+    settings: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], Arrays]:
+    """Put all back as it was when save_checkpoint(path) ran; returns the caller's own (state, arrays).
+
+    Raises FileNotFoundError, and ValueError if the file is not a checkpoint or the settings or arrays differ: the error
+    shows both sides, and nothing has changed.
+    """
+    path = Path(path)
+    stored, metadata = _read(path)
+    if _CHECKPOINT not in metadata:
+        raise ValueError(f"{path} is not the state of a training")
+    content = _content(path, metadata, _CHECKPOINT)
+    found = _differences(content["settings"], json.loads(json.dumps(dict(settings or {}))), "")
+    if found:
+        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+        raise ValueError(
+            f"{path} is of a run with other settings: {'; '.join(found[:5])}{more}. Resume with the settings of the "
+            "run, or start a new one in another folder"
+        )
+    parts: dict[str, Arrays] = {"model": {}, "optimizer": {}, "own": {}}
+    for name, array in stored.items():
+        part, _, rest = name.partition("/")
+        parts[part][rest] = array
+    _check_state(path, model, parts["model"])
+    optimizer.load_state_dict({**content["optimizer"], "arrays": parts["optimizer"]})
+    model.load_state_dict(parts["model"])
+    if scheduler is not None:
+        scheduler.load_state_dict(content["scheduler"])
+    generator.set_state(content["generator"])
+    return content["state"], parts["own"]
+
+
+def _differences(then: Any, now: Any, name: str) -> list[str]:
+    """Each place where two JSON values differ, in words."""
+    if isinstance(then, dict) and isinstance(now, dict) and then.get("class") == now.get("class"):
+        names = [*then, *(key for key in now if key not in then)]
+        return [
+            difference
+            for key in names
+            for difference in _differences(then.get(key), now.get(key), f"{name}.{key}" if name else key)
+        ]
+    if then == now:
+        return []
+    then, now = (value["class"] if isinstance(value, dict) and "class" in value else value for value in (then, now))
+    return [f"{name} was {then!r}, is {now!r}"]

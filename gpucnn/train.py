@@ -1,0 +1,634 @@
+"""Training and measuring a model: fit, evaluate, predict."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpucnn import functional as F
+from gpucnn import nn
+from gpucnn.backends import get_backend
+from gpucnn.callbacks import (
+    BestModel,
+    Callback,
+    CSVLogger,
+    EarlyStopping,
+    History,
+    ProgressBar,
+    TensorBoardLogger,
+    TrainingState,
+)
+from gpucnn.checkpoint import describe, describe_input, load_checkpoint, save_checkpoint, save_model
+from gpucnn.data import Dataset, Loader
+from gpucnn.metrics import Evaluation
+from gpucnn.nn import Module
+from gpucnn.optim import LRScheduler, Optimizer, clip_grad_norm_
+from gpucnn.tensor import Tensor, no_grad
+
+__all__ = [
+    "BestModel",
+    "CSVLogger",
+    "Callback",
+    "EarlyStopping",
+    "Evaluation",
+    "History",
+    "ProgressBar",
+    "TensorBoardLogger",
+    "TrainingInterrupted",
+    "TrainingState",
+    "evaluate",
+    "fit",
+    "predict",
+]
+
+Loss = Callable[[Tensor, Any], Tensor]
+
+# Losses that compare the output with an array of its shape; from all others labels go in as they are.
+_ELEMENTWISE = (
+    F.binary_cross_entropy, F.binary_cross_entropy_with_logits, F.half_squared_error, F.l1_loss, F.mse_loss,
+    F.smooth_l1_loss,
+)  # fmt: skip
+_ELEMENTWISE_MODULES = (
+    nn.BCELoss, nn.BCEWithLogitsLoss, nn.HalfSquaredError, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss,
+)  # fmt: skip
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """fit was asked to stop, by Ctrl-C (SIGINT) or SIGTERM, and has saved its state; str() says how to go on.
+
+    `signal` is the number of the signal, `exit_code` what a command should exit with: 128 + signal.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.signal = number
+        self.exit_code = 128 + number
+
+
+def fit(
+    model: Module,
+    train: Loader,
+    *,
+    epochs: int,
+    optimizer: Optimizer,
+    scheduler: LRScheduler | None = None,
+    loss: Loss = F.cross_entropy,
+    held_out: Loader | None = None,
+    callbacks: Sequence[Callback] = (),
+    folder: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_every: int | None = None,
+    progress: bool | None = None,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+) -> History:
+    """Train `model` in place for `epochs` passes over `train`, and measure it on `held_out` after each.
+
+    loss(output, labels) is a mean over the batch; the losses of functional that want a target of the output's shape get
+    0/1 labels for a model with one output, else one-hot ones. The scheduler steps after each optimiser step.
+    accumulate: batches that share one optimiser step, each image with the same weight. clip_norm: the largest norm of
+    all gradients together. progress: whether to show a bar; None: if stderr is a terminal. Epochs count on from
+    train.current, so that a second fit sees new shuffles.
+
+    With a folder, the training can stop at any moment and go on: folder/checkpoint.safetensors is written at the start,
+    after each epoch and after each `checkpoint_every` optimiser steps, and folder/model.safetensors (for load_model) at
+    the end. resume=True goes on from the checkpoint, if there is one, and gives the same bits as if there had been no
+    pause. The settings must be the same; only `epochs` may grow.
+
+    Raises TrainingInterrupted (a KeyboardInterrupt) after Ctrl-C or SIGTERM, at the end of the step; a second signal
+    acts at once. FloatingPointError if the loss or a weight is not finite. FileExistsError if the folder holds a run
+    and resume is False. RuntimeError if another process uses the folder. ValueError for settings that do not fit, or
+    are not those of the run to be resumed.
+    """
+    _check(
+        model, train, held_out, epochs, optimizer, scheduler, folder, resume, checkpoint_every, accumulate, clip_norm
+    )
+    folder = None if folder is None else Path(folder)
+    shown = sys.stderr.isatty() if progress is None else progress
+    every_callback = [*callbacks, ProgressBar()] if shown else list(callbacks)
+    state = TrainingState(model, optimizer, scheduler, train, held_out, epochs, folder)
+    with ExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(_locked(folder))
+        wish = stack.enter_context(_WishToStop())
+        for callback in every_callback:
+            stack.callback(callback.close)
+        stack.enter_context(_mode(model, True))
+        stack.enter_context(np.errstate(over="ignore", invalid="ignore"))  # every loss is looked at
+        run = _Run(state, loss, every_callback, checkpoint_every, accumulate, clip_norm, wish)
+        if folder is not None:
+            run.open(folder, resume)
+        run.train()
+    return state.history
+
+
+def _check(
+    model: Module,
+    train: Loader,
+    held_out: Loader | None,
+    epochs: int,
+    optimizer: Optimizer,
+    scheduler: LRScheduler | None,
+    folder: str | Path | None,
+    resume: bool,
+    checkpoint_every: int | None,
+    accumulate: int,
+    clip_norm: float | None,
+) -> None:
+    for name, loader in {"train": train, "held_out": held_out}.items():
+        if loader is not None and not isinstance(loader, Loader):
+            raise TypeError(f"fit: {name} must be a gpucnn.data.Loader, got {type(loader).__name__}")
+        if loader is not None and not len(loader):
+            raise ValueError(f"fit: {name} has no batches: {loader!r}")
+    for name, count in {"epochs": epochs, "checkpoint_every": checkpoint_every, "accumulate": accumulate}.items():
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise ValueError(f"fit: {name} must be a positive int, got {count!r}")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"fit: clip_norm must be positive, got {clip_norm}")
+    if folder is None and (resume or checkpoint_every):
+        raise ValueError("fit: resume and checkpoint_every need a folder=")
+    if scheduler is not None and scheduler.optimizer is not optimizer:
+        raise ValueError("fit: the scheduler belongs to another optimizer")
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in own for parameter in optimizer.params):
+        raise ValueError(f"fit: the optimizer has none of the parameters of this {type(model).__name__}")
+
+
+class _Run:
+    """One training: the loop of `fit`, and what it takes to leave and enter it again at any step."""
+
+    def __init__(
+        self,
+        state: TrainingState,
+        loss: Loss,
+        callbacks: list[Callback],
+        checkpoint_every: int | None,
+        accumulate: int,
+        clip_norm: float | None,
+        wish: _WishToStop,
+    ) -> None:
+        self.state, self.loss, self.callbacks, self.wish = state, loss, callbacks, wish
+        self.checkpoint_every, self.accumulate, self.clip_norm = checkpoint_every, accumulate, clip_norm
+        self.first_epoch = state.train.current
+        self.sums = {"loss": 0.0, "correct": 0, "images": 0}  # of the epoch so far
+        self.checkpoint: Path | None = None
+        self.saved = ""
+        self.seconds = 0.0  # of the earlier parts of a resumed run
+        self.start = time.perf_counter()
+        # a callback with a state is one that state_dict was overridden for
+        self.remembering = [c for c in callbacks if type(c).state_dict is not Callback.state_dict]
+        self.settings = self._settings()
+
+    # -- the loop ----------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        state, history = self.state, self.state.history
+        for callback in self.callbacks:
+            callback.on_train_begin(state)
+        if not state.resumed:
+            self._save()
+        while len(history) < state.epochs and history.stop_reason is None:
+            state.epoch = len(history) + 1
+            for callback in self.callbacks:
+                callback.on_epoch_begin(state)
+            self._train_epoch()
+            self._check_weights()
+            history.rows.append(self._row())
+            for callback in self.callbacks:
+                callback.on_epoch_end(state)
+            state.batch = 0
+            self.sums = {"loss": 0.0, "correct": 0, "images": 0}
+            state.train.current = self.first_epoch + len(history)
+            self._save()
+            self._stop_if_asked()
+        for callback in self.callbacks:
+            callback.on_train_end(state)
+        history.seconds = self._elapsed()
+        if state.folder is not None:
+            save_model(state.model, state.folder / "model.safetensors", **describe_input(state.train))
+
+    def _train_epoch(self) -> None:
+        state = self.state
+        with closing(state.train.epoch(self.first_epoch + state.epoch - 1, start=state.batch)) as batches:  # type: ignore[type-var]
+            for images, labels in batches:
+                self._train_batch(images, labels)
+                state.batch += 1
+                last = state.batch == len(state.train)
+                stepped = last or state.batch % self.accumulate == 0
+                if stepped:
+                    self._step()
+                for callback in self.callbacks:
+                    callback.on_batch_end(state)
+                if stepped and self.checkpoint_every and state.step % self.checkpoint_every == 0 and not last:
+                    self._save()
+                if stepped:
+                    self._stop_if_asked()
+
+    def _train_batch(self, images: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+        state = self.state
+        first_of_step = state.batch % self.accumulate == 0
+        if first_of_step:
+            state.optimizer.zero_grad()
+        output = _output(state.model, images, state.train.dataset)
+        loss = _loss(self.loss, output, labels)
+        share = 1.0 if self.accumulate == 1 else len(labels) / self._images_of_step()
+        (loss if share == 1 else loss * share).backward()
+        state.loss = float(loss.item())
+        if not math.isfinite(state.loss):
+            raise FloatingPointError(
+                f"the loss is {state.loss} in epoch {state.epoch}, batch {state.batch + 1} of {len(state.train)}, with "
+                f"lr {state.optimizer.lr:g}; try a lower learning rate or clip_norm, and look for NaN in the data"
+                f"{self.saved}"
+            )
+        correct = int((_decided(state.model, output) == labels).sum())
+        state.accuracy = correct / len(labels)
+        self.sums["loss"] += state.loss * len(labels)
+        self.sums["correct"] += correct
+        self.sums["images"] += len(labels)
+        state.epoch_loss = self.sums["loss"] / self.sums["images"]
+        state.epoch_accuracy = self.sums["correct"] / self.sums["images"]
+
+    def _images_of_step(self) -> int:
+        """Images in the batches that share the current optimiser step; the last step of an epoch may have fewer."""
+        train = self.state.train
+        first = self.state.batch // self.accumulate * self.accumulate
+        last = min(first + self.accumulate, len(train))
+        return min(last * train.batch_size, len(train.dataset)) - first * train.batch_size
+
+    def _step(self) -> None:
+        state = self.state
+        if self.clip_norm is not None:
+            try:
+                clip_grad_norm_(state.optimizer.params, self.clip_norm)
+            except ValueError as error:
+                raise FloatingPointError(
+                    f"{error}, in epoch {state.epoch}, batch {state.batch} of {len(state.train)}, with lr "
+                    f"{state.optimizer.lr:g}{self.saved}"
+                ) from error
+        state.optimizer.step()
+        state.step += 1
+        state.lr = state.optimizer.lr
+        if state.scheduler is not None:
+            state.scheduler.step()
+
+    def _row(self) -> dict[str, Any]:
+        state = self.state
+        row: dict[str, Any] = {"epoch": state.epoch, "loss": state.epoch_loss, "accuracy": state.epoch_accuracy}
+        if state.held_out is not None:
+            found = _evaluate(state.model, state.held_out, self.loss, self._stop_if_asked)
+            row |= {"held_out_loss": found.loss, "held_out_accuracy": found.accuracy}
+        return row | {"lr": state.lr}
+
+    def _check_weights(self) -> None:
+        for name, value in self.state.model.state_dict().items():
+            if value.dtype.kind == "f" and not bool(value.backend.xp.isfinite(value.array).all()):
+                raise FloatingPointError(
+                    f"{name} is no longer finite in epoch {self.state.epoch}, with lr {self.state.optimizer.lr:g}; try "
+                    f"a lower learning rate or clip_norm{self.saved}"
+                )
+
+    # -- leaving and entering ----------------------------------------------------------------------
+
+    def open(self, folder: Path, resume: bool) -> None:
+        """Take up the run in this folder, or make sure that there is none."""
+        for stale in folder.glob(".*.tmp"):  # of a process that was killed while it wrote; the lock is ours
+            stale.unlink()
+        self.checkpoint = folder / "checkpoint.safetensors"
+        if self.checkpoint.exists() and resume:
+            self._resume(self.checkpoint)
+            return
+        for path in (self.checkpoint, folder / "model.safetensors"):
+            if path.exists():
+                remedy = "" if resume else "; resume=True goes on with it"
+                raise FileExistsError(f"{folder} holds a run already ({path.name}){remedy}, or choose another folder")
+
+    def _resume(self, checkpoint: Path) -> None:
+        state = self.state
+        kept, arrays = load_checkpoint(
+            checkpoint,
+            model=state.model,
+            optimizer=state.optimizer,
+            scheduler=state.scheduler,
+            settings=self.settings,
+        )
+        if len(kept["rows"]) > state.epochs:
+            raise ValueError(
+                f"the run in {state.folder} has {len(kept['rows'])} epochs, more than epochs={state.epochs}"
+            )
+        state.history.rows, state.history.stop_reason = kept["rows"], kept["stop_reason"]
+        self.seconds, self.sums, self.first_epoch = kept["seconds"], kept["sums"], kept["first_epoch"]
+        state.resumed = True
+        state.epoch = min(len(state.history) + 1, state.epochs)
+        for name in ("batch", "step", "lr", "loss", "accuracy", "epoch_loss", "epoch_accuracy"):
+            setattr(state, name, kept[name])
+        state.train.current = self.first_epoch + len(state.history)
+        for i, (callback, its_state) in enumerate(zip(self.remembering, kept["callbacks"], strict=True)):
+            own = {name.removeprefix(f"{i}."): a for name, a in arrays.items() if name.startswith(f"{i}.")}
+            callback.load_state_dict({**its_state, "arrays": own})
+
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
+        self._check_weights()  # what is saved must be worth going on from
+        state, history = self.state, self.state.history
+        states = [dict(callback.state_dict()) for callback in self.remembering]
+        arrays = {f"{i}.{name}": a for i, s in enumerate(states) for name, a in s.pop("arrays", {}).items()}
+        save_checkpoint(
+            self.checkpoint,
+            model=state.model,
+            optimizer=state.optimizer,
+            scheduler=state.scheduler,
+            settings=self.settings,
+            arrays=arrays,
+            rows=history.rows,
+            stop_reason=history.stop_reason,
+            seconds=self._elapsed(),
+            sums=self.sums,
+            first_epoch=self.first_epoch,
+            callbacks=states,
+            batch=state.batch,
+            step=state.step,
+            lr=state.lr,
+            loss=state.loss,
+            accuracy=state.accuracy,
+            epoch_loss=state.epoch_loss,
+            epoch_accuracy=state.epoch_accuracy,
+        )
+        self.saved = f". The state {self._position()} is in {self.checkpoint}"
+
+    def _stop_if_asked(self) -> None:
+        number = self.wish.received
+        if number is None:
+            return
+        name = signal.Signals(number).name
+        if self.checkpoint is None:
+            raise TrainingInterrupted(f"stopped by {name} {self._position()}; fit had no folder= to save it in", number)
+        self._save()
+        raise TrainingInterrupted(
+            f"stopped by {name} {self._position()}; saved {self.checkpoint}. The same call with resume=True goes on "
+            "from there",
+            number,
+        )
+
+    def _position(self) -> str:
+        done, batch = len(self.state.history), self.state.batch
+        within = f" and {batch} of {len(self.state.train)} batches" if batch else ""
+        return f"after {done} of {self.state.epochs} epochs{within}"
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.perf_counter() - self.start
+
+    def _settings(self) -> dict[str, Any]:
+        """All that a resumed run must have in common with the one that was saved, for people to read in an error."""
+        state = self.state
+        schedule = state.scheduler
+        return {
+            "model": describe(state.model),
+            "optimizer": _settings_of(state.optimizer),
+            # a schedule moves the optimizer's lr
+            "lr": state.optimizer.lr if schedule is None else None,
+            "scheduler": None if schedule is None else _settings_of(schedule),
+            "loss": _named(self.loss),
+            "train": _loader_settings(state.train),
+            "held_out": None if state.held_out is None else _loader_settings(state.held_out),
+            "accumulate": self.accumulate,
+            "clip_norm": self.clip_norm,
+            "callbacks": [repr(callback) for callback in self.remembering],
+        }
+
+
+def _named(value: Any) -> str:
+    """repr without the address, which differs from process to process."""
+    return re.sub(r" at 0x[0-9A-Fa-f]+", "", repr(value))
+
+
+def _settings_of(thing: Optimizer | LRScheduler) -> dict[str, Any]:
+    """The class and the plain settings of an optimizer or a schedule, without what changes as it goes."""
+    settings = {
+        name: _settings_of(value) if isinstance(value, LRScheduler) else value
+        for name, value in vars(thing).items()
+        if not name.startswith("_")
+        and name not in ("lr", "last_epoch")
+        and isinstance(value, bool | int | float | str | tuple | LRScheduler)
+    }
+    return {"class": type(thing).__name__, **settings}
+
+
+def _loader_settings(loader: Loader) -> dict[str, Any]:
+    dataset = loader.dataset
+    return {
+        "data": dataset.name,
+        "images": len(dataset),
+        "shape": list(dataset.images.shape[1:]),
+        "classes": list(dataset.classes),
+        "digest": _digest(dataset),
+        "batch_size": loader.batch_size,
+        "shuffle": loader.shuffle,
+        "drop_last": loader.drop_last,
+        "seed": loader.seed,
+        "augment": _named(loader.augment),
+        "normalise": _named(loader.normalise),
+    }
+
+
+def _digest(dataset: Dataset) -> str:
+    """Tells one data set from another, by all labels and at most 1,000 images from all over it."""
+    chosen = np.linspace(0, len(dataset) - 1, min(len(dataset), 1000)).astype(np.int64)
+    digest = blake2b(dataset.labels.tobytes(), digest_size=8)
+    digest.update(dataset.images[chosen].tobytes())
+    return digest.hexdigest()
+
+
+class _WishToStop:
+    """Notes SIGINT and SIGTERM instead of acting on them; a second signal acts as it would have without this.
+
+    Signals can be caught in the main thread alone; elsewhere, and where they are ignored, all stays as it is.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _WishToStop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, self._before[number])
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Makes the folder and keeps other processes out of it, until the end of this block or of this process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            _lock(file)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            raise RuntimeError(
+                f"{folder} is in use by another training (process {file.read() or 'unknown'}); wait for it or choose "
+                "another folder"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+if sys.platform == "win32":  # pragma: no cover
+
+    def _lock(file: IO[str]) -> None:
+        import msvcrt
+
+        file.seek(1 << 20)  # far behind the text, which others are to read
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+else:
+
+    def _lock(file: IO[str]) -> None:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# -- what a model says -----------------------------------------------------------------------------
+
+
+@contextmanager
+def _mode(model: Module, training: bool) -> Iterator[None]:
+    """Training or evaluation mode for a while; then each module has the mode it had."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+def _output(model: Module, images: NDArray[Any], dataset: Dataset | None = None) -> Tensor:
+    """What the model makes of images on the host: [N, classes]. Raises ValueError for outputs of another shape."""
+    reference = next(iter(model.parameters()), None)
+    backend = get_backend() if reference is None else reference.backend
+    dtype = np.float32 if reference is None else reference.dtype
+    output: Tensor = model(Tensor(backend.asarray(images, dtype), backend))
+    if output.ndim != 2:
+        raise ValueError(f"the model must return [N, classes], got {output.shape}; put a Flatten at its end")
+    if (
+        dataset is not None
+        and output.shape[1] != len(dataset.classes)
+        and (output.shape[1], len(dataset.classes)) != (1, 2)
+    ):
+        raise ValueError(
+            f"the model has {output.shape[1]} outputs, but {dataset.name} has {len(dataset.classes)} classes"
+        )
+    return output
+
+
+def _loss(loss: Loss, output: Tensor, labels: NDArray[np.int64]) -> Tensor:
+    function = loss.func if isinstance(loss, partial) else loss
+    if function not in _ELEMENTWISE and not isinstance(function, _ELEMENTWISE_MODULES):
+        return loss(output, labels)
+    one_hot = labels[:, None] == (np.arange(output.shape[1]) if output.shape[1] > 1 else 1)
+    return loss(output, Tensor(output.backend.asarray(one_hot.astype(output.dtype)), output.backend))
+
+
+def _probabilities(model: Module, output: Tensor) -> NDArray[np.float32]:
+    """[N, classes], from logits unless the model's last layer has made probabilities of them; two of one output."""
+    last = list(model.modules())[-1]
+    if isinstance(last, nn.LogSoftmax):
+        output = output.exp()
+    elif not isinstance(last, nn.Sigmoid | nn.Softmax):
+        output = output.softmax(1) if output.shape[1] > 1 else output.sigmoid()
+    values: NDArray[np.float32] = output.numpy().astype(np.float32)
+    return values if output.shape[1] > 1 else np.concatenate([1 - values, values], axis=1)
+
+
+def _decided(model: Module, output: Tensor) -> NDArray[np.int64]:
+    """The likeliest class of each row: the largest logit, or the side of a single output."""
+    with no_grad():
+        if output.shape[1] > 1:
+            decided: NDArray[np.int64] = output.argmax(1).numpy()
+        else:
+            decided = _probabilities(model, output).argmax(1)
+    return decided
+
+
+def evaluate(model: Module, loader: Loader, loss: Loss = F.cross_entropy) -> Evaluation:
+    """Loss, predictions and all that follows from them, of all images of the loader's data set in their order.
+
+    The loader's batch size and normalisation count; nothing is shuffled, augmented or dropped. Runs in evaluation mode,
+    without a tape, and puts the mode back. Outputs are logits unless the model ends with Softmax, LogSoftmax or
+    Sigmoid. Raises ValueError without images, or if the outputs are not as many as the classes.
+    """
+    if not isinstance(loader, Loader):
+        raise TypeError(f"evaluate: loader must be a gpucnn.data.Loader, got {type(loader).__name__}")
+    return _evaluate(model, loader, loss, lambda: None)
+
+
+def _evaluate(model: Module, loader: Loader, loss: Loss, after_batch: Callable[[], None]) -> Evaluation:
+    dataset, normalise = loader.dataset, loader.normalise
+    if not len(dataset):
+        raise ValueError(f"evaluate: there are no images in {dataset!r}")
+    plain = Loader(
+        dataset,
+        loader.batch_size,
+        normalise=None if normalise is None else (normalise.mean, normalise.std),
+        prefetch=loader.prefetch,
+    )
+    total, probabilities = 0.0, []
+    with no_grad(), _mode(model, False), closing(plain.epoch(0)) as batches:  # type: ignore[type-var]
+        for images, labels in batches:
+            output = _output(model, images, dataset)
+            total += float(_loss(loss, output, labels).item()) * len(labels)
+            probabilities.append(_probabilities(model, output))
+            after_batch()
+    return Evaluation(total / len(dataset), np.concatenate(probabilities), dataset.labels, dataset.classes)
+
+
+def predict(model: Module, images: NDArray[np.float32], batch_size: int = 256) -> NDArray[np.float32]:
+    """Probabilities [N, classes] of images [N, C, H, W], or [classes] of one image [C, H, W].
+
+    images are float32, scaled and normalised as those of the training were. A model with one output gives [1 − p, p].
+    Runs in evaluation mode, without a tape, and puts the mode back. Raises TypeError for another dtype.
+    """
+    if not isinstance(images, np.ndarray) or images.dtype != np.float32:
+        given = getattr(images, "dtype", type(images).__name__)
+        raise TypeError(f"predict: images must be a float32 array, got {given}; data.to_float scales bytes to 0..1")
+    if images.ndim not in (3, 4):
+        raise ValueError(f"predict: images must be [N, C, H, W] or [C, H, W], got shape {images.shape}")
+    if batch_size < 1:
+        raise ValueError(f"predict: batch_size must be positive, got {batch_size}")
+    several = images if images.ndim == 4 else images[None]
+    with no_grad(), _mode(model, False):
+        parts = [
+            _probabilities(model, _output(model, several[i : i + batch_size]))
+            for i in range(0, max(len(several), 1), batch_size)
+        ]
+    probabilities = np.concatenate(parts)
+    return probabilities if images.ndim == 4 else probabilities[0]

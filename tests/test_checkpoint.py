@@ -1,0 +1,570 @@
+"""Files: what is saved comes back bit for bit, and nothing else comes in."""
+
+import json
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import gpucnn
+from gpucnn import functional as F
+from gpucnn import nn, optim
+from gpucnn.checkpoint import (
+    build,
+    describe,
+    load_checkpoint,
+    load_model,
+    save_checkpoint,
+    save_model,
+    write_atomically,
+)
+from gpucnn.data import Normalize
+from gpucnn.nn import models
+from gpucnn.random import default_generator
+
+
+@pytest.fixture(autouse=True)
+def _on_backend(backend):
+    with gpucnn.use_backend(backend):
+        gpucnn.manual_seed(3)
+        yield
+
+
+class OwnNet(nn.Module):
+    """A class of the user's."""
+
+    def __init__(self, width, activation=None):
+        self.fc = nn.Linear(width, 2)
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+def small_net(width=4):
+    return nn.Sequential(
+        nn.Conv2d(2, width, (3, 2), bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.MaxPool2d((2, 1)),
+        nn.Flatten(),
+        nn.Dropout(0.4),
+        nn.Linear(width * 2 * 4, 3),
+    )
+
+
+def some_images(seed=0, count=5):
+    return np.random.default_rng(seed).standard_normal((count, 2, 6, 5)).astype(np.float32)
+
+
+def state_of(module):
+    return {name: value.numpy().copy() for name, value in module.state_dict().items()}
+
+
+def assert_same_state(one, other):
+    assert list(one) == list(other)
+    for name, value in one.items():
+        assert value.dtype == other[name].dtype, name
+        assert value.tobytes() == other[name].tobytes(), name
+
+
+def scrambled(model):
+    """The model with other numbers everywhere, so that what is loaded can be told from what was drawn."""
+    generator = np.random.default_rng(9)
+    for value in model.state_dict().values():
+        value.copy_((generator.random(value.shape) * 9).astype(value.dtype))
+    return model
+
+
+# -- descriptions ----------------------------------------------------------------------------------
+
+ZOO = {
+    "lenet5": lambda: models.LeNet5(7, in_channels=3, image_size=(20, 28), batch_norm=True),
+    "x_or_not_x": models.x_or_not_x,
+    "beginners_guide": models.beginners_guide,
+    "friendly_introduction": models.friendly_introduction,
+    "vgg_small": lambda: models.VGGSmall(widths=(4, 8), dropout=0.1),
+    "resnet20": models.resnet20,
+    "bottlenecks": lambda: models.ResNet("bottleneck", [1, 1], widths=(4, 8), num_classes=3),
+    "block": lambda: models.BasicBlock(2, 4, 2, downsample=nn.Sequential(nn.Conv2d(2, 4, 1, 2), nn.BatchNorm2d(4))),
+    "odd arguments": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, (3, 2), padding="same"),
+        nn.ELU(),
+        nn.PReLU(4, init=0.1),
+        nn.MaxPool2d(np.int64(2)),
+        nn.Dropout(p=np.float32(0.25)),
+    ),
+    "nested": lambda: nn.Sequential(nn.Sequential(), nn.Sequential(nn.Sequential(nn.Linear(2, 3)), nn.Identity())),
+}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_model_is_built_again_from_its_description_in_json(name):
+    model = ZOO[name]()
+    again = build(json.loads(json.dumps(describe(model))))
+    assert type(again) is type(model)
+    assert describe(again) == describe(model)
+    assert [type(m) for m in again.modules()] == [type(m) for m in model.modules()]
+    assert {n: v.shape for n, v in again.state_dict().items()} == {n: v.shape for n, v in model.state_dict().items()}
+
+
+def test_a_replaced_layer_is_described_as_it_is_now():
+    model = models.ResNet("basic", (1, 1), (4, 8), num_classes=1000)
+    model.fc = nn.Linear(8, 3)
+    model.layer1[0].downsample = nn.Identity()
+    again = build(describe(model))
+    assert again.fc.weight.shape == (3, 8)
+    assert isinstance(again.layer1[0].downsample, nn.Identity)
+    assert again.layer2[0].downsample is not None
+
+
+def test_appended_and_removed_layers_are_described():
+    model = models.LeNet5()
+    model.append(nn.Linear(10, 4))
+    del model.__dict__["1"]
+    again = build(describe(model))
+    assert [n for n, _ in again.named_children()] == [n for n, _ in model.named_children()]
+    assert isinstance(again.__dict__["12"], nn.Linear)
+    again(gpucnn.zeros(2, 1, 28, 28))
+
+
+def test_a_layer_that_was_taken_away_is_none():
+    model = models.BasicBlock(4, 4, 1, nn.Identity())
+    model.downsample = None
+    assert build(describe(model)).downsample is None
+
+
+def test_a_class_of_the_users_is_named_in_full_and_not_built():
+    description = describe(nn.Sequential(OwnNet(5)))
+    assert description["children"]["0"]["class"].endswith("test_checkpoint.OwnNet")
+    with pytest.raises(ValueError, match=r"test_checkpoint\.OwnNet is not a class of gpucnn\.nn.*pass it as model="):
+        build(description)
+
+
+def test_a_users_class_with_the_name_of_ours_is_not_taken_for_it():
+    impostor = type("Linear", (nn.Module,), {})()
+    with pytest.raises(ValueError, match=r"Linear is not a class of gpucnn\.nn"):
+        build(describe(impostor))
+
+
+@pytest.mark.parametrize("name", ["Module", "os.system", "Parameter", "init", "eval", "__import__", ""])
+def test_only_our_layers_and_models_are_ever_built(name):
+    with pytest.raises(ValueError, match=r"is not a class of gpucnn\.nn"):
+        build({"class": name, "args": ["true"], "kwargs": {}, "children": {}})
+
+
+def test_an_argument_that_json_cannot_hold_is_told_when_building():
+    description = describe(nn.CrossEntropyLoss(weight=gpucnn.ones(2)))
+    with pytest.raises(ValueError, match=r"made with tensor\(\[1., 1.\]\), which a file can't hold.*model="):
+        build(json.loads(json.dumps(description)))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {},
+        [],
+        None,
+        {"class": "ReLU", "args": [], "kwargs": {}},
+        {"class": "Flatten", "args": [1, 2, 3], "kwargs": {}, "children": {}},
+        {"class": "ReLU", "args": 5, "kwargs": {}, "children": {}},
+        {"class": ["ReLU"], "args": [], "kwargs": {}, "children": {}},
+        {"class": "Linear", "args": [], "kwargs": {"nothing": 1}, "children": {}},
+        {"class": "Sequential", "args": [], "kwargs": {}, "children": {"0": None}},
+        {"class": "Sequential", "args": [], "kwargs": {}, "children": 7},
+    ],
+)
+def test_what_is_no_description_is_refused(broken):
+    with pytest.raises(ValueError, match="no description of a model"):
+        build(broken)
+
+
+@pytest.mark.parametrize("child", ["forward", "training", "_arguments", "__class__", "append"])
+def test_a_description_cannot_replace_methods(child):
+    relu = describe(nn.ReLU())
+    with pytest.raises(ValueError, match=f"Sequential can't have a child '{child}'"):
+        build({"class": "Sequential", "args": [], "kwargs": {}, "children": {child: relu}})
+
+
+def test_a_constructor_that_refuses_its_arguments_says_why():
+    with pytest.raises(ValueError, match="in_features must be a positive int, got -1"):
+        build({"class": "Linear", "args": [-1, 2], "kwargs": {}, "children": {}})
+
+
+# -- models ----------------------------------------------------------------------------------------
+
+
+def test_a_model_comes_back_with_the_same_bits(tmp_path):
+    model = small_net()
+    model(gpucnn.tensor(some_images()))  # moves the running statistics
+    save_model(model, tmp_path / "m.safetensors", classes=("a", "b", "c"), normalise=(0.5, [0.25, 0.5]), note="hi")
+    again, description = load_model(tmp_path / "m.safetensors")
+    assert_same_state(state_of(again), state_of(model))
+    x = gpucnn.tensor(some_images(1))
+    assert again(x).numpy().tobytes() == model.eval()(x).numpy().tobytes()
+    assert description["classes"] == ["a", "b", "c"]
+    assert description["normalise"] == [0.5, [0.25, 0.5]]
+    assert description["note"] == "hi"
+    assert description["gpucnn"] == gpucnn.__version__
+
+
+def test_a_loaded_model_is_in_evaluation_mode(tmp_path):
+    save_model(small_net().train(), tmp_path / "m.safetensors")
+    assert not any(module.training for module in load_model(tmp_path / "m.safetensors")[0].modules())
+
+
+def test_the_file_holds_pytorchs_names_and_filters_in_kcrs_order(tmp_path):
+    model = small_net()
+    save_model(model, tmp_path / "m.safetensors")
+    arrays = load_file(tmp_path / "m.safetensors")
+    assert set(arrays) == set(model.state_dict())
+    assert arrays["0.weight"].shape == (4, 2, 3, 2)
+    assert arrays["1.num_batches_tracked"].shape == ()
+    weight = model[0].weight.numpy()
+    for place in np.ndindex(weight.shape):
+        assert arrays["0.weight"][place] == weight[place]
+    raw = (tmp_path / "m.safetensors").read_bytes()
+    assert weight.tobytes() in raw  # tobytes writes in index order, whatever the order in memory
+
+
+def test_pytorch_reads_the_file_and_computes_the_same(tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from safetensors.torch import load_file as load_torch_file
+
+    save_model(small_net(), tmp_path / "m.safetensors")
+    theirs = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 4, (3, 2), bias=False), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
+        torch.nn.MaxPool2d((2, 1)), torch.nn.Flatten(), torch.nn.Dropout(0.4), torch.nn.Linear(32, 3),
+    )  # fmt: skip
+    theirs.load_state_dict(load_torch_file(tmp_path / "m.safetensors"))
+    x = some_images()
+    expected = theirs.double().eval()(torch.from_numpy(x).double()).detach().numpy()
+    model = load_model(tmp_path / "m.safetensors")[0].to("float64")
+    found = model(gpucnn.tensor(x.astype(np.float64))).numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13 * np.abs(expected).max())
+
+
+def test_equal_models_give_equal_files(tmp_path):
+    model = small_net()
+    for name in ("one", "two"):
+        save_model(model, tmp_path / name, classes=["a"], normalise=Normalize(0.5, 0.25), b=1, a=2)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert load_model(tmp_path / "one")[1]["normalise"] == [0.5, 0.25]
+
+
+def test_a_float64_model_stays_float64(tmp_path):
+    model = small_net().to("float64")
+    save_model(model, tmp_path / "m.safetensors")
+    again, _ = load_model(tmp_path / "m.safetensors")
+    assert_same_state(state_of(again), state_of(model))
+
+
+def test_loading_draws_no_random_numbers(tmp_path):
+    save_model(small_net(), tmp_path / "m.safetensors")
+    before = default_generator.state()
+    load_model(tmp_path / "m.safetensors")
+    assert default_generator.state() == before
+
+
+def test_a_given_model_is_filled_even_of_a_class_of_the_users(tmp_path):
+    model, other = OwnNet(5, activation=F.relu), scrambled(OwnNet(5))
+    save_model(model, tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match=r"m\.safetensors: .*OwnNet is not a class of gpucnn\.nn"):
+        load_model(tmp_path / "m.safetensors")
+    assert load_model(tmp_path / "m.safetensors", other)[0] is other
+    assert_same_state(state_of(other), state_of(model))
+
+
+def test_a_plain_safetensors_file_fills_a_given_model(tmp_path):
+    model, other = small_net(), scrambled(small_net())
+    save_file({name: np.ascontiguousarray(v).reshape(v.shape) for name, v in state_of(model).items()}, tmp_path / "p")
+    with pytest.raises(
+        ValueError, match="does not say which model its weights belong to; make it and pass it as model="
+    ):
+        load_model(tmp_path / "p")
+    assert load_model(tmp_path / "p", other)[1] == {}
+    assert_same_state(state_of(other), state_of(model))
+
+
+def test_a_model_is_loaded_onto_the_backend_that_is_asked_for(tmp_path, backend):
+    save_model(small_net(), tmp_path / "m.safetensors")
+    for given in (None, small_net()):
+        model, _ = load_model(tmp_path / "m.safetensors", given, backend=backend)
+        assert {p.backend.name for p in model.parameters()} == {backend}
+    with pytest.raises(ValueError, match="backend is 'abacus'"):
+        load_model(tmp_path / "m.safetensors", backend="abacus")
+
+
+# -- files that are not right ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def model_file(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_model(small_net(), path)
+    return path
+
+
+def refused(path, match):
+    """load_model refuses the file, and a given model has not changed."""
+    model = scrambled(small_net())
+    before = state_of(model)
+    with pytest.raises(ValueError, match=match):
+        load_model(path, model)
+    assert_same_state(state_of(model), before)
+    assert model.training
+
+
+def rewritten(path, change):
+    """The file again after change(header, data)."""
+    raw = path.read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    header, data = json.loads(raw[8 : 8 + length]), raw[8 + length :]
+    changed = change(header, data)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + (data if changed is None else changed))
+    return path
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*nowhere\.safetensors"):
+        load_model(tmp_path / "nowhere.safetensors")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x04 pickle", b"\xff" * 64, b"\x02" + b"\0" * 7 + b"{}x"])
+def test_another_kind_of_file_is_refused(tmp_path, content):
+    (tmp_path / "f").write_bytes(content)
+    refused(tmp_path / "f", "f is not a whole safetensors file")
+
+
+def test_a_truncated_file_is_refused_wherever_it_ends(model_file):
+    whole = model_file.read_bytes()
+    for length in [*range(0, len(whole), 97), len(whole) - 1]:
+        model_file.write_bytes(whole[:length])
+        refused(model_file, "is not a whole safetensors file")
+
+
+def test_a_header_that_lies_about_offsets_is_refused(model_file):
+    def lie(header, data):
+        begin, end = header["6.weight"]["data_offsets"]
+        header["6.weight"]["data_offsets"] = [begin, end + 4]
+
+    refused(rewritten(model_file, lie), "is not a whole safetensors file")
+
+
+def test_a_header_that_lies_about_a_shape_is_refused(model_file):
+    refused(
+        rewritten(model_file, lambda header, data: header["6.weight"].update(shape=[32, 3])),
+        r"does not fit Sequential: of another shape: 6\.weight \(32, 3\), the model's is \(3, 32\)",
+    )
+
+
+def test_missing_and_unexpected_arrays_are_named(model_file):
+    def rename(header, data):
+        header["0.bias"] = header.pop("6.bias")
+
+    refused(rewritten(model_file, rename), r"missing: 6\.bias; not expected: 0\.bias")
+
+
+def test_another_dtype_is_refused_and_both_are_shown(tmp_path):
+    save_model(small_net().to("float64"), tmp_path / "m")
+    refused(tmp_path / "m", r"another dtype: 0\.weight float64, the model's is float32.*model\.to\(dtype\)")
+
+
+def test_a_dtype_that_numpy_does_not_have_is_refused(model_file):
+    def halve(header, data):
+        header["6.weight"].update(dtype="BF16", shape=[6, 32])
+
+    refused(rewritten(model_file, halve), "numbers of a type that NumPy does not have|another shape")
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "3", "[" * 100_000])
+def test_an_unreadable_description_is_refused(model_file, text):
+    def spoil(header, data):
+        header["__metadata__"] = {"gpucnn.model": text}
+
+    refused(rewritten(model_file, spoil), "its description can't be read")
+
+
+def test_a_description_with_a_wrong_dtype_is_refused(model_file):
+    def spoil(header, data):
+        description = json.loads(header["__metadata__"]["gpucnn.model"])
+        header["__metadata__"]["gpucnn.model"] = json.dumps({**description, "dtype": "quaternion"})
+
+    with pytest.raises(ValueError, match="quaternion"):
+        load_model(rewritten(model_file, spoil))
+
+
+def test_what_json_cannot_hold_is_refused_before_a_file_is_written(tmp_path):
+    with pytest.raises(TypeError, match="set is not JSON serializable"):
+        save_model(small_net(), tmp_path / "m", tags={1})
+    assert os.listdir(tmp_path) == []
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "f"
+    path.write_text("old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
+    path = tmp_path / "f"
+    path.write_text("old")
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.parent == tmp_path  # os.replace is atomic within one file system alone
+
+    write_atomically(path, write)
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_a_missing_folder_and_a_folder_as_a_file_are_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere; make it first"):
+        save_model(small_net(), tmp_path / "nowhere" / "m")
+    with pytest.raises(IsADirectoryError, match="it is a folder; name a file in it"):
+        save_model(small_net(), tmp_path)
+
+
+# -- training states -------------------------------------------------------------------------------
+
+OPTIMIZERS = {
+    "sgd": lambda p: optim.SGD(p, 0.05, momentum=0.9, nesterov=True),
+    "plain sgd": lambda p: optim.SGD(p, 0.05),
+    "adam": lambda p: optim.Adam(p, 0.01),
+    "adamw": lambda p: optim.AdamW(p, 0.01),
+    "rmsprop": lambda p: optim.RMSprop(p, 0.01, momentum=0.5),
+}
+SCHEDULES = {
+    "none": lambda o: None,
+    "step": lambda o: optim.StepLR(o, 2),
+    "one cycle": lambda o: optim.OneCycleLR(o, 0.1, 20),
+    "warm up": lambda o: optim.WarmUp(optim.CosineAnnealingLR(o, 10), 3),
+}
+
+
+def trainer(optimizer, schedule, width=4):
+    model = small_net(width)
+    o = OPTIMIZERS[optimizer](model.parameters())
+    return {"model": model, "optimizer": o, "scheduler": SCHEDULES[schedule](o)}
+
+
+def train(parts, steps, first):
+    losses = []
+    for step in range(first, first + steps):
+        x = gpucnn.tensor(some_images(step))
+        loss = F.cross_entropy(parts["model"](x), np.array([0, 1, 2, 0, 1]))
+        parts["optimizer"].zero_grad()
+        loss.backward()
+        parts["optimizer"].step()
+        if parts["scheduler"] is not None:
+            parts["scheduler"].step()
+        losses.append((loss.item(), parts["optimizer"].lr))
+    return losses
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_training_goes_on_from_its_checkpoint_bit_for_bit(tmp_path, optimizer, schedule):
+    path = tmp_path / "c.safetensors"
+    unbroken = trainer(optimizer, schedule)
+    train(unbroken, 4, first=0)
+    best = np.arange(6.0).reshape(2, 3)
+    save_checkpoint(path, **unbroken, arrays={"best.0": best}, epoch=2, third=1 / 3)
+    expected = train(unbroken, 4, first=4)
+
+    gpucnn.manual_seed(77)  # the dropout masks must come from the checkpoint
+    resumed = trainer(optimizer, schedule)
+    train(resumed, 2, first=50)
+    state, arrays = load_checkpoint(path, **resumed)
+    assert state == {"epoch": 2, "third": 1 / 3}
+    np.testing.assert_array_equal(arrays["best.0"], best)
+    assert train(resumed, 4, first=4) == expected
+    assert_same_state(state_of(resumed["model"]), state_of(unbroken["model"]))
+    assert default_generator.seed == 3
+
+
+def test_a_checkpoint_of_a_fresh_training_forgets_later_moments(tmp_path):
+    parts = trainer("sgd", "none")
+    save_checkpoint(tmp_path / "c", **parts)
+    expected = train(parts, 2, first=0)
+    load_checkpoint(tmp_path / "c", **parts)
+    assert train(parts, 2, first=0) == expected
+
+
+SETTINGS = {
+    "model": describe(small_net()),
+    "optimizer": {"class": "Adam", "betas": (0.9, 0.99)},
+    "scheduler": None,
+    "train": {"batch_size": 4, "seed": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"model": describe(small_net(5))}, r"model\.children\.0\.args was \[2, 4, \[3, 2\]\], is \[2, 5, \[3, 2\]\]"),
+        ({"model": describe(nn.Sequential(nn.ReLU()))}, r"model\.children\.0 was 'Conv2d', is 'ReLU'.*; and 2 more"),
+        ({"model": describe(OwnNet(3))}, r"model was 'Sequential', is '[\w.]*OwnNet'"),
+        ({"optimizer": {"class": "SGD"}}, r"optimizer was 'Adam', is 'SGD'"),
+        ({"optimizer": {"class": "Adam", "betas": (0.8, 0.99)}}, r"\.betas was \[0\.9, 0\.99\], is \[0\.8, 0\.99\]"),
+        ({"scheduler": {"class": "StepLR"}}, r"scheduler was None, is 'StepLR'"),
+        ({"train": {"batch_size": 8, "seed": 2}}, r"train\.batch_size was 4, is 8; train\.seed was 1, is 2"),
+        ({"train": {"batch_size": 4, "seed": 1, "new": 3}}, r"train\.new was None, is 3"),
+    ],
+)  # fmt: skip
+def test_other_settings_are_refused_and_both_sides_shown(tmp_path, change, match):
+    parts = trainer("adam", "none")
+    save_checkpoint(tmp_path / "c", **parts, settings=SETTINGS)
+    load_checkpoint(tmp_path / "c", **parts, settings=SETTINGS)
+    scrambled(parts["model"])
+    before = state_of(parts["model"])
+    with pytest.raises(ValueError, match=match):
+        load_checkpoint(tmp_path / "c", **parts, settings={**SETTINGS, **change})
+    assert_same_state(state_of(parts["model"]), before)
+
+
+def test_nothing_changes_when_the_arrays_do_not_fit(tmp_path):
+    saved = trainer("adam", "none")
+    train(saved, 1, first=0)
+    save_checkpoint(tmp_path / "c", **saved)
+    wider, other_kind = trainer("adam", "none", width=5), trainer("sgd", "none")
+    for parts, match in (
+        (
+            wider,
+            r"c does not fit Sequential: of another shape: 0\.weight \(4, 2, 3, 2\), the model's is \(5, 2, 3, 2\)",
+        ),
+        (other_kind, "SGD: the state's exp_avg"),
+    ):
+        before, drawn = state_of(parts["model"]), default_generator.state()
+        with pytest.raises(ValueError, match=match):
+            load_checkpoint(tmp_path / "c", **parts)
+        assert_same_state(state_of(parts["model"]), before)
+        assert default_generator.state() == drawn
+
+
+def test_a_model_and_a_checkpoint_are_not_taken_for_each_other(tmp_path):
+    parts = trainer("sgd", "none")
+    save_checkpoint(tmp_path / "c", **parts)
+    with pytest.raises(ValueError, match=r"c is the state of a training, not a model; fit\(resume=True\)"):
+        load_model(tmp_path / "c")
+    save_model(parts["model"], tmp_path / "m")
+    with pytest.raises(ValueError, match="m is not the state of a training"):
+        load_checkpoint(tmp_path / "m", **parts)
