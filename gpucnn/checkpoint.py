@@ -222,6 +222,8 @@ def save_model(
     classes are the names of the outputs, normalise the (mean, std) that images are to be normalised with; extra is
     anything else that JSON can hold (fit gives image_size [H, W] and channels). Raises TypeError for what it can't.
     """
+    if not isinstance(model, Module):
+        raise TypeError(f"save_model(model, path): model must be a Module, got {type(model).__name__} {model!r}")
     if isinstance(normalise, Normalize):
         normalise = (normalise.mean, normalise.std)
     from gpucnn import __version__

@@ -405,10 +405,10 @@ class Tensor:
         return F.matmul(self, other)
 
     def __eq__(self, other: object) -> Any:
-        return F.compare("equal", self, other)
+        return NotImplemented if other is None else F.compare("equal", self, other)
 
     def __ne__(self, other: object) -> Any:
-        return F.compare("not_equal", self, other)
+        return NotImplemented if other is None else F.compare("not_equal", self, other)
 
     def __lt__(self, other: Any) -> Tensor:
         return F.compare("less", self, other)

@@ -121,6 +121,8 @@ def pow(input: Operand, exponent: Operand) -> Tensor:
 def neg(input: Tensor) -> Tensor:
     """−input."""
     backend = validate.one_backend("neg", input=input)
+    if input.dtype.kind not in "if":
+        raise TypeError(f"neg: a {input.dtype} tensor has no negative; convert it with .float()")
     return record(backend, -input.array, (input, lambda dy: -dy))
 
 

@@ -20,7 +20,9 @@ def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, groups: 
             f"{op}: groups={groups!r} must divide the input's {channels} channels and the weight's first axis, {first}"
         )
     if channels != (first if transposed else second * groups):
-        taken = f"{first}" if transposed else f"{second} × {groups} groups"
+        taken = str(first if transposed else second * groups)
+        if groups > 1 and not transposed:
+            taken = f"{second} × {groups} groups = {taken}"
         raise ValueError(
             f"{op}: the filter takes {taken} channels (weight {weight.shape}), "
             f"but the input has {channels} (input {input.shape}); their depths must agree"

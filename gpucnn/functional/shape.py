@@ -100,7 +100,10 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Tensors of one dtype joined along axis `dim`; their other lengths must agree."""
     if not tensors:
         raise ValueError("cat: there are no tensors to join")
-    backend = validate.floating("cat", **{f"tensors[{i}]": t for i, t in enumerate(tensors)})
+    named = {f"tensors[{i}]": t for i, t in enumerate(tensors)}
+    backend = validate.one_backend("cat", **named)
+    if len({t.dtype for t in tensors}) > 1:
+        raise TypeError(f"cat: the tensors must have one dtype, got {', '.join(str(t.dtype) for t in tensors)}")
     at = validate.axis("cat", dim, tensors[0].ndim)
     shapes = [t.shape for t in tensors]
     if len({(*s[:at], *s[at + 1 :]) for s in shapes}) > 1 or len({len(s) for s in shapes}) > 1:
