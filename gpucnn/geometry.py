@@ -18,7 +18,9 @@ Padding = int | Sequence[int] | Literal["same", "valid"]
 def pair(value: int | Sequence[int], name: str, minimum: int) -> Size:
     """An int or (height, width) as a pair of ints, each at least `minimum`."""
     values = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(values) != 2 or not all(isinstance(v, Integral) and not isinstance(v, bool) and v >= minimum for v in values):
+    if len(values) != 2 or not all(
+        isinstance(v, Integral) and not isinstance(v, bool) and v >= minimum for v in values
+    ):
         raise ValueError(f"{name} must be an int >= {minimum} or a (height, width) pair of them, got {value!r}")
     return int(values[0]), int(values[1])
 

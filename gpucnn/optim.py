@@ -14,15 +14,22 @@ from gpucnn.tensor import Tensor
 
 
 class Optimizer(ABC):
-    """Steps parameters along their gradients. `lr` may be changed between steps, as schedules do."""
+    """Steps parameters along their gradients; one without a gradient (frozen, not used) stays as it is.
+
+    `lr` may be changed between steps, as schedules do.
+    """
 
     def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float) -> None:
         self.params = list(params)
         if not self.params:
             raise ValueError(f"{type(self).__name__}: there are no parameters to optimise")
         for i, p in enumerate(self.params):
-            if not isinstance(p, Tensor) or not p.is_leaf or not p.requires_grad:
-                raise TypeError(f"{type(self).__name__}: parameter {i} is not a leaf tensor that requires a gradient")
+            if not isinstance(p, Tensor) or not p.is_leaf:
+                raise TypeError(
+                    f"{type(self).__name__}: parameter {i} is not a leaf tensor, as a module's parameters are"
+                )
+        if len({id(p) for p in self.params}) < len(self.params):
+            raise ValueError(f"{type(self).__name__}: a parameter is given twice, it would be stepped twice")
         for name, value in {"lr": lr, "weight_decay": weight_decay}.items():
             if not value >= 0:
                 raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {value}")
@@ -134,6 +141,8 @@ class Adam(Optimizer):
         super().__init__(params, lr, weight_decay)
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"{type(self).__name__}: betas must be in [0, 1), got {betas}")
+        if not eps >= 0:
+            raise ValueError(f"{type(self).__name__}: eps must not be negative, got {eps}")
         self.betas, self.eps = betas, eps
         self.steps = [0] * len(self.params)
 
@@ -202,8 +211,8 @@ class RMSprop(Optimizer):
         momentum: float = 0.0,
     ) -> None:
         super().__init__(params, lr, weight_decay)
-        if not (alpha >= 0 and momentum >= 0):
-            raise ValueError(f"RMSprop: alpha and momentum must not be negative, got {alpha} and {momentum}")
+        if not (alpha >= 0 and eps >= 0 and momentum >= 0):
+            raise ValueError(f"RMSprop: alpha, eps and momentum must not be negative, got {alpha}, {eps}, {momentum}")
         self.alpha, self.eps, self.momentum = alpha, eps, momentum
 
     def _update(self, backend: Backend, params: list[Array], grads: list[Array], state: list[dict[str, Any]]) -> None:
@@ -349,6 +358,8 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
 
     torch.nn.utils.clip_grad_norm_. Raises ValueError if the norm is not finite: no scale could mend that.
     """
+    if not max_norm >= 0:
+        raise ValueError(f"clip_grad_norm_: max_norm must not be negative, got {max_norm}")
     with_gradient = [p for p in parameters if p.grad is not None]
     squares = [float((g.array.astype(np.float64) ** 2).sum()) for p in with_gradient if (g := p.grad) is not None]
     total = math.sqrt(sum(squares))
@@ -364,6 +375,8 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
 
 def clip_grad_value_(parameters: Iterable[Tensor], clip_value: float) -> None:
     """Limit every element of every gradient to ±clip_value: torch.nn.utils.clip_grad_value_."""
+    if not clip_value >= 0:
+        raise ValueError(f"clip_grad_value_: clip_value must not be negative, got {clip_value}")
     for p in parameters:
         if p.grad is not None:
             array = p.grad.array

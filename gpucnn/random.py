@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends import Backend
-from gpucnn.tensor import Tensor, tensor
+from gpucnn.tensor import Tensor, _size, tensor
 
 
 class Generator:
@@ -78,20 +78,20 @@ def _drawn(values: np.ndarray[Any, Any], requires_grad: bool, backend: str | Bac
 
 
 def rand(
-    *size: int,
+    *size: Any,
     generator: Generator | None = None,
     requires_grad: bool = False,
     backend: str | Backend | None = None,
 ) -> Tensor:
-    """float32 numbers uniform in [0, 1)."""
-    return _drawn((generator or default_generator).host.random(size, np.float32), requires_grad, backend)
+    """float32 numbers uniform in [0, 1): rand(2, 3) or rand((2, 3))."""
+    return _drawn((generator or default_generator).host.random(_size(size), np.float32), requires_grad, backend)
 
 
 def randn(
-    *size: int,
+    *size: Any,
     generator: Generator | None = None,
     requires_grad: bool = False,
     backend: str | Backend | None = None,
 ) -> Tensor:
     """float32 numbers from the standard normal distribution."""
-    return _drawn((generator or default_generator).host.standard_normal(size), requires_grad, backend)
+    return _drawn((generator or default_generator).host.standard_normal(_size(size)), requires_grad, backend)

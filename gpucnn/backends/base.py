@@ -185,7 +185,7 @@ class Backend(ABC):
     ) -> tuple[Array, Array]:
         """(loss [M], logsumexp [M]) of logits [M,C], labels int [M] in 0…C−1 or ignore_index (loss 0).
 
-        With z = logits − max_c logits, logsumexp = log Σ_c exp(z): small, so that nothing is lost for logits of any size.
+        With z = logits − max_c logits, logsumexp = log Σ_c exp(z): small, so nothing is lost for logits of any size.
         loss = (1 − smoothing)·weight[label]·(logsumexp − z[label]) + smoothing/C·Σ_c weight[c]·(logsumexp − z[c]).
         """
 

@@ -1,7 +1,7 @@
 """Convolution in NumPy: blocks of im2col and GEMM on channels-last arrays.
 
-The output is cut into blocks whose im2col matrix fits a core's L2 cache. Its rows are output pixels, each with the R·S·C
-inputs under the filter, copied in runs of S·C floats; times the filters it is the block of y, in place.
+The output is cut into blocks. The rows of a block's im2col matrix are output pixels, each with the R·S·C inputs under
+the filter, copied in runs of S·C floats; times the filters it is the block of y, in place.
 
 With few channels those runs are short and the product is narrow. Then a row serves `side` neighbouring output pixels at
 once: it holds the R·span·C inputs under all of them, and the filters become a banded matrix that yields side·K outputs.
@@ -11,20 +11,21 @@ That copies less and multiplies more; `best_side` weighs the two.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 from math import gcd
 
 import numpy as np
 
 from gpucnn.backends.base import Array
 from gpucnn.backends.numpy_elementwise import pixels
-from gpucnn.backends.numpy_parallel import scratch, workers
+from gpucnn.backends.numpy_parallel import cut, scratch, workers
 from gpucnn.geometry import Size, Window
 
-# Each product copies the filters into OpenBLAS's own layout, so blocks are large: three times L2, a tenth of L3.
+# The im2col matrix of a block: three times L2, a tenth of L3.
 BLOCK_BYTES = 3 << 20
-# Multiply-adds of a block, some 100 µs: with fewer, waking another thread would cost more than it saves.
-BLOCK_WORK = 4_000_000
+BLOCK_PIXELS = 128
+# Multiply-adds of a block, some 200 µs: with fewer, another thread costs more than it saves. Threads meet at the
+# interpreter lock between NumPy calls, and waking one takes up to 50 µs.
+BLOCK_WORK = 8_000_000
 # The partial weight gradients of all blocks take no more than this.
 PARTIAL_BYTES = 1 << 24
 
@@ -52,23 +53,20 @@ class Columns:
         if groups == 1 and window.dilation[1] == 1 and window.taps > 1:
             self.side, self.first, self.span = best_side(window, w, out[1], c, filters, x.itemsize)
         self.depth = window.kernel[0] * self.span * c // groups
-        self.blocks = self._cut(n)
+        self.work = n * out[0] * out[1] * self.depth * filters // groups
+        self.blocks = self._cut(n) if n else []
 
     def _cut(self, n: int) -> list[tuple[int, int, int, int]]:
-        """Whole images while several fit a block, else strips of rows of one image."""
+        """Whole images, or strips of rows of one image where there are too few."""
         p, q = self.out
         row_bytes = q // self.side * self.depth * self.groups * self.x.itemsize
-        filter_bytes = self.depth * self.filters * self.x.itemsize
-        # A product with large filters reads them whole for each block, which must be large enough to be worth it.
-        rows = max(BLOCK_BYTES, filter_bytes // 2) // max(row_bytes, 1)
-        if rows < p:
-            strips = -(-p // max(rows, 1))
-            edges = [p * i // strips for i in range(strips + 1)]
-            return [(i, i + 1, first, end) for i in range(n) for first, end in pairwise(edges)]
-        work = n * p * q // self.side * self.depth * self.side * self.filters // self.groups
-        blocks = max(-(-n * p // rows), min(work // BLOCK_WORK, 8, n), 1)
-        edges = [n * i // blocks for i in range(blocks + 1)]
-        return [(first, end, 0, p) for first, end in pairwise(edges)] if n else []
+        by_size = -(-n * p * row_bytes // BLOCK_BYTES)
+        # Each product copies the filters into OpenBLAS's own layout: a block of fewer pixels than this is not worth it.
+        by_work = min(self.work // BLOCK_WORK, n * p * q // BLOCK_PIXELS, 8)
+        blocks = max(by_size, by_work)
+        if blocks <= n:
+            return [(part.start, part.stop, 0, p) for part in cut(n, blocks)]
+        return [(i, i + 1, strip.start, strip.stop) for i in range(n) for strip in cut(p, -(-blocks // n))]
 
     def matrix(self, block: tuple[int, int, int, int]) -> Array:
         """The block's im2col matrices [G, rows, R·span·C/G]. The next call of this thread overwrites them."""
@@ -113,11 +111,12 @@ class Columns:
     def banded(self, w: Array) -> Array:
         """The filters [K,C/G,R,S] as the matrices [G, R·span·C/G, side·K/G] that belong to `matrix`."""
         k, c, r, s = w.shape
-        by_group = np.ascontiguousarray(w.transpose(0, 2, 3, 1)).reshape(self.groups, k // self.groups, r * s * c)
         if self.side == 1 and self.span == s:
-            # Filters in rows of K multiply a tenth faster: worth a copy unless they meet few pixels.
-            transposed = by_group.transpose(0, 2, 1)
-            return np.ascontiguousarray(transposed) if len(self.x) * self.out[0] * self.out[1] > 1000 else transposed
+            if self.groups == 1 and len(self.x) * self.out[0] * self.out[1] > 1000:
+                # Filters in rows of K multiply a tenth faster: worth a copy unless they meet few pixels.
+                return np.ascontiguousarray(w.transpose(2, 3, 1, 0)).reshape(1, self.depth, k)
+            by_group = np.ascontiguousarray(w.transpose(0, 2, 3, 1)).reshape(self.groups, k // self.groups, r * s * c)
+            return by_group.transpose(0, 2, 1)
         band = np.zeros((r, self.span, c, self.side, k), w.dtype)
         for j, taps, columns in self._bands():
             band[:, columns, :, j] = w[:, :, :, taps].transpose(2, 3, 1, 0)
@@ -183,8 +182,9 @@ def correlate(x: Array, w: Array, b: Array | None, window: Window, groups: int, 
     columns = Columns(x, window, (p, q), k, groups)
     filters = columns.banded(w)
     bias = None if b is None else np.tile(b, (q, 1))
-    # Where large filters meet few pixels, each part of the filters is a job of its own.
-    parts = 4 if len(columns.blocks) < 4 and w.nbytes > BLOCK_BYTES and groups == columns.side == 1 and k >= 64 else 1
+    # Where many filters meet few pixels, each part of the filters is a job of its own.
+    few = len(columns.blocks) < 4 and columns.work >= 4 * BLOCK_WORK
+    parts = 4 if few and groups == columns.side == 1 and k >= 64 else 1
 
     def job(i: int) -> None:
         block, part = columns.blocks[i // parts], i % parts
@@ -219,11 +219,11 @@ def conv2d_backward_weight(dy: Array, x: Array, window: Window, groups: int) -> 
     shape = (groups, columns.side * k // groups, columns.depth)
     # Each job sums several blocks, so that few partial gradients are kept; in which order depends on shapes alone.
     most = max(2, min(16, PARTIAL_BYTES // (shape[1] * columns.depth * groups * dy.itemsize)))
-    jobs = min(len(columns.blocks), most)
-    partial = np.empty((jobs, *shape), dy.dtype)
+    shares = cut(len(columns.blocks), most)
+    partial = np.empty((len(shares), *shape), dy.dtype)
 
     def job(i: int) -> None:
-        blocks = columns.blocks[len(columns.blocks) * i // jobs : len(columns.blocks) * (i + 1) // jobs]
+        blocks = columns.blocks[shares[i]]
         for number, block in enumerate(blocks):
             n0, n1, p0, p1 = block
             matrix = columns.matrix(block)
@@ -233,7 +233,7 @@ def conv2d_backward_weight(dy: Array, x: Array, window: Window, groups: int) -> 
             else:
                 partial[i] += np.matmul(dy_rows, matrix, out=scratch("partial", shape, dy.dtype))
 
-    workers.run(job, jobs)
+    workers.run(job, len(shares))
     return columns.unbanded(partial.sum(axis=0))
 
 
@@ -290,10 +290,10 @@ def scatter_input(dy: Array, w: Array, window: Window, groups: int, size: Size) 
     frame = np.zeros((n, rows, columns, groups, c), dy.dtype)
     filters = w.transpose(0, 2, 3, 1).reshape(groups, k // groups, window.taps * c)
     by_group = channels_last(dy).reshape(n, p * q, groups, k // groups).transpose(2, 0, 1, 3)
-    images = max(1, BLOCK_BYTES // (p * q * filters.shape[2] * groups * dy.itemsize))
+    blocks = cut(n, -(-n * p * q * filters.shape[2] * groups * dy.itemsize // BLOCK_BYTES))
 
     def job(i: int) -> None:
-        block = slice(i * images, (i + 1) * images)
+        block = blocks[i]
         mine = frame[block]
         columns = by_group[:, block].reshape(groups, len(mine) * p * q, k // groups)
         shares = np.matmul(columns, filters).reshape(groups, len(mine), p, q, *window.kernel, c)
@@ -302,16 +302,16 @@ def scatter_input(dy: Array, w: Array, window: Window, groups: int, size: Size) 
                 at = mine[:, r * dh : r * dh + (p - 1) * th + 1 : th, s * dw : s * dw + (q - 1) * tw + 1 : tw]
                 at += shares[:, :, :, :, r, s].transpose(1, 2, 3, 0, 4)
 
-    workers.run(job, -(-n // images))
+    workers.run(job, len(blocks))
     dx = frame[:, top : top + size[0], left : left + size[1]].reshape(n, *size, groups * c)
     return dx.transpose(0, 3, 1, 2)
 
 
-# -- depthwise: one filter a channel, so no product; tap by tap over all channels at once --------------------------------
+# -- depthwise: one filter a channel, so no product; tap by tap over all channels at once ------------------------------
 
 
 def depthwise(x: Array, w: Array, b: Array | None, window: Window, y: Array) -> None:
-    n, p, q, k = y.shape
+    _, p, q, k = y.shape
     (dh, dw), (th, tw) = window.dilation, window.stride
     columns = Columns(x, window, (p, q), k, k)
     taps = [(r, s, np.tile(w[:, 0, r, s], q)) for r in range(window.kernel[0]) for s in range(window.kernel[1])]
@@ -333,7 +333,7 @@ def depthwise(x: Array, w: Array, b: Array | None, window: Window, y: Array) -> 
 
 
 def depthwise_weight(dy: Array, x: Array, window: Window) -> Array:
-    n, p, q, k = dy.shape
+    _, p, q, k = dy.shape
     (dh, dw), (th, tw) = window.dilation, window.stride
     columns = Columns(x, window, (p, q), k, k)
     partial = np.empty((len(columns.blocks), *window.kernel, k), dy.dtype)

@@ -6,33 +6,33 @@ where there are few channels: x [M, C] is read as [M / t, t·C].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 from gpucnn.backends.base import Array
-from gpucnn.backends.numpy_parallel import scratch, workers
+from gpucnn.backends.numpy_parallel import cut, scratch, workers
+from gpucnn.backends.numpy_special import philox_words
 
-# Elements of a block: a few arrays of this size fit L2, and one NumPy call on it outlasts a switch of threads.
-BLOCK = 1 << 18
+# Elements of a block. Threads meet at the interpreter lock between NumPy calls, so these must take far longer.
+BLOCK = 1 << 19
 TILE = 1 << 13
+# A multiple of 4, the words of one Philox counter.
+DROPOUT_BLOCK = 1 << 16
 # Multiply-adds of one part of a matrix product.
 PRODUCT = 1 << 21
 
 
 def in_blocks(job: Callable[..., None], *arrays: Array) -> None:
     """job(*parts) for matching flat parts of dense arrays of one size."""
-    size = arrays[0].size
     flat = [array.reshape(-1) for array in arrays]
-    if size <= 2 * BLOCK:
+    parts = cut(flat[0].size, flat[0].size // BLOCK)
+    if len(parts) == 1:
         with np.errstate(all="ignore"):
             job(*flat)
-        return
-
-    def run(i: int) -> None:
-        job(*(array[i * BLOCK : (i + 1) * BLOCK] for array in flat))
-
-    workers.run(run, -(-size // BLOCK))
+    else:
+        workers.run(lambda i: job(*(array[parts[i]] for array in flat)), len(parts))
 
 
 def pixels(x: Array) -> Array:
@@ -41,11 +41,28 @@ def pixels(x: Array) -> Array:
 
 
 def select(keep: Array, dy: Array, out: Array) -> None:
-    """out = dy where `keep` (bool) else exactly 0, also for an infinite dy. By bits: np.where is several times slower."""
+    """out = dy where `keep` (bool), else exactly 0, even if dy is infinite. By bits: np.where takes far longer."""
     integer = np.int32 if dy.itemsize == 4 else np.int64
     mask = scratch("mask", keep.shape, integer)
     np.negative(keep.view(np.int8), out=mask)  # 0 or −1: no bits or all
     np.bitwise_and(dy.view(integer), mask, out=out.view(integer))
+
+
+def dropout(x: Array, p: float, seed: int, offset: int) -> Array:
+    """x / (1 − p) where the element's random number is p or more, else 0."""
+    y = np.zeros_like(x)
+    if p == 1:
+        return y
+    flat, out = x.reshape(-1), y.reshape(-1)
+    threshold = math.ceil(p * 2**24)  # u >= p exactly where word >> 8 is at least this
+
+    def job(i: int) -> None:
+        part = slice(i * DROPOUT_BLOCK, (i + 1) * DROPOUT_BLOCK)
+        words = philox_words(flat[part].size, seed, offset)
+        select(words >> 8 >= threshold, flat[part] / x.dtype.type(1 - p), out[part])
+
+    workers.run(job, -(-flat.size // DROPOUT_BLOCK))
+    return y
 
 
 # -- sums over all axes but the last -----------------------------------------------------------------------------------
@@ -58,13 +75,11 @@ class Channels:
         self.c = x.shape[-1]
         self.count = x.size // self.c
         self.repeat = largest_divisor(self.count, max(TILE // self.c, 1))
-        lines = self.count // self.repeat if self.count else 0
-        self.height = max(BLOCK // (self.repeat * self.c), 1)
-        self.blocks = -(-lines // self.height)
+        self.blocks = cut(self.count // self.repeat, x.size // BLOCK)
 
     def part(self, x: Array, i: int) -> Array:
         """Block i of x, [lines, t·C]."""
-        return x.reshape(-1, self.repeat * self.c)[i * self.height : (i + 1) * self.height]
+        return x.reshape(-1, self.repeat * self.c)[self.blocks[i]]
 
     def tile(self, vector: Array) -> Array:
         return np.tile(vector, self.repeat)
@@ -75,7 +90,7 @@ class Channels:
         return np.matmul(np.ones(self.repeat, part.dtype), lines.reshape(self.repeat, self.c))
 
     def partial_sums(self, dtype: np.dtype) -> Array:
-        return np.zeros((self.blocks, self.c), dtype)
+        return np.zeros((len(self.blocks), self.c), dtype)
 
 
 def largest_divisor(number: int, limit: int) -> int:
@@ -90,7 +105,7 @@ def channel_sums(x: Array) -> Array:
     def job(i: int) -> None:
         sums[i] = channels.sum(channels.part(x, i))
 
-    workers.run(job, channels.blocks)
+    workers.run(job, len(channels.blocks))
     return sums.sum(axis=0)
 
 
@@ -101,7 +116,7 @@ def batch_norm_statistics(x: Array) -> tuple[Array, Array]:
     """Mean and variance of each block by two passes, combined by the formula of Chan, Golub and LeVeque (1979)."""
     channels = Channels(x)
     means, squares = channels.partial_sums(x.dtype), channels.partial_sums(x.dtype)
-    counts = np.zeros((channels.blocks, 1))
+    counts = np.zeros((len(channels.blocks), 1))
 
     def job(i: int) -> None:
         part = channels.part(x, i)
@@ -114,7 +129,7 @@ def batch_norm_statistics(x: Array) -> tuple[Array, Array]:
         squares[i] = channels.sum(deviation) - x.dtype.type(counts[i, 0]) * np.square(shift)
         means[i] += shift
 
-    workers.run(job, channels.blocks)
+    workers.run(job, len(channels.blocks))
     count = max(channels.count, 1)
     mean = (means * counts).sum(axis=0) / count
     variance = (squares + np.square(means - mean) * counts).sum(axis=0) / count
@@ -133,7 +148,7 @@ def batch_norm_forward(x: Array, mean: Array, invstd: Array, weight: Array | Non
         if shift is not None:
             part += shift
 
-    workers.run(job, channels.blocks)
+    workers.run(job, len(channels.blocks))
     return y
 
 
@@ -151,7 +166,7 @@ def batch_norm_backward(
         product *= part
         products[i] = channels.sum(product)
 
-    workers.run(reduce, channels.blocks)
+    workers.run(reduce, len(channels.blocks))
     dbias = sums.sum(axis=0)
     dweight = products.sum(axis=0) * invstd
     factor = invstd if weight is None else invstd * weight
@@ -169,7 +184,7 @@ def batch_norm_backward(
             part -= deviation
             part -= shift
 
-    workers.run(spread, channels.blocks)
+    workers.run(spread, len(channels.blocks))
     return dx, dweight, dbias
 
 

@@ -11,6 +11,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any
 
@@ -75,7 +76,7 @@ class Workers:
         self._blas_threads: list[int] = []
 
     def run(self, job: Job, blocks: int) -> None:
-        """job(0), …, job(blocks − 1), in any order and in parallel. Floating-point errors give inf and NaN, silently."""
+        """job(0), …, job(blocks − 1), in any order and in parallel. Floating-point errors silently give inf and NaN."""
         self._hold_blas()
         try:
             with np.errstate(all="ignore"):
@@ -127,6 +128,15 @@ def _help(tasks: SimpleQueue[_Task]) -> None:
 
 
 workers = Workers(thread_count())
+
+
+def cut(length: int, parts: int) -> list[slice]:
+    """`length` in equal parts, none of them empty."""
+    parts = max(min(parts, length), 1)
+    edges = [length * i // parts for i in range(parts + 1)]
+    return [slice(first, end) for first, end in pairwise(edges)] if length else []
+
+
 _local = threading.local()
 
 

@@ -11,11 +11,11 @@ import numpy as np
 from gpucnn.backends.base import Array, Divisor
 from gpucnn.backends.numpy_conv import channels_last
 from gpucnn.backends.numpy_elementwise import pixels, select
-from gpucnn.backends.numpy_parallel import scratch, workers
+from gpucnn.backends.numpy_parallel import cut, scratch, workers
 from gpucnn.geometry import Size, Window
 
 # Elements of the planes of one block.
-BLOCK = 1 << 17
+BLOCK = 1 << 18
 
 
 class Frames:
@@ -23,14 +23,10 @@ class Frames:
 
     def __init__(self, window: Window, size: Size, out: Size, n: int, c: int) -> None:
         (top, _, left, _), (th, tw), (eh, ew) = window.padding, window.stride, window.extent
-        self.window, self.size, self.out, self.n, self.c = window, size, out, n, c
+        self.window, self.size, self.out, self.c = window, size, out, c
         self.height = max(top + size[0], (out[0] - 1) * th + eh)
         self.width = max(left + size[1], (out[1] - 1) * tw + ew)
-        self.images = max(1, BLOCK // max(self.height * self.width * c, 1))
-        self.blocks = -(-n // self.images)
-
-    def block(self, i: int) -> slice:
-        return slice(i * self.images, min((i + 1) * self.images, self.n))
+        self.blocks = cut(n, n * self.height * self.width * c // BLOCK)
 
     def plane(self, frame: Array) -> Array:
         """The part of a frame that is the plane."""
@@ -38,7 +34,7 @@ class Frames:
         return frame[:, top : top + self.size[0], left : left + self.size[1]]
 
     def laid(self, x: Array, fill: float) -> Array:
-        """The images x in a frame of `fill`; x itself where it is large enough. This thread's next call overwrites it."""
+        """The images x in a frame of `fill`, which this thread's next call overwrites; x itself if large enough."""
         if (self.height, self.width) == x.shape[1:3]:
             return x
         frame = scratch("frame", (len(x), self.height, self.width, self.c), x.dtype)
@@ -91,19 +87,19 @@ def max_pool2d_forward(
     worst, best = (-np.inf, np.maximum) if mode == "max" else (np.inf, np.minimum)
 
     def job(i: int) -> None:
-        block = frames.block(i)
+        block = frames.blocks[i]
         frame = frames.laid(x[block], worst)
         if tap is None:
             frames.reduce(frame, best, y[block])
         else:
             winners(frames, frame, mode, y[block], tap[block])
 
-    workers.run(job, frames.blocks)
+    workers.run(job, len(frames.blocks))
     return y.transpose(0, 3, 1, 2), None if tap is None else tap.transpose(0, 3, 1, 2)
 
 
 def winners(frames: Frames, frame: Array, mode: str, y: Array, tap: Array) -> None:
-    """The best element of each window and which tap it is. The taps are first laid one after the other in dense arrays."""
+    """The best element of each window and which tap it is. First each tap's elements are laid in a dense array."""
     r, s = frames.window.kernel
     best = np.maximum if mode == "max" else np.minimum
     taps = scratch("taps", (r * s, *y.shape), y.dtype)
@@ -152,7 +148,7 @@ def max_pool2d_backward(dy: Array, tap: Array, window: Window, size: Size) -> Ar
     )
 
     def job(i: int) -> None:
-        block = frames.block(i)
+        block = frames.blocks[i]
         mine = dx[block]
         fits = mine.shape[1:3] == (frames.height, frames.width)
         frame = mine if fits else scratch("frame", (len(mine), frames.height, frames.width, c), dy.dtype)
@@ -170,7 +166,7 @@ def max_pool2d_backward(dy: Array, tap: Array, window: Window, size: Size) -> Ar
         if not fits:
             np.copyto(mine, frames.plane(frame))
 
-    workers.run(job, frames.blocks)
+    workers.run(job, len(frames.blocks))
     return dx.transpose(0, 3, 1, 2)
 
 
@@ -186,11 +182,11 @@ def avg_pool2d_forward(x: Array, window: Window, divisor: Divisor) -> Array:
     counts = divisors(window, divisor, (h, w), out, x.dtype)
 
     def job(i: int) -> None:
-        block = frames.block(i)
+        block = frames.blocks[i]
         frames.reduce(frames.laid(x[block], 0), np.add, y[block])
         np.divide(y[block], counts, out=y[block])
 
-    workers.run(job, frames.blocks)
+    workers.run(job, len(frames.blocks))
     return y.transpose(0, 3, 1, 2)
 
 
@@ -202,7 +198,7 @@ def avg_pool2d_backward(dy: Array, window: Window, divisor: Divisor, size: Size)
     counts = divisors(window, divisor, size, (p, q), dy.dtype)
 
     def job(i: int) -> None:
-        block = frames.block(i)
+        block = frames.blocks[i]
         share = dy[block] / counts
         lines = np.zeros((len(share), p, frames.width, c), dy.dtype)
         for s in range(window.kernel[1]):
@@ -212,7 +208,7 @@ def avg_pool2d_backward(dy: Array, window: Window, divisor: Divisor, size: Size)
             frame[:, frames.rows(r)] += lines
         np.copyto(dx[block], frames.plane(frame))
 
-    workers.run(job, frames.blocks)
+    workers.run(job, len(frames.blocks))
     return dx.transpose(0, 3, 1, 2)
 
 

@@ -350,7 +350,7 @@ class _BatchNorm(Module):
         self,
         num_features: int,
         eps: float = 1e-5,
-        momentum: float = 0.1,
+        momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
     ) -> None:
@@ -365,12 +365,16 @@ class _BatchNorm(Module):
     def forward(self, input: Tensor) -> Tensor:
         if input.ndim != self._ndim:
             raise ValueError(f"{type(self).__name__}: input must have {self._ndim} axes, got shape {input.shape}")
+        momentum = self.momentum
+        if momentum is None:  # the running statistics are the mean over all batches
+            momentum = 0.0 if self.num_batches_tracked is None else 1 / (self.num_batches_tracked.item() + 1)
+        output = F.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias,
+            self.training or self.running_mean is None, momentum, self.eps,
+        )  # fmt: skip
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.array += 1
-        return F.batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias,
-            self.training or self.running_mean is None, self.momentum, self.eps,
-        )  # fmt: skip
+        return output
 
 
 class BatchNorm1d(_BatchNorm):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from gpucnn import functional as F
+from gpucnn.functional import validate
 from gpucnn.nn import init
 from gpucnn.nn.layers import (
     AdaptiveAvgPool2d,
@@ -212,6 +213,11 @@ class ResNet(Module):
         stem: Literal["imagenet", "cifar"] = "imagenet",
         shortcut: Literal["projection", "pad"] = "projection",
     ) -> None:
+        validate.choice("ResNet", "block", block, ("basic", "bottleneck"))
+        validate.choice("ResNet", "stem", stem, ("imagenet", "cifar"))
+        validate.choice("ResNet", "shortcut", shortcut, ("projection", "pad"))
+        if not layers or len(layers) != len(widths):
+            raise ValueError(f"ResNet: layers {tuple(layers)} and widths {tuple(widths)} must name the same stages")
         kind: type[BasicBlock | Bottleneck] = {"basic": BasicBlock, "bottleneck": Bottleneck}[block]  # type: ignore[assignment]
         make_shortcut: Callable[[int, int, int], Module] = {"projection": _projection, "pad": PadShortcut}[shortcut]
         channels = widths[0]

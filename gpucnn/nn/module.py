@@ -46,6 +46,9 @@ class Module:
         module._arguments = (args, kwargs)  # for repr, and to build the same module from a file
         return module
 
+    def __init__(self) -> None:
+        """A subclass need not call this; it is here so that a layer without arguments refuses some."""
+
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
         """What the module computes; call the module itself, not this."""
         raise NotImplementedError(f"{type(self).__name__} must define forward()")

@@ -1,0 +1,53 @@
+# `make` lists the targets. Each sets up .venv itself; a second run is quick.
+# PYTHON=/path/to/python3 chooses the Python to make .venv with; EPOCHS=5 and OUT=folder change the demo.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+# Paths below are relative, so the folder of the checkout may have spaces in its name.
+PYTHON_HERE := .venv/bin/python
+EPOCHS := 60
+OUT := runs/demo
+
+.PHONY: help demo test clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.ready-demo ## train LeNet-5 on real handwritten digits and show what came out
+	@if [ -e '$(OUT)/run.json' ]; then resume=--resume; fi; \
+	$(PYTHON_HERE) -m gpucnn train mnist-5k --epochs $(EPOCHS) --out '$(OUT)' $$resume
+	@printf "\nTo have the command gpucnn in this shell: . .venv/bin/activate\n"
+
+test: .venv/.ready-test ## lint, types and tests, as CI runs them
+	$(PYTHON_HERE) -m ruff check .
+	$(PYTHON_HERE) -m ruff format --check .
+	$(PYTHON_HERE) -m mypy
+	$(PYTHON_HERE) -m pytest -n 2
+
+clean: ## remove .venv, caches and build outputs; runs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is older than what it was made from when the requirements have changed.
+.venv/.ready-demo: .venv/pyvenv.cfg pyproject.toml
+	@echo "installing gpucnn with what the demo needs into .venv (half a minute)"
+	@$(PYTHON_HERE) -m pip install --quiet --disable-pip-version-check -e ".[data,viz]"
+	@touch $@
+
+.venv/.ready-test: .venv/pyvenv.cfg pyproject.toml
+	@echo "installing gpucnn with what the tests need into .venv (a minute)"
+	@$(PYTHON_HERE) -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	@touch $@
+
+.venv/pyvenv.cfg:
+	@for candidate in "$(PYTHON)" python3 python3.13 python3.12 python3.11 python3.14; do \
+		[ -n "$$candidate" ] || continue; \
+		"$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+		echo "making .venv with $$("$$candidate" --version)"; \
+		"$$candidate" -m venv .venv && exit 0; \
+		rm -rf .venv; \
+		echo "python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; \
+	done; \
+	echo "gpucnn needs Python 3.11 or newer; python3 is $$(python3 --version 2>&1). Set PYTHON=/path/to/python3" >&2; \
+	exit 1

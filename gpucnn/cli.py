@@ -1,0 +1,916 @@
+"""The command `gpucnn`: train, evaluate, predict, show, info, datasets."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import gpucnn
+from gpucnn import data as datasets_  # the command `datasets` has the plain name
+from gpucnn import functional as F
+from gpucnn import nn, optim, train
+from gpucnn.backends import available_backends, get_backend, use_backend
+from gpucnn.checkpoint import describe_input, load_model, save_model, write_atomically
+from gpucnn.data import Dataset, Loader, Normalize
+from gpucnn.metrics import Evaluation
+from gpucnn.nn import Module, models
+
+Settings = dict[str, Any]
+Description = dict[str, Any]
+ModelName = Literal["lenet5", "lenet5-bn", "vgg-small", "resnet20", "resnet18", "resnet50", "x-or-not-x"]
+OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
+ScheduleName = Literal["onecycle", "cosine", "step", "constant"]
+
+# What a person can do wrong, or a machine can lack, arrives as one of these; anything else is a bug of ours.
+MISTAKES = (
+    ValueError, TypeError, IndexError, OSError, ImportError, RuntimeError, MemoryError, FloatingPointError,
+)  # fmt: skip
+LEARNING_RATES = {"sgd": 0.1, "adam": 0.003, "adamw": 0.003, "rmsprop": 0.001}
+STEP_EPOCHS = 20  # --schedule step
+HELD_OUT = 0.2
+MOST_CLASSES = 20  # that tables and matrices in a terminal can show
+
+app = typer.Typer(
+    name="gpucnn",
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """Train, measure and look into convolutional neural networks.
+
+    \b
+    Examples:
+      gpucnn train                            LeNet-5 on 5,000 handwritten digits
+      gpucnn predict runs/mnist-5k digit.png  prints 7: 0.97  1: 0.02  9: 0.01
+      gpucnn show runs/mnist-5k digit.png     what each layer makes of it
+      gpucnn datasets                         what there is to train on
+
+    \b
+    Exit codes:
+      0    done
+      1    a bug of gpucnn, with a traceback
+      2    a mistake in what was asked, or something missing: one line says it
+      130  stopped by Ctrl-C (143: by SIGTERM); train --resume goes on
+
+    --debug anywhere on the line, or GPUCNN_DEBUG=1, shows the traceback of every error. NO_COLOR=1 turns colours off.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit. All errors that a user can cause become one line here."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words or os.environ.get("GPUCNN_DEBUG", "") not in ("", "0")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks × shows ?, and does not end the command
+    try:
+        words = [word for word in words if word != "--debug"] or ["--help"]
+        code = app(words, prog_name="gpucnn", standalone_mode=False)
+        sys.stdout.flush()
+    except (typer.Abort, KeyboardInterrupt):
+        _complain("interrupted")
+        code = 130
+    except (BrokenPipeError, SystemExit):  # `gpucnn datasets | head -1`; typer makes SystemExit of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        if debug or not (isinstance(error, MISTAKES) or hasattr(error, "format_message")):
+            traceback.print_exc()
+        _complain(f"error: {_one_line(error)}")
+        code = 2 if isinstance(error, MISTAKES) or hasattr(error, "format_message") else 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(text: str) -> None:
+    print(f"gpucnn: {text}", file=sys.stderr)
+
+
+def _one_line(error: Exception) -> str:
+    if hasattr(error, "format_message"):  # of typer: an unknown option, a number that is none
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "gpucnn"
+        text = f"{error.format_message().rstrip('.')}. Try: {command} --help"
+    elif isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, MemoryError):
+        text = f"not enough memory ({error}); try a smaller --batch-size"
+    else:
+        text = str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+# -- options that several commands share -----------------------------------------------------------
+
+Backend = Annotated[
+    str | None, typer.Option(help="What computes: auto, or one of those `gpucnn info` lists.", show_default="auto")
+]
+ModelPath = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A model file, or the folder of a run.", show_default=False)
+]
+Invert = Annotated[
+    bool,
+    typer.Option(
+        "--invert", help="Turn black into white first: for dark ink on light paper, where MNIST has light on dark."
+    ),
+]
+
+
+# -- train -----------------------------------------------------------------------------------------
+
+
+@app.command("train")
+def train_command(
+    ctx: typer.Context,
+    data: Annotated[
+        str,
+        typer.Argument(help="A data set by name (see `gpucnn datasets`), a folder of IDX, CIFAR or pictures, or .npz."),
+    ] = "mnist-5k",
+    model: Annotated[
+        ModelName | None,
+        typer.Option(help="The network.", show_default="lenet5 for gray images, else vgg-small"),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 60,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="The (highest) learning rate.", show_default="0.1 for sgd, 0.003 adam(w), 0.001 rmsprop"),
+    ] = None,
+    optimizer: Annotated[OptimizerName, typer.Option(help="sgd has Nesterov momentum 0.9.")] = "sgd",
+    weight_decay: Annotated[float, typer.Option(min=0, help="Pulls all weights towards 0.")] = 1e-3,
+    schedule: Annotated[
+        ScheduleName,
+        typer.Option(help=f"How the learning rate changes; step: a tenth after every {STEP_EPOCHS} epochs."),
+    ] = "onecycle",
+    augment: Annotated[
+        bool,
+        typer.Option(help="Vary the training images: turn, move and scale gray ones; crop and flip colour ones."),
+    ] = True,
+    held_out: Annotated[
+        float | None,
+        typer.Option(
+            help="Images to measure on, never trained on: a number, or a fraction below 1.",
+            show_default="the test images of mnist, fashion-mnist, cifar; else a fifth",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first weights, the split and the shuffles.")] = 0,
+    early_stopping: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="EPOCHS",
+            help="Stop when a tenth of the training images, kept apart for that, have not been recognised better for "
+            "so long, and take the best weights.",
+            show_default=False,
+        ),
+    ] = None,
+    image_size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Bring pictures to this size.", show_default=False)
+    ] = None,
+    gray: Annotated[bool, typer.Option("--gray", help="Read pictures as gray.")] = False,
+    start: Annotated[
+        Path | None, typer.Option("--from", metavar="MODEL", help="Start from these weights.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder of the run.", show_default="runs/DATA")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, bit for bit.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the run in the folder and start anew.")
+    ] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
+    pictures: Annotated[bool, typer.Option(help="Draw filters, feature maps, mistakes, curves at the end.")] = True,
+    backend: Backend = None,
+) -> None:
+    """Train a network, measure it on images it has not seen, and save all that came of it in a folder.
+
+    The folder then holds model.safetensors (for evaluate, predict and show), history.csv, pictures/, samples/ (held-out
+    images to try), run.json (settings and result) and checkpoint.safetensors (for --resume).
+
+    \b
+    Examples:
+      gpucnn train
+      gpucnn train fashion-mnist --model lenet5-bn --epochs 20 --out runs/fashion
+      gpucnn train photos/ --image-size 32x32 --model resnet20 --early-stopping 10
+      gpucnn train --resume --out runs/fashion
+    """
+    asked = {
+        "data": data, "model": model, "epochs": epochs, "batch_size": batch_size, "lr": lr, "optimizer": optimizer,
+        "weight_decay": weight_decay, "schedule": schedule, "augment": augment, "held_out": held_out, "seed": seed,
+        "early_stopping": early_stopping, "image_size": _size(image_size), "gray": gray,
+        "start": None if start is None else str(start),
+    }  # fmt: skip
+    out = out or Path("runs") / Path(data).stem
+    if resume and overwrite:
+        raise ValueError("--resume goes on with a run and --overwrite deletes it; choose one")
+    if lr is not None and not 0 < lr < math.inf:
+        raise ValueError(f"--lr must be above 0, got {lr}")
+    run = _read_run(out)
+    if run is None and resume:
+        raise FileNotFoundError(f"{out} holds no run to resume; without --resume a new one starts")
+    if run is not None and not overwrite:
+        given = {name: value for name, value in asked.items() if _given(ctx, name)}
+        settings = _resumed(run, given, out) if resume else run["settings"]
+        if "finished" in run and settings == run["settings"]:
+            _say_what_exists(run, out)
+            return
+        if not resume:
+            raise ValueError(
+                f"{out} holds a run that was stopped before its end; go on with {_command(run['settings'], out)} "
+                "--resume, or choose another folder (--out) or --overwrite"
+            )
+    else:
+        settings = asked
+    with use_backend(get_backend(backend)):
+        _train(settings, out, resume=resume, overwrite=overwrite, tensorboard=tensorboard, pictures=pictures)
+
+
+def _given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _size(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)(?:[x×](\d+))?", text)
+    size = [int(match[1]), int(match[2] or match[1])] if match else [0]
+    if min(size) < 1:
+        raise ValueError(f"--image-size must be like 32 or 32x48 (height x width), got {text!r}")
+    return size
+
+
+def _read_run(out: Path) -> dict[str, Any] | None:
+    path = out / "run.json"
+    if not path.exists():
+        return None
+    try:
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        run["settings"]["epochs"] + 0
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}); choose another folder (--out) or --overwrite") from error
+    return run
+
+
+def _resumed(run: dict[str, Any], given: Settings, out: Path) -> Settings:
+    """The settings of a run, with as many epochs as are asked for now. Raises ValueError for others that differ."""
+    settings: Settings = run["settings"]
+    other = [f"{n} {settings[n]}, not {v}" for n, v in given.items() if n != "epochs" and v not in (settings[n], None)]
+    if other:
+        raise ValueError(
+            f"{out} holds a run with {'; '.join(other)}: --resume keeps its settings; use --out for a new run"
+        )
+    epochs = given.get("epochs", settings["epochs"])
+    if epochs < settings["epochs"]:
+        raise ValueError(
+            f"the run in {out} is one of {settings['epochs']} epochs, which can grow, not shrink to {epochs}"
+        )
+    if epochs > settings["epochs"] and settings["schedule"] in ("onecycle", "cosine"):
+        raise ValueError(
+            f"the {settings['schedule']} schedule of {out} ends at epoch {settings['epochs']} with a learning rate "
+            f"near 0; train another cycle from what was learned: {_another_cycle(settings, out)}"
+        )
+    return {**settings, "epochs": epochs}
+
+
+def _command(settings: Settings, out: Path) -> str:
+    """The command line of a run: what to train on and where."""
+    data = "" if settings["data"] == "mnist-5k" else f" {_quoted(settings['data'])}"
+    return f"gpucnn train{data} --out {_quoted(out)}"
+
+
+def _another_cycle(settings: Settings, out: Path) -> str:
+    """The command line of a new run that starts from the weights of this one, and holds out the same images."""
+    options = {"--model": settings["model"], "--seed": settings["seed"] or None, "--held-out": settings["held_out"]}
+    same = "".join(f" {name} {value}" for name, value in options.items() if value is not None)
+    return f"{_command(settings, out.with_name(out.name + '-2'))} --from {_quoted(out)}{same}"
+
+
+def _quoted(text: object) -> str:
+    import shlex
+
+    return shlex.quote(str(text))
+
+
+def _say_what_exists(run: dict[str, Any], out: Path) -> None:
+    settings = run["settings"]
+    say = _console().print
+    say(
+        f"{out} holds a finished run: {settings['model']} on {settings['data']}, {run['epochs']} epochs, "
+        f"{run['finished']}"
+    )
+    say(f"held-out accuracy {_percent(run['accuracy'])}")
+    say(_files(out))
+    grows = settings["schedule"] in ("constant", "step") and settings["early_stopping"] is None
+    further = f"{_command(settings, out)} --resume --epochs {2 * settings['epochs']}"
+    say("\nIt is left as it is. To go on:")
+    for what, command in {
+        "train further": further if grows else _another_cycle(settings, out),
+        "another run": _command(settings, out.with_name(out.name + "-2")),
+        "start it anew": f"{_command(settings, out)} --overwrite",
+        "use it": f"gpucnn predict {_quoted(out)} {_quoted(_some_sample(out))}",
+    }.items():
+        say(f"  {what:<14} {command}")
+
+
+def _some_sample(out: Path) -> Path:
+    samples = sorted((out / "samples").glob("*.png"))
+    return samples[7 % len(samples)] if samples else Path("IMAGE.png")
+
+
+def _files(out: Path) -> str:
+    """The files of a run, those of a sub-folder on one line."""
+    lines = []
+    for path in sorted(out.iterdir()):
+        if path.is_dir():
+            names = [file.name for file in sorted(path.iterdir())]
+            lines.append(f"  {path}{os.sep}  {', '.join(names[:12])}{', …' if len(names) > 12 else ''}")
+        elif not path.name.startswith("."):
+            lines.append(f"  {path}  {_bytes(path.stat().st_size)}")
+    return "\n".join(lines)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def _train(settings: Settings, out: Path, *, resume: bool, overwrite: bool, tensorboard: bool, pictures: bool) -> None:
+    say = _console().print
+    whole, held_out = _load(settings)
+    settings["model"] = settings["model"] or _usual_model(whole)
+    settings["lr"] = settings["lr"] or LEARNING_RATES[settings["optimizer"]]
+    gpucnn.manual_seed(settings["seed"])
+    model = _build(settings["model"], whole)
+    if settings["start"] is not None:
+        _start_from(_model_file(Path(settings["start"])), model, settings)
+    loader, watched, callbacks = _loaders(settings, whole, held_out)
+    optimizer = _optimizer(settings, model)
+    scheduler = _scheduler(settings, optimizer, len(loader))
+    missing = (_missing("matplotlib", "viz") if pictures else []) + _missing("PIL", "data")
+    if overwrite:
+        _delete(out)
+    out.mkdir(parents=True, exist_ok=True)
+    run: dict[str, Any] = {"gpucnn": gpucnn.__version__, "settings": settings, "started": _now()}
+    _write_json(out / "run.json", {**run, **({"started": (_read_run(out) or run)["started"]} if resume else {})})
+    parameters = sum(p.numel() for p in model.parameters())
+    say(
+        f"{settings['data']}: {len(loader.dataset):,} training images {whole.height}×{whole.width}, {len(held_out):,} "
+        f"held out, {len(whole.classes)} classes"
+    )
+    say(f"{settings['model']}: {parameters:,} parameters, on {get_backend().name}; everything goes into {out}")
+    for note in missing:
+        say(note)
+    callbacks.append(train.CSVLogger(out / "history.csv"))
+    if tensorboard:
+        callbacks.append(train.TensorBoardLogger(out / "tensorboard"))
+    if not sys.stderr.isatty():
+        callbacks.append(_Lines())
+    try:
+        history = train.fit(
+            model,
+            loader,
+            epochs=settings["epochs"],
+            optimizer=optimizer,
+            scheduler=scheduler,
+            loss=_loss(model),
+            held_out=watched,
+            callbacks=callbacks,
+            folder=out,
+            resume=resume,
+        )
+    except train.TrainingInterrupted as error:
+        _complain(f"stopped; all that was learned is kept. Go on with: {_command(settings, out)} --resume")
+        raise typer.Exit(error.exit_code) from None
+    if history.stop_reason:
+        say(f"stopped early: {history.stop_reason}")
+    test_loader = Loader(held_out, 256, normalise=_normalisation(loader))
+    evaluation = train.evaluate(model, test_loader, _loss(model))
+    # the model says where it comes from, so that `evaluate` can find the same held-out images
+    save_model(model, out / "model.safetensors", **describe_input(loader), trained_on=settings)
+    run |= {
+        "finished": _now(),
+        "epochs": len(history),
+        "seconds": round(history.seconds, 1),
+        "accuracy": evaluation.accuracy,
+        "loss": evaluation.loss,
+        "held_out": len(held_out),
+    }
+    images = len(history) * len(loader.dataset)
+    say(f"{len(history)} epochs in {history.seconds:.0f} s, {images / max(history.seconds, 1e-9):,.0f} images/s\n")
+    _print_evaluation(evaluation)
+    _write_json(out / "run.json", run)
+    if pictures and find_spec("matplotlib") is not None:
+        _draw(model, history, evaluation, held_out, loader, out / "pictures")
+    if find_spec("PIL") is not None:
+        _write_samples(held_out, out / "samples")
+    say(f"\nin {out}:\n{_files(out)}")
+    sample = _some_sample(out)
+    if sample.exists():
+        say(f"\ngpucnn predict {_quoted(out)} {_quoted(sample)}")
+        _, description = load_model(out / "model.safetensors", model)
+        _print_prediction(train.predict(model, _picture(sample, description, invert=False)), description, 3)
+
+
+class _Lines(train.Callback):
+    """A line for each epoch, where there is no terminal for a progress bar."""
+
+    def on_epoch_begin(self, state: train.TrainingState) -> None:
+        self._start = time.perf_counter()
+        self._batch = state.batch
+
+    def on_epoch_end(self, state: train.TrainingState) -> None:
+        row = state.history.rows[-1]
+        seconds = time.perf_counter() - self._start
+        images = len(state.train.dataset) - self._batch * state.train.batch_size
+        left = round((state.epochs - state.epoch) * seconds)
+        held_out = f"  held out {_percent(row['held_out_accuracy'])}" if "held_out_accuracy" in row else ""
+        print(
+            f"epoch {state.epoch}/{state.epochs}  loss {row['loss']:.4f}  accuracy {_percent(row['accuracy'])}"
+            f"{held_out}  {images / seconds:,.0f} images/s  {left // 60}:{left % 60:02} left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _load(settings: Settings) -> tuple[Dataset, Dataset]:
+    """(training, held-out) images of these settings: the same ones every time, and none in both."""
+    name, held_out = settings["data"], settings["held_out"]
+    options: dict[str, Any] = {"mode": "L" if settings["gray"] else "RGB", "size": settings["image_size"]}
+    own_test = any(source.name == name and source.size for source in datasets_.available())
+    if held_out is None and own_test:
+        rest, test = (datasets_.load(name, split=part, **options) for part in ("train", "test"))
+        also_in_test = {j for _, j in datasets_.overlap(test, rest)}
+        rest = rest.subset([j for j in range(len(rest)) if j not in also_in_test]) if also_in_test else rest
+    else:
+        part = HELD_OUT if held_out is None else held_out if held_out % 1 else int(held_out)
+        rest, test = datasets_.split(datasets_.load(name, **options), part, seed=settings["seed"])
+    datasets_.check_disjoint(rest, test)
+    return rest, test
+
+
+def _usual_model(dataset: Dataset) -> ModelName:
+    if dataset.name == "x-or-not-x":
+        return "x-or-not-x"
+    return "lenet5" if dataset.channels == 1 and min(dataset.height, dataset.width) >= 12 else "vgg-small"
+
+
+def _build(name: str, dataset: Dataset) -> Module:
+    classes, channels, size = len(dataset.classes), dataset.channels, (dataset.height, dataset.width)
+    if name == "x-or-not-x":
+        if (classes, channels, *size) != (2, 1, 5, 5):
+            raise ValueError(
+                f"the model x-or-not-x takes 5×5 gray images of 2 classes, {dataset.name} has {size[0]}×{size[1]}×"
+                f"{channels} ones of {classes}; choose another --model"
+            )
+        return models.x_or_not_x()
+    if name.startswith("lenet5"):
+        return models.LeNet5(classes, channels, size, batch_norm=name == "lenet5-bn")
+    if name == "vgg-small":
+        if min(size) < 8:
+            raise ValueError(f"vgg-small needs images of at least 8×8, got {size[0]}×{size[1]}; choose another --model")
+        return models.VGGSmall(classes, channels)
+    make: Callable[[int, int], Module] = getattr(models, name)
+    return make(classes, channels)
+
+
+def _start_from(path: Path, model: Module, settings: Settings) -> None:
+    """Load weights to start from; not those of a model that knows the held-out images of this run."""
+    _, description = load_model(path, model)
+    theirs = description.get("trained_on") or {}
+    if theirs.get("data") == settings["data"]:
+        parts = ("seed", "held_out", "image_size", "gray")
+        other = [f"{name.replace('_', '-')} {theirs[name]}" for name in parts if theirs[name] != settings[name]]
+        if other:
+            raise ValueError(
+                f"{path} was trained with {' and '.join(other)}, so it has seen images that this run holds out; use "
+                "the same here"
+            )
+
+
+def _loss(model: Module) -> Callable[..., Any]:
+    return F.binary_cross_entropy if isinstance(list(model.modules())[-1], nn.Sigmoid) else F.cross_entropy
+
+
+def _loaders(settings: Settings, whole: Dataset, held_out: Dataset) -> tuple[Loader, Loader, list[train.Callback]]:
+    """What to train on, what to watch meanwhile, and the callbacks that this takes."""
+    seed, callbacks = settings["seed"], list[train.Callback]()
+    watched = held_out
+    if settings["early_stopping"] is not None:
+        # the held-out images must not choose the epoch on which they are then measured
+        whole, watched = datasets_.split(whole, 0.1, seed=seed)
+        callbacks.append(train.EarlyStopping(patience=settings["early_stopping"]))
+    normalise = None
+    if whole.channels == 3:
+        floats = datasets_.to_float(whole.images[:: max(1, len(whole) // 5000)])
+        mean, std = floats.mean((0, 2, 3), np.float64), floats.std((0, 2, 3), np.float64)
+        normalise = ([round(float(m), 4) for m in mean], [round(max(float(s), 1e-3), 4) for s in std])
+    loader = Loader(
+        whole,
+        settings["batch_size"],
+        shuffle=True,
+        augment=_augmentation(whole) if settings["augment"] else None,
+        normalise=normalise,
+        seed=seed,
+    )
+    return loader, Loader(watched, 256, normalise=normalise), callbacks
+
+
+def _augmentation(dataset: Dataset) -> Callable[..., Any] | None:
+    size = (dataset.height, dataset.width)
+    if min(size) < 12:
+        return None  # a pixel is too much of so small an image
+    if dataset.channels == 3:
+        return datasets_.Compose([datasets_.RandomCrop(size, max(size) // 8), datasets_.RandomHorizontalFlip()])
+    return datasets_.RandomAffine(15, (0.12, 0.12), (0.85, 1.15))
+
+
+def _normalisation(loader: Loader) -> tuple[Any, Any] | None:
+    return None if loader.normalise is None else (loader.normalise.mean, loader.normalise.std)
+
+
+def _optimizer(settings: Settings, model: Module) -> optim.Optimizer:
+    lr, decay = settings["lr"], settings["weight_decay"]
+    match settings["optimizer"]:
+        case "sgd":
+            return optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=decay, nesterov=True)
+        case "adam":
+            return optim.Adam(model.parameters(), lr, weight_decay=decay)
+        case "adamw":
+            return optim.AdamW(model.parameters(), lr, weight_decay=decay)
+        case _:
+            return optim.RMSprop(model.parameters(), lr, weight_decay=decay)
+
+
+def _scheduler(settings: Settings, optimizer: optim.Optimizer, batches: int) -> optim.LRScheduler | None:
+    steps = settings["epochs"] * batches
+    match settings["schedule"]:
+        case "onecycle":
+            return optim.OneCycleLR(optimizer, settings["lr"], steps)
+        case "cosine":
+            return optim.CosineAnnealingLR(optimizer, steps)
+        case "step":
+            return optim.StepLR(optimizer, STEP_EPOCHS * batches)
+        case _:
+            return None
+
+
+def _delete(out: Path) -> None:
+    """What a run made in its folder, and nothing else."""
+    for name in ("run.json", "checkpoint.safetensors", "model.safetensors", "history.csv"):
+        (out / name).unlink(missing_ok=True)
+    for name in ("pictures", "samples", "tensorboard"):
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
+
+
+def _missing(package: str, extra: str) -> list[str]:
+    """A line that says what will be left out for want of a package."""
+    if find_spec(package) is not None:
+        return []
+    what = {"viz": "pictures need matplotlib", "data": "sample images need Pillow"}[extra]
+    return [f'{what}, so there will be none: pip install "gpucnn[{extra}]"']
+
+
+def _draw(
+    model: Module, history: train.History, evaluation: Evaluation, held_out: Dataset, loader: Loader, folder: Path
+) -> None:
+    from gpucnn import viz
+
+    folder.mkdir(exist_ok=True)
+    right = np.flatnonzero(evaluation.predictions == evaluation.labels)
+    image = held_out.images[right[-1] if len(right) else 0]
+    viz.filters(model, folder / "filters.png")
+    values = _normalised(image, _normalisation(loader))
+    viz.feature_maps(model, values, folder / "feature_maps.png", held_out.classes)
+    viz.misclassified(evaluation, held_out, folder / "misclassified.png")
+    viz.confusion(evaluation, folder / "confusion.png")
+    viz.curves(history, folder / "curves.png")
+
+
+def _write_samples(held_out: Dataset, folder: Path) -> None:
+    """The first held-out image of each class, of ten at most, as a file to try."""
+    folder.mkdir(exist_ok=True)
+    labels, firsts = np.unique(held_out.labels, return_index=True)
+    for label, first in list(zip(labels, firsts, strict=True))[:10]:
+        name = re.sub(r"\W+", "-", held_out.classes[label]).strip("-")
+        floats = datasets_.to_float(held_out.images[first : first + 1])[0].transpose(1, 2, 0)
+        _write_picture(folder / f"{name}.png", np.rint(floats * 255).astype(np.uint8))
+
+
+def _write_picture(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """uint8 [H, W, C] as a PNG file."""
+    from PIL import Image
+
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    write_atomically(path, lambda temporary: picture.save(temporary, "PNG"))
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(" ", "seconds")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    write_atomically(path, write)
+
+
+# -- evaluate, predict, show -----------------------------------------------------------------------
+
+
+@app.command()
+def evaluate(
+    model: ModelPath,
+    data: Annotated[str, typer.Argument(help="As for train.", show_default="what the model was trained on")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="All images, also those the model was trained on.")] = False,
+    backend: Backend = None,
+) -> None:
+    """Measure a model: accuracy, a table of the classes, a confusion matrix.
+
+    On the data it was trained on, only the images that were held out then are used. Of another data set that has test
+    images of its own those are used, of any other all.
+
+    \b
+    Examples:
+      gpucnn evaluate runs/mnist-5k
+      gpucnn evaluate runs/mnist-5k mnist
+    """
+    with use_backend(get_backend(backend)):
+        loaded, description = load_model(_model_file(model))
+        dataset, what = _evaluated(description, data, everything)
+        loader = Loader(dataset, 256, normalise=description.get("normalise"))
+        size = (dataset.height, dataset.width, dataset.channels)
+        wanted = (*description.get("image_size", size[:2]), description.get("channels", size[2]))
+        if size != wanted or len(dataset.classes) != len(description.get("classes") or dataset.classes):
+            raise ValueError(
+                f"the model takes images {'×'.join(map(str, wanted))} of {len(description.get('classes') or ())} "
+                f"classes, {dataset.name} has {'×'.join(map(str, size))} of {len(dataset.classes)}"
+            )
+        evaluation = train.evaluate(loaded, loader, _loss(loaded))
+    _console().print(f"{len(dataset):,} {what} images of {dataset.name}, loss {evaluation.loss:.4f}")
+    _print_evaluation(evaluation, "accuracy" if what != "held-out" else "held-out accuracy")
+
+
+def _evaluated(description: Description, data: str, everything: bool) -> tuple[Dataset, str]:
+    """The images to measure on, and a word for them."""
+    trained_on = description.get("trained_on")
+    data = data or (trained_on or {}).get("data", "")
+    if not data:
+        raise ValueError("the model does not say what it was trained on; name a data set after it")
+    if trained_on is not None and trained_on["data"] == data and not everything:
+        return _load(trained_on)[1], "held-out"
+    mode = "L" if description.get("channels") == 1 else "RGB"
+    own_test = any(source.name == data and source.size for source in datasets_.available())
+    part: Literal["test"] | None = "test" if own_test and not everything else None
+    return datasets_.load(data, split=part, mode=mode, size=description.get("image_size")), part or "all"
+
+
+@app.command()
+def predict(
+    model: ModelPath,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files.", show_default=False)],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all digits.")] = False,
+    invert: Invert = False,
+    backend: Backend = None,
+) -> None:
+    """Say what pictures show, with probabilities: the likeliest classes first.
+
+    A picture of any size and colour is brought to the size and colours that the model was trained on. A model trained
+    on MNIST expects a light digit on a dark ground that fills the picture: use --invert for ink on paper.
+
+    \b
+    Examples:
+      gpucnn predict runs/mnist-5k digit.png
+      gpucnn predict runs/mnist-5k scan.jpg --invert --top 1 --json
+    """
+    with use_backend(get_backend(backend)):
+        loaded, description = load_model(_model_file(model))
+        pictures = [_picture(path, description, invert) for path in images]
+        found = train.predict(loaded, np.stack(pictures))
+    if as_json:
+        answers = [
+            {
+                "image": str(path),
+                "classes": [{"class": n, "probability": p} for n, p in _likeliest(probabilities, description, top)],
+            }
+            for path, probabilities in zip(images, found, strict=True)
+        ]
+        print(json.dumps(answers, indent=2, ensure_ascii=False))
+        return
+    for path, probabilities in zip(images, found, strict=True):
+        _print_prediction(probabilities, description, top, f"{path}  " if len(images) > 1 else "")
+
+
+@app.command()
+def show(
+    model: ModelPath,
+    image: Annotated[Path | None, typer.Argument(help="A picture file.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to put the pictures.", show_default="pictures/ beside the model")
+    ] = None,
+    text: Annotated[bool, typer.Option("--text", help="Only the table, no pictures.")] = False,
+    invert: Invert = False,
+    backend: Backend = None,
+) -> None:
+    """Look into a model: a table of its layers, a picture of its filters, and of what each layer makes of an image.
+
+    \b
+    Examples:
+      gpucnn show runs/mnist-5k --text
+      gpucnn show runs/mnist-5k digit.png --out pictures
+    """
+    with use_backend(get_backend(backend)):
+        path = _model_file(model)
+        loaded, description = load_model(path)
+        channels, size = _input_of(description)
+        values = None if image is None else _picture(image, description, invert)
+        say = _console().print
+        say(str(loaded.summary(channels, *size)), soft_wrap=True)
+        say(f"classes: {', '.join(_class_names(description, 0)) or 'not named'}", soft_wrap=True)
+        if text:
+            return
+        from gpucnn import viz
+
+        folder = out or path.parent / "pictures"
+        folder.mkdir(parents=True, exist_ok=True)
+        viz.filters(loaded, folder / "filters.png")
+        say(f"wrote {folder / 'filters.png'}", soft_wrap=True)
+        if image is not None and values is not None:
+            name = f"feature_maps-{image.stem}.png"
+            viz.feature_maps(loaded, values, folder / name, description.get("classes"))
+            say(f"wrote {folder / name}", soft_wrap=True)
+
+
+def _model_file(path: Path) -> Path:
+    return path / "model.safetensors" if path.is_dir() else path
+
+
+def _input_of(description: Description) -> tuple[int, list[int]]:
+    if "image_size" not in description or "channels" not in description:
+        raise ValueError(
+            "the model does not say what images it takes; save it with save_model(…, image_size=[H, W], channels=C)"
+        )
+    return description["channels"], description["image_size"]
+
+
+def _picture(path: Path, description: Description, invert: bool) -> NDArray[np.float32]:
+    """A picture file as the model takes it: float32 [C, H, W], normalised."""
+    channels, (height, width) = _input_of(description)
+    pixels = datasets_.read_image(path, mode="L" if channels == 1 else "RGB", size=(height, width))
+    return _normalised(255 - pixels if invert else pixels, description.get("normalise"))
+
+
+def _normalised(image: NDArray[Any], normalise: tuple[Any, Any] | None) -> NDArray[np.float32]:
+    """A stored image [H, W, C] as float32 [C, H, W]."""
+    floats = datasets_.to_float(image[None]).transpose(0, 2, 3, 1)
+    if normalise is not None:
+        floats = Normalize(*normalise)(floats)
+    return np.asarray(floats.transpose(0, 3, 1, 2)[0])
+
+
+def _class_names(description: Description, count: int) -> list[str]:
+    return list(description.get("classes") or map(str, range(count)))
+
+
+def _likeliest(probabilities: NDArray[Any], description: Description, top: int) -> list[tuple[str, float]]:
+    names = _class_names(description, len(probabilities))
+    return [(names[i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:top]]
+
+
+# -- info, datasets --------------------------------------------------------------------------------
+
+
+@app.command()
+def info() -> None:
+    """Say what is installed here, what can compute, and where data sets are kept."""
+    from threadpoolctl import threadpool_info
+
+    from gpucnn.backends.numpy_parallel import thread_count
+
+    blas = [f"{p['internal_api']} {p['version']}, {p['num_threads']} threads" for p in threadpool_info()]
+    backends = available_backends()
+    chosen = get_backend("auto").name
+    why = "no other backend can run here" if len(backends) == 1 else f"of {', '.join(backends)}"
+    now = os.environ.get("GPUCNN_BACKEND") or "auto"
+    extras = {"data": ("sklearn", "mlxtend", "PIL"), "viz": ("matplotlib", "PIL"), "onnx": ("onnx",)}
+    rows = {
+        "gpucnn": f"{gpucnn.__version__} in {Path(gpucnn.__file__).parent}",
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "numpy": np.__version__,
+        "blas": "; ".join(blas) or "unknown",
+        "cores": f"{os.cpu_count()}, the numpy backend uses {thread_count()} threads (GPUCNN_THREADS)",
+        "backends": ", ".join(backends),
+        "auto": f"picks {chosen}: {why}",
+        "GPUCNN_BACKEND": f"{now}, so {get_backend().name} computes",
+        "data sets": f"kept in {datasets_.download.cache_folder()} (GPUCNN_DATA)",
+        "extras": "; ".join(_extra(name, packages) for name, packages in extras.items()),
+    }
+    for name, value in rows.items():
+        _console().print(f"{name:<15} {value}", soft_wrap=True)
+
+
+def _extra(name: str, packages: Sequence[str]) -> str:
+    if all(find_spec(package) for package in packages):
+        return f"{name} installed"
+    return f'{name} missing (pip install "gpucnn[{name}]")'
+
+
+@app.command()
+def datasets() -> None:
+    """List the data sets that have a name: what they are, whether they are here, how to get them.
+
+    Any folder of IDX or CIFAR files or of pictures (one sub-folder a class), and any .npz, will do as well.
+    """
+    table = _table("name", "what", "here?", "how to get it")
+    for source in datasets_.available():
+        size = f" ({_bytes(source.size)})" if source.size and not source.here else ""
+        table.add_row(
+            source.name, source.about, "yes" if source.here else "no", "" if source.here else source.get + size
+        )
+    _console().print(table)
+
+
+# -- printing --------------------------------------------------------------------------------------
+
+
+def _console() -> Console:
+    """Standard output. What is piped is not folded to 80 columns."""
+    return Console(width=None if sys.stdout.isatty() else 240, highlight=False, markup=False, emoji=False)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name)
+    return table
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _print_evaluation(evaluation: Evaluation, title: str = "held-out accuracy") -> None:
+    console = _console()
+    console.print(f"{title} {_percent(evaluation.accuracy)}", style="bold")
+    console.print()
+    if len(evaluation.classes) <= MOST_CLASSES:
+        _print_classes(console, evaluation)
+        console.print()
+        _print_confusion(console, evaluation)
+        return
+    console.print("most often mixed up:")
+    for pair in evaluation.most_confused():
+        console.print(f"  {pair.true} taken for {pair.predicted}: {pair.count}")
+
+
+def _print_classes(console: Console, evaluation: Evaluation) -> None:
+    table = _table("class", "images", "found", "right when named", "F1")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in evaluation.per_class():
+        shares = ["–" if math.isnan(v) else _percent(v) for v in (row.recall, row.precision, row.f1)]
+        table.add_row(row.name, f"{row.support:,}", *shares)
+    console.print(table)
+
+
+def _print_confusion(console: Console, evaluation: Evaluation) -> None:
+    """Rows are the true classes, columns what they were taken for; a dot is 0."""
+    names, matrix = evaluation.classes, evaluation.confusion
+    short = [name[:6] for name in names]
+    width = max(*(len(str(n)) for n in matrix.flat), *map(len, short)) + 1
+    margin = max(len("true \\ taken for"), *map(len, names))
+    console.print(Text("true \\ taken for".ljust(margin) + "".join(name.rjust(width) for name in short), "bold"))
+    for true, row in enumerate(matrix):
+        line = Text(names[true].ljust(margin), "bold")
+        for taken, count in enumerate(row):
+            style = "not bold green" if true == taken else "not bold red" if count else "not bold dim"
+            line.append(str(count or "·").rjust(width), style)
+        console.print(line)
+
+
+def _print_prediction(probabilities: NDArray[Any], description: Description, top: int, prefix: str = "") -> None:
+    answer = "  ".join(f"{name}: {p:.2f}" for name, p in _likeliest(probabilities, description, top))
+    _console().print(prefix + answer, soft_wrap=True)

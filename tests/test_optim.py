@@ -1,0 +1,546 @@
+"""Optimisers, schedules and clipping: against scalar formulas, against PyTorch, and over an interruption."""
+
+import copy
+import inspect
+import json
+import math
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import Tensor, nn, optim
+from gpucnn import functional as F
+from gpucnn.optim import LRScheduler, Optimizer
+
+STEPS = 25
+
+
+@pytest.fixture(autouse=True)
+def default_backend(backend: str) -> Iterator[None]:
+    with gpucnn.use_backend(backend):
+        yield
+
+
+@pytest.fixture
+def torch() -> ModuleType:
+    module: ModuleType = pytest.importorskip("torch", reason="PyTorch is not installed: nothing to compare with")
+    return module
+
+
+def leaf(values: Any, dtype: str = "float64") -> Tensor:
+    return gpucnn.tensor(np.asarray(values, dtype), requires_grad=True)
+
+
+def set_gradient(parameter: Tensor, values: Any) -> None:
+    parameter.grad = gpucnn.tensor(np.asarray(values, parameter.dtype))
+
+
+# -- each optimiser, by its formula for one number -----------------------------------------------------
+
+State = dict[str, float]
+
+
+def sgd(
+    w: float, g: float, s: State, lr: float, momentum: float = 0, dampening: float = 0, weight_decay: float = 0,
+    nesterov: bool = False,
+) -> float:  # fmt: skip
+    g += weight_decay * w
+    if momentum:
+        s["m"] = momentum * s["m"] + (1 - dampening) * g if "m" in s else g
+        g = g + momentum * s["m"] if nesterov else s["m"]
+    return w - lr * g
+
+
+def adam(
+    w: float, g: float, s: State, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+    weight_decay: float = 0,
+) -> float:  # fmt: skip
+    g += weight_decay * w
+    s["t"] = s.get("t", 0) + 1
+    s["m"] = betas[0] * s.get("m", 0) + (1 - betas[0]) * g
+    s["v"] = betas[1] * s.get("v", 0) + (1 - betas[1]) * g * g
+    m, v = s["m"] / (1 - betas[0] ** s["t"]), s["v"] / (1 - betas[1] ** s["t"])
+    return w - lr * m / (math.sqrt(v) + eps)
+
+
+def adamw(w: float, g: float, s: State, lr: float, weight_decay: float = 0.01, **others: Any) -> float:
+    return adam(w * (1 - lr * weight_decay), g, s, lr, **others)
+
+
+def rmsprop(
+    w: float, g: float, s: State, lr: float, alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0,
+    momentum: float = 0,
+) -> float:  # fmt: skip
+    g += weight_decay * w
+    s["v"] = alpha * s.get("v", 0) + (1 - alpha) * g * g
+    s["m"] = momentum * s.get("m", 0) + g / (math.sqrt(s["v"]) + eps)
+    return w - lr * s["m"]
+
+
+OPTIMISERS: list[tuple[type[Optimizer], Callable[..., float], dict[str, Any]]] = [
+    (optim.SGD, sgd, {"lr": 0.1}),
+    (optim.SGD, sgd, {"lr": 0.1, "momentum": 0.9}),
+    (optim.SGD, sgd, {"lr": 0.1, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.05}),
+    (optim.SGD, sgd, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05, "nesterov": True}),
+    (optim.SGD, sgd, {"lr": 0.1, "weight_decay": 0.2}),
+    (optim.Adam, adam, {"lr": 0.05}),
+    (optim.Adam, adam, {"lr": 0.05, "betas": (0.5, 0.9), "eps": 0.01, "weight_decay": 0.1}),
+    (optim.AdamW, adamw, {"lr": 0.05}),
+    (optim.AdamW, adamw, {"lr": 0.05, "betas": (0.7, 0.95), "eps": 0.001, "weight_decay": 0.3}),
+    (optim.RMSprop, rmsprop, {"lr": 0.02}),
+    (optim.RMSprop, rmsprop, {"lr": 0.02, "alpha": 0.8, "eps": 0.1, "weight_decay": 0.1, "momentum": 0.7}),
+]
+every_optimiser = pytest.mark.parametrize(
+    ("kind", "formula", "options"),
+    OPTIMISERS,
+    ids=["-".join([k.__name__, *(f"{n}={v}" for n, v in o.items() if n != "lr")]) for k, _, o in OPTIMISERS],
+)
+
+
+def gradients_at(step: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Gradients that do not depend on the weights, of very different sizes, some of them 0."""
+    generator = np.random.default_rng([step, *shape])
+    return generator.standard_normal(shape) * 10.0 ** generator.integers(-3, 2, shape) * (generator.random(shape) > 0.1)
+
+
+SHAPES: list[tuple[int, ...]] = [(3,), (2, 3, 2, 1), ()]
+
+
+@every_optimiser
+def test_trajectory_is_the_formulas_for_every_element(kind: Any, formula: Any, options: dict[str, Any]) -> None:
+    starts = [np.random.default_rng(i).standard_normal(shape) for i, shape in enumerate(SHAPES)]
+    parameters = [leaf(start) for start in starts]
+    optimizer = kind(parameters, **options)
+    expected = [[float(v) for v in start.ravel()] for start in starts]
+    states: list[list[State]] = [[{} for _ in values] for values in expected]
+    for step in range(STEPS):
+        for parameter, values, state in zip(parameters, expected, states, strict=True):
+            g = gradients_at(step, parameter.shape)
+            set_gradient(parameter, g)
+            values[:] = [formula(w, float(d), s, **options) for w, d, s in zip(values, np.ravel(g), state, strict=True)]
+        optimizer.step()
+    for parameter, values in zip(parameters, expected, strict=True):
+        # each step rounds a handful of times numbers of this size; an error of one formula is far larger
+        bound = 32 * STEPS * 2.0**-53 * max(1.0, float(np.abs(values).max()))
+        np.testing.assert_allclose(parameter.numpy().ravel(), values, rtol=0, atol=bound)
+
+
+@every_optimiser
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_trajectory_is_pytorchs(
+    kind: Any, formula: Any, options: dict[str, Any], dtype: str, torch: ModuleType
+) -> None:
+    starts = [np.random.default_rng(i).standard_normal(shape).astype(dtype) for i, shape in enumerate(SHAPES)]
+    ours, theirs = [leaf(s, dtype) for s in starts], [torch.tensor(s, requires_grad=True) for s in starts]
+    optimizer, other = kind(ours, **options), getattr(torch.optim, kind.__name__)(theirs, **options)
+    largest = 1.0
+    for step in range(STEPS):
+        for p, q in zip(ours, theirs, strict=True):
+            g = gradients_at(step, p.shape).astype(dtype)
+            set_gradient(p, g)
+            q.grad = torch.tensor(g)
+        optimizer.step()
+        other.step()
+        for p, q in zip(ours, theirs, strict=True):
+            largest = max(largest, float(q.detach().abs().max()))
+            bound = 32 * (step + 1) * np.finfo(dtype).eps / 2 * largest
+            np.testing.assert_allclose(p.numpy(), q.detach().numpy(), rtol=0, atol=bound)
+            assert p.dtype == dtype
+
+
+@every_optimiser
+def test_minimum_of_a_bowl_is_found(kind: Any, formula: Any, options: dict[str, Any]) -> None:
+    x = leaf([3.0, -2.0])
+    optimizer = kind([x], **{**options, "weight_decay": 0})
+    for _ in range(400):
+        optimizer.zero_grad()
+        (x * x).sum().backward()
+        optimizer.step()
+    assert np.abs(x.numpy()).max() < 0.05
+
+
+def test_small_rate_converges_and_a_large_one_diverges() -> None:
+    """f = ½w²: each step multiplies w by 1 − rate."""
+    for rate, factor in [(0.1, 0.9), (2.1, -1.1)]:
+        w = leaf(2.0)
+        optimizer = optim.SGD([w], rate)
+        for _ in range(20):
+            optimizer.zero_grad()
+            (w * w * 0.5).backward()
+            optimizer.step()
+        assert w.item() == pytest.approx(2 * factor**20, rel=1e-13)
+
+
+# -- what a step leaves alone --------------------------------------------------------------------------
+
+
+@every_optimiser
+def test_parameter_without_gradient_stays_and_counts_no_step(kind: Any, formula: Any, options: dict[str, Any]) -> None:
+    used, late = leaf([1.0]), leaf([1.0])
+    optimizer = kind([used, late], **options)
+    for _ in range(3):
+        optimizer.zero_grad()
+        set_gradient(used, [0.5])
+        optimizer.step()
+    assert late.item() == 1
+    optimizer.zero_grad()
+    set_gradient(late, [0.5])
+    moved = used.item()
+    optimizer.step()
+    state: State = {}
+    assert late.item() == pytest.approx(formula(1.0, 0.5, state, **options), rel=1e-14)
+    assert used.item() == moved
+
+
+def test_frozen_parameters_may_be_given_and_stay() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    model[0].requires_grad_(False)
+    before = [p.tolist() for p in model.parameters()]
+    optimizer = optim.AdamW(model.parameters())
+    model(gpucnn.ones(4, 3)).sum().backward()
+    optimizer.step()
+    after = [p.tolist() for p in model.parameters()]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, True, False, False]
+    model[0].requires_grad_()
+    model(gpucnn.ones(4, 3)).sum().backward()
+    optimizer.step()
+    assert all(p.tolist() != b for p, b in zip(model.parameters(), before, strict=True))
+
+
+@every_optimiser
+def test_step_changes_values_in_place_and_no_gradient(kind: Any, formula: Any, options: dict[str, Any]) -> None:
+    x = leaf(np.ones((2, 3, 2, 2)))
+    array = x.array
+    set_gradient(x, np.full((2, 3, 2, 2), 0.5))
+    optimizer = kind([x], **options)
+    for _ in range(3):
+        optimizer.step()
+    assert x.array is array
+    assert x.array.transpose(0, 2, 3, 1).flags.c_contiguous
+    assert x.grad is not None
+    assert (x.grad.numpy() == 0.5).all()
+    assert (x.numpy() != 1).all()
+
+
+def test_zero_grad_forgets_all() -> None:
+    x, y = leaf([1.0]), leaf([1.0])
+    (x * y).backward()
+    optim.SGD([x, y]).zero_grad()
+    assert x.grad is y.grad is None
+
+
+# -- state ---------------------------------------------------------------------------------------------
+
+
+@every_optimiser
+def test_state_goes_on_bit_for_bit(kind: Any, formula: Any, options: dict[str, Any]) -> None:
+    def run(parameters: list[Tensor], optimizer: Optimizer, steps: range) -> None:
+        for step in steps:
+            for i, parameter in enumerate(parameters):
+                if i == 0 and step % 3 == 0:
+                    parameter.grad = None  # a parameter that misses steps has its own count
+                else:
+                    set_gradient(parameter, gradients_at(step, parameter.shape))
+            optimizer.step()
+
+    starts = [np.random.default_rng(i).standard_normal(shape).astype(np.float32) for i, shape in enumerate(SHAPES)]
+    whole = [leaf(s, "float32") for s in starts]
+    optimizer = kind(whole, **options)
+    optimizer.lr *= 0.5
+    run(whole, optimizer, range(10))
+    state = optimizer.state_dict()
+    kept = copy.deepcopy(state)
+    resumed = [leaf(p.numpy(), "float32") for p in whole]
+    run(whole, optimizer, range(10, 20))
+    assert all(np.array_equal(state["arrays"][name], array) for name, array in kept["arrays"].items())
+    numbers = json.loads(json.dumps({name: value for name, value in state.items() if name != "arrays"}))
+    other = kind(resumed, **options)
+    other.load_state_dict({**numbers, "arrays": state["arrays"]})
+    run(resumed, other, range(10, 20))
+    for a, b in zip(whole, resumed, strict=True):
+        assert a.numpy().tobytes() == b.numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda s: s["arrays"].update({"exp_avg.0": np.zeros(4)}), r"Adam: the state's exp_avg\.0 of shape \(4,\)"),
+        (lambda s: s["arrays"].update({"exp_avg.7": np.zeros(3)}), r"exp_avg\.7 of shape \(3,\) does not fit"),
+        (lambda s: s["arrays"].update({"momentum_buffer.0": np.zeros(3)}), r"momentum_buffer\.0"),
+        (lambda s: s["steps"].append(1), "the state counts 3 parameters, the optimiser has 2"),
+    ],
+)
+def test_state_that_does_not_fit_is_shown_and_changes_nothing(break_it: Any, message: str) -> None:
+    parameters = [leaf(np.ones(3)), leaf(np.ones(2))]
+    optimizer = optim.Adam(parameters)
+    for p in parameters:
+        set_gradient(p, np.ones(p.shape))
+    optimizer.step()
+    before = optimizer.state_dict()
+    state = copy.deepcopy(before)
+    state["lr"] = 7.0
+    break_it(state)
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(state)
+    after = optimizer.state_dict()
+    assert (after["lr"], after["steps"]) == (before["lr"], before["steps"])
+    assert all(np.array_equal(after["arrays"][name], array) for name, array in before["arrays"].items())
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda w: optim.SGD([]), ValueError, "SGD: there are no parameters"),
+        (lambda w: optim.SGD([w, 3]), TypeError, "SGD: parameter 1 is not a leaf tensor"),
+        (lambda w: optim.Adam([w * 2]), TypeError, "Adam: parameter 0 is not a leaf tensor"),
+        (lambda w: optim.SGD([w, w]), ValueError, "SGD: a parameter is given twice"),
+        (lambda w: optim.SGD([w], -0.1), ValueError, r"SGD: lr must not be negative, got -0\.1"),
+        (lambda w: optim.SGD([w], math.nan), ValueError, "lr must not be negative, got nan"),
+        (lambda w: optim.AdamW([w], weight_decay=-1), ValueError, "AdamW: weight_decay must not be negative, got -1"),
+        (lambda w: optim.SGD([w], momentum=-0.5), ValueError, r"momentum must not be negative, got -0\.5"),
+        (lambda w: optim.SGD([w], nesterov=True), ValueError, "nesterov needs a momentum and no dampening"),
+        (lambda w: optim.SGD([w], momentum=0.9, dampening=0.1, nesterov=True), ValueError, "no dampening"),
+        (
+            lambda w: optim.Adam([w], betas=(0.9, 1.0)),
+            ValueError,
+            r"Adam: betas must be in \[0, 1\), got \(0\.9, 1\.0\)",
+        ),
+        (lambda w: optim.AdamW([w], eps=-1), ValueError, "AdamW: eps must not be negative, got -1"),
+        (lambda w: optim.RMSprop([w], alpha=-1), ValueError, "RMSprop: alpha, eps and momentum must not be negative"),
+    ],
+)
+def test_optimiser_that_cannot_be_is_refused(make: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make(leaf([1.0]))
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop])
+def test_defaults_are_pytorchs(kind: Any, torch: ModuleType) -> None:
+    theirs = inspect.signature(getattr(torch.optim, kind.__name__)).parameters
+    for name, parameter in inspect.signature(kind).parameters.items():
+        assert name in theirs
+        if parameter.default is not inspect.Parameter.empty:
+            assert parameter.default == theirs[name].default, name
+
+
+# -- schedules -----------------------------------------------------------------------------------------
+
+Schedule = Callable[[Optimizer], LRScheduler]
+
+
+def rates(schedule: Schedule, steps: int, lr: float = 0.5) -> list[float]:
+    optimizer = optim.SGD([leaf([1.0])], lr)
+    scheduler = schedule(optimizer)
+    found = [optimizer.lr]
+    for _ in range(steps):
+        scheduler.step()
+        found.append(optimizer.lr)
+    return found
+
+
+def torch_rates(torch: ModuleType, name: str, options: dict[str, Any], steps: int, lr: float = 0.5) -> list[float]:
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr, momentum=0.9)
+    scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, **options)
+    found = [optimizer.param_groups[0]["lr"]]
+    for _ in range(steps):
+        optimizer.step()
+        scheduler.step()
+        found.append(optimizer.param_groups[0]["lr"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "steps"),
+    [
+        ("StepLR", {"step_size": 7}, 40),
+        ("StepLR", {"step_size": 1, "gamma": 0.9}, 40),
+        ("CosineAnnealingLR", {"T_max": 10, "eta_min": 0.1}, 45),
+        ("CosineAnnealingLR", {"T_max": 1, "eta_min": 0.01}, 6),
+        ("CosineAnnealingLR", {"T_max": 33}, 33),
+        ("OneCycleLR", {"max_lr": 0.3, "total_steps": 50}, 49),
+        (
+            "OneCycleLR",
+            {"max_lr": 2.0, "total_steps": 17, "pct_start": 0.5, "div_factor": 10, "final_div_factor": 3},
+            16,
+        ),
+        ("OneCycleLR", {"max_lr": 2.0, "total_steps": 9, "pct_start": 0.05}, 8),
+        ("OneCycleLR", {"max_lr": 2.0, "total_steps": 9, "pct_start": 1.0}, 8),
+        ("OneCycleLR", {"max_lr": 2.0, "total_steps": 9, "pct_start": 0.0}, 8),
+    ],
+)
+def test_schedule_is_pytorchs_at_every_step(name: str, options: Any, steps: int, torch: ModuleType) -> None:
+    """PyTorch multiplies its cosine on from step to step; near the minimum each factor loses (2·T_max/π)² roundings."""
+    ours, theirs = rates(lambda o: getattr(optim, name)(o, **options), steps), torch_rates(torch, name, options, steps)
+    loss = options.get("T_max", 1) ** 2
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=8 * steps * loss * 2.0**-53 * max(theirs))
+
+
+def test_step_schedule_divides_at_each_step_size() -> None:
+    found = rates(lambda o: optim.StepLR(o, 3, 0.5), 7)
+    np.testing.assert_allclose(found, [0.5] * 3 + [0.25] * 3 + [0.125] * 2, rtol=1e-15)
+
+
+def test_cosine_schedule_is_half_way_in_the_middle_and_comes_back() -> None:
+    found = rates(lambda o: optim.CosineAnnealingLR(o, 8, 0.1), 16)
+    assert found[0] == 0.5
+    np.testing.assert_allclose(found[4], 0.3, rtol=1e-14)
+    np.testing.assert_allclose(found[8], 0.1, rtol=1e-14)
+    np.testing.assert_allclose(found[8:], found[8::-1], rtol=1e-14)
+    for epoch in range(9):
+        expected = 0.1 + 0.4 * math.cos(math.pi * epoch / 16) ** 2  # (1 + cos 2a) / 2 = cos² a
+        assert found[epoch] == pytest.approx(expected, rel=1e-13)
+
+
+def test_one_cycle_goes_up_and_down_and_ends() -> None:
+    found = rates(lambda o: optim.OneCycleLR(o, 1.0, 21, 0.5, 10, 100), 21)
+    top = 0.5 * 21 - 1
+    assert found[0] == pytest.approx(0.1, rel=1e-14)
+    assert max(found) == max(found[9], found[10])
+    assert found[:10] == sorted(found[:10])
+    assert found[10:] == sorted(found[10:], reverse=True)
+    for step in range(10):
+        assert found[step] == pytest.approx(0.1 + 0.9 * math.sin(math.pi * step / top / 2) ** 2, rel=1e-13)
+    assert found[20] == found[21] == pytest.approx(0.001, rel=1e-13)
+    scheduler = optim.OneCycleLR(optim.SGD([leaf([1.0])]), 1.0, 2)
+    scheduler.step()
+    scheduler.step()
+    with pytest.raises(ValueError, match="step 3 comes after total_steps=2"):
+        scheduler.step()
+
+
+def test_warm_up_climbs_in_equal_steps_to_the_schedule_that_follows() -> None:
+    found = rates(lambda o: optim.WarmUp(optim.StepLR(o, 2, 0.1), 4), 8)
+    np.testing.assert_allclose(found, [0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.05, 0.05, 0.005], rtol=1e-13)
+
+
+SCHEDULES: dict[str, Schedule] = {
+    "step": lambda o: optim.StepLR(o, 3, 0.3),
+    "cosine": lambda o: optim.CosineAnnealingLR(o, 9, 0.01),
+    "one-cycle": lambda o: optim.OneCycleLR(o, 0.7, 15),
+    "warm-up": lambda o: optim.WarmUp(optim.CosineAnnealingLR(o, 7), 4),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
+@pytest.mark.parametrize("done", [0, 2, 8])
+def test_schedule_goes_on_where_it_was(schedule: Schedule, done: int) -> None:
+    expected = rates(schedule, 14)
+    optimizer = optim.SGD([leaf([1.0])], 0.5)
+    scheduler = schedule(optimizer)
+    for _ in range(done):
+        scheduler.step()
+    state = json.loads(json.dumps([optimizer.lr, scheduler.state_dict()]))
+    resumed = optim.SGD([leaf([1.0])], 123.0)  # the rate comes from the state
+    other = schedule(resumed)
+    resumed.lr = state[0]
+    other.load_state_dict(state[1])
+    found = [resumed.lr]
+    for _ in range(14 - done):
+        other.step()
+        found.append(resumed.lr)
+    assert found == expected[done:]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda o: optim.StepLR(o, 0), "StepLR: step_size must be at least 1, got 0"),
+        (lambda o: optim.CosineAnnealingLR(o, 0), "T_max must be at least 1, got 0"),
+        (lambda o: optim.OneCycleLR(o, 1.0, 0), "total_steps must be positive .* got 0"),
+        (lambda o: optim.OneCycleLR(o, 1.0, 5, pct_start=1.5), r"pct_start in 0 … 1, got 5 and 1\.5"),
+        (lambda o: optim.WarmUp(optim.StepLR(o, 1), 0), "WarmUp: steps must be at least 1, got 0"),
+    ],
+)
+def test_schedule_that_cannot_be_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(optim.SGD([leaf([1.0])]))
+
+
+# -- clipping ------------------------------------------------------------------------------------------
+
+
+def test_long_gradients_are_scaled_together_to_the_norm_and_short_ones_left() -> None:
+    a, b, without = leaf([1.0, 1]), leaf([[1.0]]), leaf([1.0])
+    set_gradient(a, [3, 0])
+    set_gradient(b, [[4]])
+    assert optim.clip_grad_norm_([a, b, without], 10) == 5
+    assert a.grad is not None
+    assert b.grad is not None
+    assert a.grad.tolist() == [3, 0]
+    assert optim.clip_grad_norm_(iter([a, b, without]), 2.5) == 5
+    np.testing.assert_allclose([*a.grad.tolist(), *b.grad.tolist()[0]], [1.5, 0, 2], rtol=2.5e-7)  # torch's 1e-6 / 5
+    assert without.grad is None
+    assert optim.clip_grad_norm_([without], 1.0) == 0
+
+
+def test_clipping_is_pytorchs(torch: ModuleType) -> None:
+    values = [gradients_at(i, shape) for i, shape in enumerate(SHAPES)]
+    for clip, limit in [("norm", 0.7), ("norm", 1e9), ("value", 0.3)]:
+        ours, theirs = [leaf(v) for v in values], [torch.tensor(v, requires_grad=True) for v in values]
+        for p, q, v in zip(ours, theirs, values, strict=True):
+            set_gradient(p, v)
+            q.grad = torch.tensor(v)
+        total = getattr(optim, f"clip_grad_{clip}_")(ours, limit)
+        expected = getattr(torch.nn.utils, f"clip_grad_{clip}_")(theirs, limit)
+        assert clip == "value" or total == pytest.approx(float(expected), rel=1e-14)
+        for p, q in zip(ours, theirs, strict=True):
+            assert p.grad is not None
+            np.testing.assert_allclose(p.grad.numpy(), q.grad.numpy(), rtol=1e-14)
+
+
+def test_norm_of_float32_gradients_does_not_overflow() -> None:
+    x = leaf([1.0, 1], "float32")
+    set_gradient(x, [3e30, 4e30])
+    assert optim.clip_grad_norm_([x], 1.0) == pytest.approx(5e30, rel=1e-6)
+    assert x.grad is not None
+    np.testing.assert_allclose(x.grad.numpy(), [0.6, 0.8], rtol=1e-6)
+
+
+def test_gradients_that_are_not_finite_are_reported_and_left() -> None:
+    x = leaf([1.0])
+    set_gradient(x, [math.nan])
+    with pytest.raises(ValueError, match="norm is nan; lower the learning rate or look for NaN"):
+        optim.clip_grad_norm_([x], 1.0)
+
+
+@pytest.mark.parametrize("limit", [-1.0, math.nan])
+def test_negative_limits_are_refused(limit: float) -> None:
+    with pytest.raises(ValueError, match=f"max_norm must not be negative, got {limit}"):
+        optim.clip_grad_norm_([], limit)
+    with pytest.raises(ValueError, match=f"clip_value must not be negative, got {limit}"):
+        optim.clip_grad_value_([], limit)
+
+
+# -- together ------------------------------------------------------------------------------------------
+
+
+def test_small_network_trains_as_in_pytorch(torch: ModuleType) -> None:
+    """Forward, loss, backward, clip, step and schedule, ten times, in float64, with the same start."""
+    t = torch.nn
+    ours = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 4)).to("float64")
+    theirs = t.Sequential(t.Conv2d(2, 3, 3), t.BatchNorm2d(3), t.ReLU(), t.Flatten(), t.Linear(36, 4)).double()
+    theirs.load_state_dict({name: torch.tensor(value.numpy()) for name, value in ours.state_dict().items()})
+    a, b = optim.AdamW(ours.parameters(), 0.01), torch.optim.AdamW(theirs.parameters(), 0.01)
+    c, d = optim.CosineAnnealingLR(a, 20), torch.optim.lr_scheduler.CosineAnnealingLR(b, 20)
+    generator = np.random.default_rng(0)
+    for _ in range(10):
+        x, labels = generator.standard_normal((5, 2, 6, 5)), generator.integers(0, 4, 5)
+        a.zero_grad()
+        b.zero_grad()
+        loss = F.cross_entropy(ours(gpucnn.tensor(x)), labels)
+        other = torch.nn.functional.cross_entropy(theirs(torch.tensor(x)), torch.tensor(labels))
+        loss.backward()
+        other.backward()
+        assert loss.item() == pytest.approx(other.item(), rel=1e-9)
+        optim.clip_grad_norm_(ours.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        a.step()
+        b.step()
+        c.step()
+        d.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        np.testing.assert_allclose(p.numpy(), q.detach().numpy(), rtol=0, atol=1e-9)

@@ -1,0 +1,408 @@
+"""Tensors: how they are made, what they say of themselves, indexing, values out, and what misuse gives."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gpucnn
+from gpucnn import Tensor
+from gpucnn.backends.numpy_backend import NumpyBackend
+
+
+class Abacus(NumpyBackend):
+    """A second backend, to be mixed with the first."""
+
+    name = "abacus"
+
+
+@pytest.fixture(autouse=True)
+def default_backend(backend: str) -> Iterator[None]:
+    with gpucnn.use_backend(backend):
+        yield
+
+
+def gradient(tensor: Tensor) -> np.ndarray:
+    assert tensor.grad is not None
+    return tensor.grad.numpy()
+
+
+# -- making one ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "dtype"),
+    [
+        (1.5, "float32"),
+        ([[1.0, 2], [3, 4]], "float32"),
+        (3, "int64"),
+        ([1, 2], "int64"),
+        ([True, False], "bool"),
+        (np.zeros(2), "float64"),
+        (np.float64(2), "float64"),
+        (np.zeros(2, np.float32), "float32"),
+        (np.zeros(2, np.uint8), "uint8"),
+        ([], "float32"),
+    ],
+)
+def test_python_floats_become_float32_ints_int64_and_arrays_keep_their_dtype(data: Any, dtype: str) -> None:
+    made = gpucnn.tensor(data)
+    assert made.dtype == dtype
+    np.testing.assert_array_equal(made.numpy(), data)
+
+
+@pytest.mark.parametrize("dtype", ["float64", np.float64, np.dtype("float64"), float])
+def test_dtype_may_be_given_in_every_way_numpy_takes(dtype: Any) -> None:
+    assert gpucnn.tensor([1, 2], dtype=dtype).dtype == np.float64
+    assert gpucnn.zeros(2, dtype=dtype).dtype == np.float64
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 4, 5)])
+def test_new_tensor_is_a_copy_of_its_data(shape: tuple[int, ...]) -> None:
+    data = np.zeros(shape)
+    made = gpucnn.tensor(data)
+    again = gpucnn.tensor(made)
+    data[:] = 1
+    with gpucnn.no_grad():
+        again[...] = 2
+    assert not made.numpy().any()
+
+
+def test_four_axes_are_stored_channels_last() -> None:
+    for made in (gpucnn.tensor(np.zeros((2, 3, 4, 5))), gpucnn.zeros(2, 3, 4, 5), gpucnn.randn(2, 3, 4, 5)):
+        assert made.shape == (2, 3, 4, 5)
+        assert made.array.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+@pytest.mark.parametrize("make", [gpucnn.zeros, gpucnn.ones, gpucnn.rand, gpucnn.randn])
+def test_shape_is_given_as_numbers_or_as_one_sequence(make: Callable[..., Tensor]) -> None:
+    for arguments in [(2, 3), ((2, 3),), ([2, 3],), (np.int64(2), np.int64(3))]:
+        assert make(*arguments).shape == (2, 3)
+    assert make(np.int64(4)).shape == (4,)
+    assert make().shape == ()
+    assert make(0, 3).shape == (0, 3)
+    assert make(2).dtype == np.float32
+
+
+def test_zeros_ones_and_full_hold_their_number() -> None:
+    assert gpucnn.zeros(2, 1).tolist() == [[0], [0]]
+    assert gpucnn.ones(1, 2, dtype="int64").tolist() == [[1, 1]]
+    assert gpucnn.full((2,), 2.5, dtype="float64").tolist() == [2.5, 2.5]
+    assert gpucnn.full((2,), 1.0, requires_grad=True).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: gpucnn.tensor([[1.0, 2], [3]]), ValueError, "can't make a tensor.*inhomogeneous"),
+        (lambda: gpucnn.tensor("12"), TypeError, "can't hold <U2.*float32"),
+        (lambda: gpucnn.tensor(None), TypeError, "can't hold object"),
+        (lambda: gpucnn.tensor(1j), TypeError, "complex128.*float32, float64"),
+        (lambda: gpucnn.tensor(np.zeros(2, np.float16)), TypeError, "float16"),
+        (lambda: gpucnn.tensor([1.0], dtype="float16"), TypeError, "float16"),
+        (lambda: gpucnn.tensor(["a"], dtype="float32"), ValueError, "can't make a tensor.*'a'"),
+        (lambda: gpucnn.zeros(2, dtype="float16"), TypeError, "float16"),
+        (lambda: gpucnn.zeros(2, -1), ValueError, r"negative.*\(2, -1\)"),
+        (lambda: gpucnn.tensor([1, 2], requires_grad=True), RuntimeError, "floating.*int64"),
+        (lambda: gpucnn.tensor([1.0], backend="abacus"), ValueError, "'abacus'.*numpy"),
+    ],
+)
+def test_data_that_is_no_tensor_is_refused(make: Callable[[], Tensor], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+# -- what it is ----------------------------------------------------------------------------------------
+
+
+def test_a_tensor_tells_its_shape_as_pytorch_does() -> None:
+    x = gpucnn.zeros(2, 3, 5)
+    assert (x.shape, x.size(), x.size(-1), x.size(1)) == ((2, 3, 5), (2, 3, 5), 5, 3)
+    assert (x.ndim, x.dim(), x.numel(), len(x)) == (3, 3, 30, 2)
+    assert [row.shape for row in x] == [(3, 5), (3, 5)]
+    with pytest.raises(IndexError):
+        x.size(3)
+    with pytest.raises(TypeError, match="without axes"):
+        len(gpucnn.tensor(1.0))
+
+
+def test_one_element_is_a_python_number() -> None:
+    x = gpucnn.tensor([[2.5]])
+    assert (x.item(), float(x), int(x), bool(x)) == (2.5, 2.5, 2, True)
+    assert type(gpucnn.tensor(3).item()) is int
+    assert not gpucnn.tensor([0.0])
+    for use in (Tensor.item, float, bool):
+        with pytest.raises(ValueError, match=r"one element, this one has shape \(2,\)"):
+            use(gpucnn.ones(2))
+
+
+def test_repr_shows_values_and_what_is_unusual() -> None:
+    on = "" if gpucnn.get_backend().name == "numpy" else f", backend={gpucnn.get_backend().name!r}"
+    assert repr(gpucnn.tensor([1.0, 2.5])) == f"tensor([1. , 2.5]{on})"
+    assert repr(gpucnn.tensor([1, 2])) == f"tensor([1, 2]{on})"
+    assert repr(gpucnn.tensor([True])) == f"tensor([ True]{on})"
+    assert (
+        repr(gpucnn.tensor(1, dtype="float64", requires_grad=True))
+        == f"tensor(1., dtype=float64{on}, requires_grad=True)"
+    )
+    assert repr(gpucnn.tensor(1.0, backend=Abacus())) == "tensor(1., backend='abacus')"
+    assert len(repr(gpucnn.zeros(1000, 1000))) < 1000
+
+
+def test_a_tensor_may_be_a_key_and_is_equal_elementwise() -> None:
+    x, y = gpucnn.tensor([1.0, 2]), gpucnn.tensor([1.0, 3])
+    assert {x: "x", y: "y"}[x] == "x"
+    assert (x == y).tolist() == [True, False]
+    assert (x != 1).tolist() == [False, True]
+    assert (x < y).dtype == np.bool_
+
+
+def test_numpy_reads_a_tensor_and_leaves_arithmetic_to_it() -> None:
+    x = gpucnn.tensor([1.0, 2])
+    np.testing.assert_array_equal(np.asarray(x), [1, 2])
+    assert np.asarray(x, dtype=np.float64).dtype == np.float64
+    with pytest.raises(TypeError, match="mul: other must be a Tensor or a number, got ndarray"):
+        np.ones(2) * x
+    assert isinstance(np.float32(2) * x, Tensor)
+    assert (np.float64(2) * x).dtype == np.float32
+
+
+def test_deep_copy_of_a_leaf_has_its_own_memory_and_of_a_result_is_an_error() -> None:
+    x = gpucnn.randn(2, 3, 4, 5).requires_grad_()
+    twin = copy.deepcopy(x)
+    assert twin.requires_grad
+    assert twin.array.strides == x.array.strides
+    with gpucnn.no_grad():
+        x[...] = 0
+    assert twin.numpy().all()
+    with pytest.raises(RuntimeError, match=r"leaf.*detach\(\)"):
+        copy.deepcopy(x * 2)
+
+
+# -- conversions and changes in place ------------------------------------------------------------------
+
+
+def test_conversion_to_the_dtype_or_backend_it_has_is_the_tensor_itself() -> None:
+    x = gpucnn.ones(2)
+    assert x.to("float32") is x
+    assert x.float() is x
+    assert x.to(x.backend) is x
+    assert x.double().dtype == np.float64
+    assert gpucnn.tensor([0.0, 2]).to(bool).tolist() == [False, True]
+
+
+def test_copy_in_place_keeps_dtype_layout_and_backend() -> None:
+    x = gpucnn.zeros(2, 3, 4, 5)
+    array, values = x.array, np.random.default_rng(0).standard_normal((2, 3, 4, 5))
+    assert x.copy_(values) is x
+    assert x.array is array
+    np.testing.assert_array_equal(x.numpy(), values.astype(np.float32))
+    x.copy_(gpucnn.ones(2, 3, 4, 5, backend=Abacus()))
+    assert x.numpy().min() == 1
+    with pytest.raises(ValueError, match=r"\(3,\) into shape \(2, 3, 4, 5\)"):
+        x.copy_(np.zeros(3))
+
+
+def test_move_in_place_forgets_the_gradient_and_keeps_the_wish_for_one() -> None:
+    x = gpucnn.tensor([1.0, 2], requires_grad=True)
+    (x * x).sum().backward()
+    assert x.move_("float64") is x
+    assert (x.dtype, x.requires_grad, x.grad) == (np.float64, True, None)
+    (x * x).sum().backward()
+    np.testing.assert_array_equal(gradient(x), [2, 4])
+    abacus = Abacus()
+    assert x.move_(abacus).backend is abacus
+    labels = gpucnn.tensor([1, 2])
+    assert labels.move_("float64").dtype == np.int64
+
+
+def test_move_to_integers_is_an_error_that_changes_nothing() -> None:
+    x = gpucnn.tensor([1.5], requires_grad=True)
+    with pytest.raises(TypeError, match="float32 tensor can become float32 or float64, not int64"):
+        x.move_("int64")
+    assert (x.item(), x.dtype, x.requires_grad) == (1.5, np.float32, True)
+
+
+def test_elements_may_be_set() -> None:
+    x = gpucnn.zeros(3, 2)
+    x[0] = 1
+    x[gpucnn.tensor([1, 2]), 1] = gpucnn.tensor([5.0, 6])
+    assert x.tolist() == [[1, 1], [0, 5], [0, 6]]
+
+
+def test_elements_of_a_tensor_with_gradient_may_be_set_only_without_the_tape() -> None:
+    x = gpucnn.zeros(3).requires_grad_()
+    with pytest.raises(RuntimeError, match=r"in place only inside no_grad\(\)"):
+        x[0] = 1
+    with gpucnn.no_grad():
+        x[0] = 1
+    assert x.tolist() == [1, 0, 0]
+    assert x.is_leaf
+    assert x.requires_grad
+
+
+def test_clone_has_its_own_memory_and_detach_shares_it() -> None:
+    x = gpucnn.ones(2)
+    clone, shared = x.clone(), x.detach()
+    x[0] = 5
+    assert clone.tolist() == [1, 1]
+    assert shared.tolist() == [5, 1]
+
+
+@pytest.mark.parametrize("arguments", [(3, 4), ((3, 4),), ([3, 4],), (np.int64(3), np.int64(4)), (-1, 4)])
+def test_new_shapes_are_given_as_numbers_or_as_one_sequence(arguments: Any) -> None:
+    assert gpucnn.zeros(12).reshape(*arguments).shape == (3, 4)
+    assert gpucnn.zeros(3, 1).expand(*arguments).shape == (3, 4)
+
+
+def test_axes_are_named_as_numbers_or_as_one_sequence() -> None:
+    x = gpucnn.zeros(2, 3, 5)
+    assert x.permute(2, 0, 1).shape == x.permute((2, 0, 1)).shape == x.permute([2, 0, 1]).shape == (5, 2, 3)
+
+
+# -- indexing ------------------------------------------------------------------------------------------
+
+INDICES: dict[str, Any] = {
+    "number": 1,
+    "from-the-end": -1,
+    "numbers": (0, -1, 2),
+    "slice": slice(1, None),
+    "backwards": (slice(None, None, -1), slice(None)),
+    "steps": (slice(None), slice(None, None, 2), slice(3, 0, -2)),
+    "new-axis": (None, slice(None), None),
+    "ellipsis": (..., 0),
+    "ellipsis-between": (1, ..., slice(0, 2)),
+    "nothing": slice(2, 2),
+    "list": [0, 2, 0],
+    "repeated-pairs": ([0, 1, 0], [2, 1, 2]),
+    "outer": (np.array([[0], [2]]), np.array([1, 1, 0])),
+    "split-by-a-slice": ([0, 1, 1], slice(None), [3, 0, 3]),
+    "mask-of-rows": np.array([True, False, True]),
+    "mask-of-elements": np.arange(60).reshape(3, 4, 5) % 7 == 3,
+    "mask-list": [False, True, True],
+    "empty-list": [],
+    "bytes": np.array([2, 0, 2], np.uint8),
+}
+
+
+@pytest.mark.parametrize("index", INDICES.values(), ids=list(INDICES))
+def test_indexing_is_numpys_and_repeated_elements_get_every_share_of_the_gradient(index: Any) -> None:
+    generator = np.random.default_rng(5)
+    array = generator.standard_normal((3, 4, 5))
+    expected = array[index]
+    x = gpucnn.tensor(array, requires_grad=True)
+    y = x[index]
+    np.testing.assert_array_equal(y.numpy(), expected)
+    share = generator.integers(-9, 9, expected.shape).astype(np.float64)
+    y.backward(gpucnn.tensor(share))
+    places = np.arange(60).reshape(3, 4, 5)[index]  # which element each share comes from, added one by one
+    dx = np.zeros(60)
+    for place, value in zip(places.ravel(), share.ravel(), strict=True):
+        dx[place] += value
+    np.testing.assert_array_equal(gradient(x), dx.reshape(3, 4, 5))
+
+
+@pytest.mark.parametrize("index", [np.array([2, 0, 2]), np.array([True, False, True]), np.array([1, 2], np.uint8)])
+def test_a_tensor_is_an_index(index: np.ndarray) -> None:
+    x = gpucnn.randn(3, 4)
+    np.testing.assert_array_equal(x[gpucnn.tensor(index)].numpy(), x.numpy()[index])
+
+
+def test_mask_made_by_comparison_picks_elements_and_their_gradients() -> None:
+    x = gpucnn.tensor([[1.0, -2, 3], [-4, 5, -6]], requires_grad=True)
+    positive = x[x > 0]
+    assert positive.tolist() == [1, 3, 5]
+    (positive * positive).sum().backward()
+    np.testing.assert_array_equal(gradient(x), [[2, 0, 6], [0, 10, 0]])
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_slices_of_an_image_are_numpys(data: st.DataObject, backend: str) -> None:
+    shape = tuple(data.draw(st.integers(1, 5)) for _ in range(4))
+    index = tuple(
+        data.draw(st.slices(n)) if data.draw(st.booleans()) else data.draw(st.integers(-n, n - 1)) for n in shape
+    )
+    array = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
+    x = gpucnn.tensor(array, requires_grad=True, backend=backend)
+    y = x[index]
+    np.testing.assert_array_equal(y.numpy(), array[index])
+    (y * y).sum().backward()
+    expected = np.zeros(shape)
+    expected[index] = 2 * array[index]
+    np.testing.assert_array_equal(gradient(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (3, r"index 3 does not fit shape \(3, 4\)"),
+        ((0, 0, 0), r"\(0, 0, 0\) does not fit shape \(3, 4\)"),
+        ([True, False], r"does not fit shape \(3, 4\).*3.*2"),
+        (np.array([0.5]), "ints, slices, or int or bool arrays.*float64"),
+        ("a", r"'a' does not fit shape \(3, 4\)"),
+    ],
+)
+def test_an_index_that_does_not_fit_is_shown(index: Any, message: str) -> None:
+    with pytest.raises(IndexError, match=message):
+        gpucnn.zeros(3, 4)[index]
+
+
+# -- broadcasting --------------------------------------------------------------------------------------
+
+PAIRS = [
+    ((3,), (2, 3)),
+    ((2, 1), (1, 3)),
+    ((), (2, 3)),
+    ((1, 1, 1), (2, 3)),
+    ((4, 1, 5), (2, 1, 3, 1)),
+    ((3, 1, 1), (2, 3, 4, 5)),
+    ((0, 3), (1, 3)),
+    ((1,), (2, 3, 4, 5)),
+    ((2, 1, 4, 1), (1, 3, 1, 5)),
+]
+
+
+@pytest.mark.parametrize(("left", "right"), [*PAIRS, *(pair[::-1] for pair in PAIRS)])
+def test_gradient_of_a_repeated_operand_is_summed_over_its_repetitions(left: Any, right: Any) -> None:
+    generator = np.random.default_rng(1)
+    a, b = (generator.integers(-5, 6, shape).astype(np.float64) for shape in (left, right))
+    x, y = gpucnn.tensor(a, requires_grad=True), gpucnn.tensor(b, requires_grad=True)
+    product = x * y
+    np.testing.assert_array_equal(product.numpy(), a * b)
+    share = generator.integers(-5, 6, product.shape).astype(np.float64)
+    product.backward(gpucnn.tensor(share))
+    da, db = np.zeros(left), np.zeros(right)
+    for place in np.ndindex(product.shape):  # each product adds its share to the one element of each that made it
+
+        def at(shape: Any, place: tuple[int, ...] = place) -> tuple[int, ...]:
+            return tuple(0 if n == 1 else i for n, i in zip(shape, place[len(place) - len(shape) :], strict=True))
+
+        da[at(left)] += share[place] * b[at(right)]
+        db[at(right)] += share[place] * a[at(left)]
+    np.testing.assert_array_equal(gradient(x), da)
+    np.testing.assert_array_equal(gradient(y), db)
+
+
+def test_number_on_either_side_keeps_float32() -> None:
+    x = gpucnn.tensor([1.0, 4], requires_grad=True)
+    for y in (2 + x, 2 - x, 2 * x, 2 / x, 2**x, x + 2.5, x / 2, x**0.5, x - np.float64(0.1)):
+        assert y.dtype == np.float32
+    y = 1 - 2 / x
+    y.sum().backward()
+    np.testing.assert_array_equal(gradient(x), [2, 0.125])
+
+
+def test_two_backends_in_one_operation_are_an_error_that_names_both() -> None:
+    x, y = gpucnn.ones(2), gpucnn.ones(2, backend=Abacus())
+    name = x.backend.name
+    for mixed in (lambda: x + y, lambda: x.matmul(y), lambda: gpucnn.cat([x, y]), lambda: x == y):
+        with pytest.raises(ValueError, match=rf"on {name}, .* on abacus; .*\.to\('{name}'\)"):
+            mixed()
+    with pytest.raises(ValueError, match=rf"gradient is on abacus, the tensor on {name}.*gradient\.to\('{name}'\)"):
+        (x.requires_grad_() * 2).backward(y)
+    assert (x + y.to(x.backend)).tolist() == [2, 2]
