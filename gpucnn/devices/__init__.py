@@ -1,0 +1,5 @@
+"""Waist 2: what runs a kernel. A device knows no op by name."""
+
+from gpucnn.devices.base import Device, KernelError, Signature
+
+__all__ = ["Device", "KernelError", "Signature"]

@@ -1,0 +1,203 @@
+"""Device: compiles and launches kernels; and the typed launch, which checks every argument before it.
+
+A kernel's parameter list is read from its source and is its contract. In kernels/*.cu each pointer carries its extent:
+
+    extern "C" __global__ void bias_backward(
+        const SCALAR* __restrict__ dy,  // [rows, channels]
+        SCALAR* __restrict__ db,        // [channels]
+        int rows, int channels)
+
+`const` is read only, anything else is written: completely, unless its comment says "in place". "or null" admits None.
+Extents are products of integer parameters and -D constants. `SCALAR* const* __restrict__ w,  // [tensors]` is a table of
+arrays: its argument is a list of arrays, and all tables of a launch list arrays of the same sizes.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+Constants = Mapping[str, int | float | str]
+Dim = tuple[int, int, int]
+
+_TYPES: dict[str, np.dtype[Any]] = {
+    "float": np.dtype(np.float32),
+    "double": np.dtype(np.float64),
+    "int": np.dtype(np.int32),
+    "unsigned int": np.dtype(np.uint32),
+    "long long": np.dtype(np.int64),
+    "unsigned long long": np.dtype(np.uint64),
+    "unsigned char": np.dtype(np.uint8),
+}
+
+
+class KernelError(RuntimeError):
+    """A launch that can't be right, or a bug that the emulator caught in a kernel."""
+
+
+def kernel_folder() -> Path:
+    """Where the .cu files are: in the installed package, else in the checkout."""
+    installed = Path(__file__).parent.parent / "kernels"
+    return installed if installed.is_dir() else Path(__file__).parent.parent.parent / "kernels"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a kernel. `extent` is None for a number."""
+
+    name: str
+    type: str
+    extent: tuple[str, ...] | None = None
+    constant: bool = False
+    in_place: bool = False
+    nullable: bool = False
+    table: bool = False
+
+    @property
+    def written(self) -> bool:
+        """Whether the kernel must write every element of it."""
+        return self.extent is not None and not self.constant and not self.in_place
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A kernel's name and parameters, as its source declares them."""
+
+    name: str
+    parameters: tuple[Parameter, ...]
+
+    @classmethod
+    @cache
+    def of(cls, file: Path, name: str) -> Signature:
+        """Read from the source. Raises KernelError if there is no such kernel, or a pointer without its extent."""
+        found = re.search(
+            rf'extern "C" __global__ void(?:\s+__launch_bounds__\([^)]*\))?\s+{name}\((.*?)\)\s*\{{',
+            file.read_text("utf-8"),
+            re.DOTALL,
+        )
+        if not found:
+            raise KernelError(f"{file.name} has no kernel {name}")
+        # A parameter's comment follows its comma: put the comma behind it, then split.
+        text = re.sub(r",([^\S\n]*//[^\n]*)", r"\1,", found[1])
+        parts = [part for line in text.split("\n") for part in _split(line)]
+        return cls(name, tuple(_parameter(name, part) for part in parts if part))
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(_shown(p) for p in self.parameters)})"
+
+    def check(self, arguments: Sequence[Any], constants: Constants, xp: ModuleType) -> list[np.dtype[Any]]:
+        """The arguments' dtypes. Raises KernelError, with this signature, for a wrong number, kind, dtype, size or
+        stride."""
+
+        def wrong(why: str) -> KernelError:
+            return KernelError(f"{why}; the kernel is {self}")
+
+        if len(arguments) != len(self.parameters):
+            raise wrong(f"{len(arguments)} arguments for {len(self.parameters)} parameters")
+        known: dict[str, int] = {k: v for k, v in constants.items() if isinstance(v, int)}
+        types: list[np.dtype[Any]] = []
+        for p, a in zip(self.parameters, arguments, strict=True):
+            type_name = str(constants.get(p.type, p.type))
+            dtype: np.dtype[Any] | None = _TYPES.get(type_name)
+            if dtype is None:
+                raise wrong(f"{p.name} has the type {type_name}, which no constant defines")
+            types.append(dtype)
+            if p.extent is None:
+                if dtype.kind in "iu":
+                    if not isinstance(a, int | np.integer) or isinstance(a, bool):
+                        raise wrong(f"{p.name} must be an int, got {type(a).__name__} {a!r}")
+                    limits = np.iinfo(str(dtype))
+                    if not limits.min <= a <= limits.max:
+                        raise wrong(f"{p.name} = {a} does not fit {type_name}")
+                    known[p.name] = int(a)
+                elif not isinstance(a, int | float | np.floating):
+                    raise wrong(f"{p.name} must be a number, got {type(a).__name__}")
+        listed: tuple[str, list[int]] | None = None
+        for p, a, dtype in zip(self.parameters, arguments, types, strict=True):
+            if p.extent is None or (a is None and p.nullable):
+                continue
+            try:
+                size = int(np.prod([eval(e, {"__builtins__": {}}, known) for e in p.extent], dtype=np.int64))
+            except NameError as error:
+                raise wrong(f"the extent of {p.name}: {error}") from None
+            if p.table and not (isinstance(a, list) and len(a) == size):
+                raise wrong(f"{p.name} must be a list of {size} arrays, got {type(a).__name__} {a!r:.40}")
+            for i, array in enumerate(a if p.table else [a]):
+                name = f"{p.name}[{i}]" if p.table else p.name
+                if not isinstance(array, xp.ndarray):
+                    kind = type(array)
+                    raise wrong(f"{name} must be a {xp.__name__} array, got {kind.__module__}.{kind.__name__}")
+                if array.dtype != dtype:
+                    raise wrong(f"{name} must be {dtype}, got {array.dtype}")
+                if not array.flags.c_contiguous:
+                    raise wrong(f"{name} must be contiguous, got shape {array.shape} with strides {array.strides}")
+            if p.table:
+                sizes = [array.size for array in a]
+                listed = listed or (p.name, sizes)
+                if sizes != listed[1]:
+                    raise wrong(f"{p.name} lists arrays of sizes {sizes}, {listed[0]} of {listed[1]}")
+            elif a.size != size:
+                raise wrong(f"{p.name} must have {size} elements [{', '.join(p.extent)}], got {a.size} {a.shape}")
+        return types
+
+
+def _split(line: str) -> list[str]:
+    code, _, comment = line.partition("//")
+    parts = [part.strip() for part in code.split(",") if part.strip(" ,")]
+    if comment and parts:
+        parts[-1] += f" //{comment.rstrip(' ,')}"
+    return parts
+
+
+def _parameter(kernel: str, text: str) -> Parameter:
+    code, _, comment = text.partition("//")
+    match = re.fullmatch(r"(const )?([\w ]+?)\s*(\* const)?(\*)?\s*(?:__restrict__)?\s*(\w+)", code.strip())
+    if not match:
+        raise KernelError(f"{kernel}: can't read the parameter {code.strip()!r}")
+    constant, type_name, table, pointer, name = match.groups()
+    if not pointer:
+        return Parameter(name, type_name)
+    extent = re.search(r"\[(.*?)\]", comment)
+    if not extent:
+        raise KernelError(
+            f"{kernel}: the pointer {name} needs its extent in a comment, for instance // [rows, channels]"
+        )
+    return Parameter(
+        name, type_name, tuple(e.strip() for e in extent[1].split(",")), bool(constant), "in place" in comment,
+        "or null" in comment, bool(table),
+    )  # fmt: skip
+
+
+def _shown(p: Parameter) -> str:
+    return (
+        f"{p.type} {p.name}"
+        if p.extent is None
+        else f"{'const ' * p.constant}{p.type}*{' const*' * p.table} {p.name}[{', '.join(p.extent)}]"
+    )
+
+
+class Device(ABC):
+    """Allocates by `xp` and launches kernels of kernels/*.cu, each specialised by its constants (-D)."""
+
+    name: str
+    xp: ModuleType
+
+    @abstractmethod
+    def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:
+        """Check the arguments against the kernel's signature, compile it if need be, and start it."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until all that was launched is done."""
+
+    @abstractmethod
+    def to_numpy(self, array: Any) -> np.ndarray[Any, Any]:
+        """The array's values on the host, when what was launched before is done."""

@@ -1,0 +1,41 @@
+"""RecorderDevice: notes each launch and computes nothing. Shows what a model would launch, and what must be compiled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpucnn.devices.base import Constants, Device, Dim, Signature, kernel_folder
+
+
+@dataclass(frozen=True)
+class Launched:
+    """One launch: file, kernel, constants, grid and block."""
+
+    file: str
+    name: str
+    constants: tuple[tuple[str, Any], ...]
+    grid: Dim
+    block: Dim
+
+
+class RecorderDevice(Device):
+    """Checks each launch as every device does, then appends it to `launches`. Results hold nothing."""
+
+    name = "recorder"
+    xp = np
+
+    def __init__(self) -> None:
+        self.launches: list[Launched] = []
+
+    def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:
+        Signature.of(kernel_folder() / file, name).check(arguments, constants, np)
+        self.launches.append(Launched(file, name, tuple(sorted(constants.items())), grid, block))
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+    def to_numpy(self, array: Any) -> np.ndarray[Any, Any]:
+        return np.asarray(array)

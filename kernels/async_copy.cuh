@@ -1,0 +1,21 @@
+// cp.async: 16 bytes from global to shared memory, past the registers, while the thread goes on (sm_80 and later).
+//
+//     async_copy(&tile[i], &x[j]);  async_commit();  ...  async_wait<0>();  __syncthreads();
+//
+// async_wait<n> waits until at most the n newest committed groups are in flight. The copies of other threads are visible
+// after the barrier that follows. The emulator lands a copy only there, so a wait that is missing shows.
+#pragma once
+
+#ifdef EMULATOR
+static inline void async_copy(void* shared, const void* global) { emulator_async_copy(shared, global, 16, __LINE__); }
+static inline void async_commit() { emulator_async_commit(); }
+template <int NEWEST>
+static inline void async_wait() { emulator_async_wait(NEWEST); }
+#else
+static __device__ __forceinline__ void async_copy(void* shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((unsigned int)__cvta_generic_to_shared(shared)), "l"(global));
+}
+static __device__ __forceinline__ void async_commit() { asm volatile("cp.async.commit_group;"); }
+template <int NEWEST>
+static __device__ __forceinline__ void async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(NEWEST)); }
+#endif

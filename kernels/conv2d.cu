@@ -1,0 +1,97 @@
+// Convolution by implicit GEMM: the im2col matrix is never stored, its elements are found while a tile is loaded.
+//
+// Layout     x [N, H, W, C], w [K, R, S, C/groups], y [N, P, Q, K]; all channels-last.
+// Grid       gemm_tile.cuh; the layers are groups (times parts, for the weight gradient).
+// Constants  KERNEL_H KERNEL_W STRIDE_H STRIDE_W PAD_TOP PAD_LEFT DILATION_H DILATION_W, and the tile of gemm_tile.cuh.
+// Cost       2 N P Q K R S C/groups FLOP; bound by multiply-adds for R S C/groups of 64 or more, else by memory.
+// Order      Each sum runs over its terms in the order that its formula names, in one chain.
+#include "gemm_tile.cuh"
+
+#include "window.cuh"
+
+// y[n,p,q,k] = b[k] + sum over r, s, c of x[n, p*STRIDE_H - PAD_TOP + r*DILATION_H, q*..., c] * w[k,r,s,c].
+// GEMM: rows (n,p,q), columns k of the group, sum over (r,s,c).
+extern "C" __global__ void __launch_bounds__(GEMM_THREADS) conv2d_forward(
+    const SCALAR* __restrict__ x,  // [N, H, W, C]
+    const SCALAR* __restrict__ w,  // [K, KERNEL_H, KERNEL_W, C / groups]
+    const SCALAR* __restrict__ b,  // [K] or null
+    SCALAR* __restrict__ y,        // [N, P, Q, K]
+    int N, int H, int W, int C, int K, int P, int Q, int groups) {
+    __shared__ GemmTiles tiles;
+    const int channels = C / groups, filters = K / groups;
+    const int depth = KERNEL_H * KERNEL_W * channels;
+    const GemmPlace place = gemm_place(N * P * Q, filters);
+    const int group = place.layer;
+    const Scalar* wg = w + (long long)group * filters * depth;
+    gemm_tile(
+        tiles, place, N * P * Q, filters, 0, depth,
+        [=](int m, int k) -> Scalar {
+            const int q = m % Q, p = m / Q % P, n = m / (P * Q);
+            const int c = k % channels, s = k / channels % KERNEL_W, r = k / (channels * KERNEL_W);
+            const int h = row_of(p, r), v = column_of(q, s);
+            if (h < 0 || h >= H || v < 0 || v >= W) return 0;
+            return x[((long long)(n * H + h) * W + v) * C + group * channels + c];
+        },
+        [=](int k, int n) -> Scalar { return wg[(long long)n * depth + k]; },
+        [=](int m, int n, Scalar sum) {
+            const int k = group * filters + n;
+            y[(long long)m * K + k] = b ? sum + b[k] : sum;
+        });
+}
+
+// dx[n,h,v,c] = sum over r, s, k of dy[n,p,q,k] * w[k,r,s,c], where p*STRIDE_H = h + PAD_TOP - r*DILATION_H and so for q;
+// terms without such a p or q are absent. GEMM: rows (n,h,v), columns c of the group, sum over (r,s,k).
+extern "C" __global__ void __launch_bounds__(GEMM_THREADS) conv2d_backward_input(
+    const SCALAR* __restrict__ dy,  // [N, P, Q, K]
+    const SCALAR* __restrict__ w,   // [K, KERNEL_H, KERNEL_W, C / groups]
+    SCALAR* __restrict__ dx,        // [N, H, W, C]
+    int N, int H, int W, int C, int K, int P, int Q, int groups) {
+    __shared__ GemmTiles tiles;
+    const int channels = C / groups, filters = K / groups;
+    const GemmPlace place = gemm_place(N * H * W, channels);
+    const int group = place.layer;
+    gemm_tile(
+        tiles, place, N * H * W, channels, 0, KERNEL_H * KERNEL_W * filters,
+        [=](int m, int i) -> Scalar {
+            const int v = m % W, h = m / W % H, n = m / (H * W);
+            const int k = i % filters, s = i / filters % KERNEL_W, r = i / (filters * KERNEL_W);
+            const int ph = h + PAD_TOP - r * DILATION_H, qv = v + PAD_LEFT - s * DILATION_W;
+            if (ph < 0 || qv < 0 || ph % STRIDE_H || qv % STRIDE_W) return 0;
+            const int p = ph / STRIDE_H, q = qv / STRIDE_W;
+            if (p >= P || q >= Q) return 0;
+            return dy[((long long)(n * P + p) * Q + q) * K + group * filters + k];
+        },
+        [=](int i, int c) -> Scalar {
+            const int k = group * filters + i % filters, rs = i / filters;
+            return w[((long long)k * KERNEL_H * KERNEL_W + rs) * channels + c];
+        },
+        [=](int m, int c, Scalar sum) { dx[(long long)m * C + group * channels + c] = sum; });
+}
+
+// dw[k,r,s,c] = sum over n, p, q of dy[n,p,q,k] * x[n, p*STRIDE_H - PAD_TOP + r*DILATION_H, ..., c].
+// GEMM: rows k of the group, columns (r,s,c), sum over (n,p,q), cut into `parts` of `length` terms so that small filters
+// fill the GPU too; sum_parts adds the parts up in order.
+extern "C" __global__ void __launch_bounds__(GEMM_THREADS) conv2d_backward_weight(
+    const SCALAR* __restrict__ dy,  // [N, P, Q, K]
+    const SCALAR* __restrict__ x,   // [N, H, W, C]
+    SCALAR* __restrict__ dw,        // [parts, K, KERNEL_H, KERNEL_W, C / groups]
+    int N, int H, int W, int C, int K, int P, int Q, int groups, int parts, int length) {
+    __shared__ GemmTiles tiles;
+    const int channels = C / groups, filters = K / groups;
+    const int depth = KERNEL_H * KERNEL_W * channels;
+    const GemmPlace place = gemm_place(filters, depth);
+    const int group = place.layer % groups, part = place.layer / groups;
+    const int first = part * length, last = min(first + length, N * P * Q);
+    Scalar* out = dw + ((long long)part * K + group * filters) * depth;
+    gemm_tile(
+        tiles, place, filters, depth, first, last,
+        [=](int k, int m) -> Scalar { return dy[(long long)m * K + group * filters + k]; },
+        [=](int m, int i) -> Scalar {
+            const int q = m % Q, p = m / Q % P, n = m / (P * Q);
+            const int c = i % channels, s = i / channels % KERNEL_W, r = i / (channels * KERNEL_W);
+            const int h = row_of(p, r), v = column_of(q, s);
+            if (h < 0 || h >= H || v < 0 || v >= W) return 0;
+            return x[((long long)(n * H + h) * W + v) * C + group * channels + c];
+        },
+        [=](int k, int i, Scalar sum) { out[(long long)k * depth + i] = sum; });
+}

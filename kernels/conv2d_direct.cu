@@ -1,0 +1,93 @@
+// Convolution without a matrix product: for depthwise filters and few input channels, where the tiles of conv2d.cu would
+// be mostly empty.
+//
+// Layout     x [N, H, W, C], w [K, R, S, CHANNELS], y [N, P, Q, K]; all channels-last.
+// Grid       x: one thread per element of the result, channels (filters) fastest: neighbouring threads read neighbouring
+//            words of x and dy, or the same one. The weight gradient takes filters fastest, and parts of its long sum.
+// Constants  The window's (window.cuh); CHANNELS = C / groups, so that the loop over them is unrolled.
+// Cost       2 N P Q K R S CHANNELS FLOP; two words from the caches a multiply-add: bound by them.
+// Order      As in conv2d.cu: each sum runs over its terms in the order that its formula names, in one chain. Terms of the
+//            padding are left out rather than added as 0; for finite filters the bits are the same.
+#include "common.cuh"
+#include "window.cuh"
+
+#ifndef CHANNELS
+#error "compile with -DCHANNELS=C / groups"
+#endif
+
+// y[n,p,q,k] = b[k] + sum over r, s, c of x[n, row_of(p, r), column_of(q, s), c] * w[k,r,s,c].
+extern "C" __global__ void conv2d_direct_forward(
+    const SCALAR* __restrict__ x,  // [N, H, W, C]
+    const SCALAR* __restrict__ w,  // [K, KERNEL_H, KERNEL_W, CHANNELS]
+    const SCALAR* __restrict__ b,  // [K] or null
+    SCALAR* __restrict__ y,        // [N, P, Q, K]
+    int N, int H, int W, int C, int K, int P, int Q, int groups) {
+    const long long i = thread_number();
+    if (i >= N * P * Q * K) return;
+    const int k = (int)i % K, q = (int)i / K % Q, p = (int)i / K / Q % P, n = (int)i / K / Q / P;
+    const int first_channel = k / (K / groups) * CHANNELS;
+    const Scalar* filter = w + (long long)k * KERNEL_H * KERNEL_W * CHANNELS;
+    Scalar sum = 0;
+    for (int r = 0; r < KERNEL_H; ++r) {
+        const int h = row_of(p, r);
+        if (h < 0 || h >= H) continue;
+        for (int s = 0; s < KERNEL_W; ++s) {
+            const int v = column_of(q, s);
+            if (v < 0 || v >= W) continue;
+            const Scalar* pixel = x + (long long)((n * H + h) * W + v) * C + first_channel;
+#pragma unroll
+            for (int c = 0; c < CHANNELS; ++c)
+                sum = multiply_add(pixel[c], filter[(r * KERNEL_W + s) * CHANNELS + c], sum);
+        }
+    }
+    y[i] = b ? sum + b[k] : sum;
+}
+
+// dx[n,h,v,c] = sum over r, s, k of dy[n,p,q,k] * w[k,r,s,c], where row_of(p, r) = h and column_of(q, s) = v.
+extern "C" __global__ void conv2d_direct_backward_input(
+    const SCALAR* __restrict__ dy,  // [N, P, Q, K]
+    const SCALAR* __restrict__ w,   // [K, KERNEL_H, KERNEL_W, CHANNELS]
+    SCALAR* __restrict__ dx,        // [N, H, W, C]
+    int N, int H, int W, int C, int K, int P, int Q, int groups) {
+    const long long i = thread_number();
+    if (i >= N * H * W * C) return;
+    const int c = (int)i % C, v = (int)i / C % W, h = (int)i / C / W % H, n = (int)i / C / W / H;
+    const int filters = K / groups, first_filter = c / CHANNELS * filters;
+    Scalar sum = 0;
+    for (int r = 0; r < KERNEL_H; ++r) {
+        const int below = h - row_of(0, r);
+        if (below < 0 || below % STRIDE_H || below / STRIDE_H >= P) continue;
+        for (int s = 0; s < KERNEL_W; ++s) {
+            const int right = v - column_of(0, s);
+            if (right < 0 || right % STRIDE_W || right / STRIDE_W >= Q) continue;
+            const Scalar* gradient = dy + (long long)((n * P + below / STRIDE_H) * Q + right / STRIDE_W) * K + first_filter;
+            const Scalar* tap = w + (((long long)first_filter * KERNEL_H + r) * KERNEL_W + s) * CHANNELS + c % CHANNELS;
+            for (int k = 0; k < filters; ++k)
+                sum = multiply_add(gradient[k], tap[(long long)k * KERNEL_H * KERNEL_W * CHANNELS], sum);
+        }
+    }
+    dx[i] = sum;
+}
+
+// dw[k,r,s,c] = sum over n, p, q of dy[n,p,q,k] * x[n, row_of(p, r), column_of(q, s), c], cut into `parts` of `length`
+// terms; sum_parts adds the parts up in order.
+extern "C" __global__ void conv2d_direct_backward_weight(
+    const SCALAR* __restrict__ dy,  // [N, P, Q, K]
+    const SCALAR* __restrict__ x,   // [N, H, W, C]
+    SCALAR* __restrict__ dw,        // [parts, K, KERNEL_H, KERNEL_W, CHANNELS]
+    int N, int H, int W, int C, int K, int P, int Q, int groups, int parts, int length) {
+    const int depth = KERNEL_H * KERNEL_W * CHANNELS;
+    const long long i = thread_number();
+    if (i >= (long long)parts * depth * K) return;
+    const int k = (int)(i % K), tap = (int)(i / K % depth), part = (int)(i / K / depth);
+    const int c = tap % CHANNELS + k / (K / groups) * CHANNELS, s = tap / CHANNELS % KERNEL_W, r = tap / CHANNELS / KERNEL_W;
+    const int last = min(part * length + length, N * P * Q);
+    Scalar sum = 0;
+    for (int m = part * length; m < last; ++m) {
+        const int q = m % Q, p = m / Q % P, n = m / Q / P;
+        const int h = row_of(p, r), v = column_of(q, s);
+        if (h >= 0 && h < H && v >= 0 && v < W)
+            sum = multiply_add(dy[(long long)m * K + k], x[(long long)((n * H + h) * W + v) * C + c], sum);
+    }
+    dw[((long long)part * K + k) * depth + tap] = sum;
+}

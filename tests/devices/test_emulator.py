@@ -1,0 +1,164 @@
+"""The emulator as detector: each seeded bug of the zoo is caught, with kernel, block, thread and line."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpucnn.devices import base
+from gpucnn.devices.base import KernelError
+from gpucnn.devices.emulator import EmulatorDevice
+
+ZOO = Path(__file__).parent / "zoo.cu"
+rng = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _zoo_is_beside_the_kernels(tmp_path, monkeypatch):
+    for file in [ZOO, *base.kernel_folder().glob("*.cuh")]:
+        (tmp_path / file.name).write_text(file.read_text())
+    monkeypatch.setattr("gpucnn.devices.emulator.kernel_folder", lambda: tmp_path)
+
+
+def f32(*shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def launch(kernel, bug, grid, block, *arguments, **options):
+    constants = {"SCALAR": "float", "BUG": bug}
+    EmulatorDevice(**options).launch("zoo.cu", kernel, constants, (grid, 1, 1), (block, 1, 1), *arguments)
+
+
+def run(kernel, bug=0, **options):
+    """The kernel's result on data of its own."""
+    if kernel == "tree_sum":
+        x, y = f32(3, 64), np.empty(3, np.float32)
+        launch(kernel, bug, 3, 64, x, y, 3, **options)
+        return y, x.sum(1)
+    if kernel == "twice":
+        x, y = f32(75), np.empty(75, np.float32)
+        launch(kernel, bug, 3, 32, x, y, 75, **options)
+        return y, 2 * x
+    if kernel == "row_sum":
+        x, y = f32(7, 5), np.empty(7, np.float32)
+        launch(kernel, bug, 1, 8, x, y, 7, 5, **options)
+        return y, x.sum(1)
+    if kernel == "copy_async":
+        x, y = f32(128), np.empty(128, np.float32)
+        launch(kernel, bug, 1, 32, x, y, **options)
+        return y, x
+    x, y = f32(64), np.empty(64, np.float32)
+    launch(kernel, bug, 1, 64, x, y, **options)
+    return y, x.reshape(-1, 2)[:, ::-1].ravel()
+
+
+@pytest.mark.parametrize("order", [0, 1, 7])
+@pytest.mark.parametrize("watch", [True, False])
+@pytest.mark.parametrize("kernel", ["tree_sum", "twice", "row_sum", "copy_async", "swap_neighbours"])
+def test_a_clean_kernel_gives_its_result_and_no_report_in_every_order(kernel, watch, order):
+    result, expected = run(kernel, watch=watch, order=order)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
+BUGS = [
+    ("tree_sum", 1, r"a race with thread .* no barrier|which nothing has written", "part[t] += part[t + step];"),
+    ("tree_sum", 2, r"waits at a barrier that thread .* never reaches", "__syncthreads();"),
+    ("tree_sum", 3, r"shared memory .*(out of bounds|no barrier)|out of the bounds", "if (t <= step)"),
+    ("twice", 4, r"\[75\], out of bounds", "if (i <= count)"),
+    ("twice", 5, r"reads x\[75\], out of bounds", "x[i + 1]"),
+    ("twice", 8, r"writes y\[\d+\], a race with block", "y[threadIdx.x]"),
+    ("twice", 9, r"stopped after 100000 steps", "volatile int j"),
+    ("row_sum", 11, r"reads x\[\d+\], out of bounds", "x[h * H + w]"),
+    ("copy_async", 12, r"reads shared memory .*which nothing has written", "y[32 * i + t] = tile"),
+    ("swap_neighbours", 13, r"waits at a barrier that thread", "if (t % 32 < 16)"),
+]
+
+
+@pytest.mark.parametrize(("kernel", "bug", "message", "code"), BUGS)
+def test_a_seeded_bug_is_caught_with_kernel_block_thread_and_line(kernel, bug, message, code):
+    with pytest.raises(KernelError, match=message) as caught:
+        run(kernel, bug, max_steps=100_000)
+    found = re.match(rf"{kernel}: block \(\d+, 0, 0\), thread \(\d+, 0, 0\), line (\d+): ", str(caught.value))
+    assert found, caught.value
+    assert code in ZOO.read_text().splitlines()[int(found[1]) - 1]
+
+
+def test_an_element_that_no_thread_writes_is_named():
+    with pytest.raises(KernelError, match=r"twice: left 1 of 75 elements of y unwritten, the first is element 5"):
+        run("twice", 6)
+
+
+def test_a_read_of_an_output_that_nothing_has_written_is_caught():
+    with pytest.raises(KernelError, match=r"reads y\[0\], which nothing has written"):
+        launch("reads_its_output", 0, 1, 4, np.zeros(4, np.float32), 4)
+
+
+def test_an_index_beyond_a_local_array_is_caught_when_it_runs():
+    with pytest.raises(KernelError, match=r"line \d+: index 4 is out of the bounds of its array"):
+        launch("local_array", 0, 1, 1, np.array([4], np.int32), np.empty(1, np.float32))
+
+
+@pytest.mark.parametrize(("kernel", "bug", "message"), [
+    ("twice", 7, r"zoo.cu:\d+:\d+: error: conversion from .int. to .float. may change value"),
+    ("row_sum", 10, r"zoo.cu:\d+:\d+: error: .sum. (may be|is) used uninitialized"),
+])  # fmt: skip
+def test_a_bug_that_the_compiler_sees_is_an_error_with_its_line(kernel, bug, message):
+    with pytest.raises(KernelError, match=message):
+        run(kernel, bug)
+
+
+def test_a_launch_after_a_caught_bug_is_not_disturbed():
+    with pytest.raises(KernelError):
+        run("tree_sum", 1)
+    result, expected = run("tree_sum")
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
+# -- the typed launch --------------------------------------------------------------------------------
+
+X, Y = f32(75), np.empty(75, np.float32)
+SIGNATURE = r"the kernel is twice\(const SCALAR\* x\[count\], SCALAR\* y\[count\], int count\)"
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ((X, Y), "2 arguments for 3 parameters"),
+    ((X, Y, 75.0), "count must be an int, got float 75.0"),
+    ((X, Y, True), "count must be an int, got bool True"),
+    ((X, Y, 2**31), "count = 2147483648 does not fit int"),
+    ((X.astype(np.float64), Y, 75), "x must be float32, got float64"),
+    ((X.tolist(), Y, 75), "x must be a numpy array, got builtins.list"),
+    ((None, Y, 75), "x must be a numpy array, got builtins.NoneType"),
+    ((X[::2], Y[:38], 38), r"x must be contiguous, got shape \(38,\) with strides \(8,\)"),
+    ((X, Y[:74], 75), r"y must have 75 elements \[count\], got 74"),
+])  # fmt: skip
+def test_an_argument_that_does_not_fit_is_an_error_before_the_launch_with_the_signature(arguments, message):
+    with pytest.raises(KernelError, match=f"{message}.*{SIGNATURE}"):
+        launch("twice", 0, 3, 32, *arguments)
+
+
+def test_a_kernel_that_does_not_exist_is_named():
+    with pytest.raises(KernelError, match=r"zoo.cu has no kernel thrice"):
+        launch("thrice", 0, 1, 1)
+
+
+def test_a_block_that_no_gpu_can_run_is_refused():
+    with pytest.raises(KernelError, match=r"blocks of \(2048, 1, 1\) threads can't be launched"):
+        launch("twice", 0, 1, 2048, X, Y, 75)
+
+
+def test_a_pointer_without_an_extent_is_refused(tmp_path):
+    file = tmp_path / "bare.cu"
+    file.write_text('extern "C" __global__ void bare(float* y, int count) { }')
+    with pytest.raises(KernelError, match=r"bare: the pointer y needs its extent"):
+        base.Signature.of(file, "bare")
+
+
+def test_without_a_compiler_the_error_says_what_to_install(monkeypatch):
+    from gpucnn.devices import emulator
+
+    emulator._compiler.cache_clear()
+    monkeypatch.setattr(emulator.shutil, "which", lambda name: None)
+    with pytest.raises(KernelError, match=r"needs a C\+\+ compiler: install g\+\+"):
+        emulator._compiler()
+    emulator._compiler.cache_clear()
