@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import platform
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,13 @@ def with_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
             monkeypatch.setattr(module, "workers", workers)
 
     return use
+
+
+@pytest.fixture(autouse=True)
+def two_blas_threads() -> Iterator[None]:
+    """BLAS as a user may have set it, so that a number that is not restored is seen."""
+    with ThreadpoolController().limit(limits=2, user_api="blas"):
+        yield
 
 
 def blas_threads() -> list[int]:
@@ -164,17 +171,21 @@ def test_an_error_in_a_block_reaches_the_caller(threads: int) -> None:
 
 
 def in_child(queue: Any) -> None:
+    numpy_conv.workers.run(lambda _: None, 2)
+    queue.put(sum(thread.name == "gpucnn" for thread in threading.enumerate()))
     queue.put(backend.conv2d_forward(random(83, 16, 23, 37), random(16, 16, 3, 3), None, SAME3, 1).tobytes())
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_computes_too() -> None:
+def test_a_forked_child_starts_threads_of_its_own(with_threads: Callable[[int], None]) -> None:
+    with_threads(3)
     expected = backend.conv2d_forward(random(83, 16, 23, 37), random(16, 16, 3, 3), None, SAME3, 1).tobytes()
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=in_child, args=(queue,), daemon=True)
     child.start()
+    assert queue.get(timeout=60) == 2
     assert queue.get(timeout=60) == expected
     child.join()
 

@@ -58,7 +58,7 @@ def dropout(x: Array, p: float, seed: int, offset: int) -> Array:
 
     def job(i: int) -> None:
         part = slice(i * DROPOUT_BLOCK, (i + 1) * DROPOUT_BLOCK)
-        words = philox_words(flat[part].size, seed, offset)
+        words = philox_words(flat[part].size, seed, offset + i * DROPOUT_BLOCK // 4)
         select(words >> 8 >= threshold, flat[part] / x.dtype.type(1 - p), out[part])
 
     workers.run(job, -(-flat.size // DROPOUT_BLOCK))
