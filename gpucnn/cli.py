@@ -160,7 +160,7 @@ def train_command(
         typer.Option(help="The (highest) learning rate.", show_default="0.1 for sgd, 0.003 adam(w), 0.001 rmsprop"),
     ] = None,
     optimizer: Annotated[OptimizerName, typer.Option(help="sgd has Nesterov momentum 0.9.")] = "sgd",
-    weight_decay: Annotated[float, typer.Option(min=0, help="Pulls all weights towards 0.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(min=0, help="Pulls all weights towards 0.")] = 2e-3,
     schedule: Annotated[
         ScheduleName,
         typer.Option(help=f"How the learning rate changes; step: a tenth after every {STEP_EPOCHS} epochs."),

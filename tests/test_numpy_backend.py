@@ -557,3 +557,24 @@ def test_dropout_of_everything_and_of_nothing() -> None:
     x = random(2, 3, 4, 5)
     assert not backend.dropout(x, 1.0, 0, 0).any()
     np.testing.assert_array_equal(backend.dropout(x, 0.0, 0, 0), x)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("shape", [(3, 1, 12, 10), (2, 6, 14, 14)])
+def test_a_value_that_is_not_finite_reaches_only_its_own_windows(value: float, shape: tuple[int, ...]) -> None:
+    """Few channels: the product serves several outputs at once, and its zeros times NaN must not show."""
+    backend = NumpyBackend()
+    x = np.ones(shape, np.float32)
+    x[1, 0, 5, 4] = value
+    w = np.ones((4, shape[1], 3, 3), np.float32)
+    window = Window((3, 3))
+    y = backend.conv2d_forward(x, w, None, window, 1)
+    reached = np.zeros(y.shape, bool)
+    reached[1, :, 3:6, 2:5] = True
+    np.testing.assert_array_equal(~np.isfinite(y), reached)
+    dy = np.ones_like(y)
+    dy[1, 0, 5, 4] = value
+    dx = backend.conv2d_backward_input(dy, w, window, 1, shape[2:])
+    reached = np.zeros(shape, bool)
+    reached[1, :, 5:8, 4:7] = True
+    np.testing.assert_array_equal(~np.isfinite(dx), reached)

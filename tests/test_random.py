@@ -76,6 +76,13 @@ def test_default_generator_is_seeded_for_weights_and_masks_alike() -> None:
     assert made() == made()
 
 
+def test_every_mask_has_words_of_its_own() -> None:
+    """Four words a step of the counter; a step that is begun is not shared."""
+    generator = Generator(9)
+    assert [generator.reserve(count) for count in (21, 4, 1, 0, 8)] == [(9, 0), (9, 6), (9, 7), (9, 8), (9, 8)]
+    assert generator.offset == 10
+
+
 def test_weights_and_masks_come_from_separate_streams() -> None:
     """A model with more dropout gets the same initial weights."""
     one, other = Generator(3), Generator(3)

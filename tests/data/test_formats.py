@@ -363,6 +363,14 @@ class TestPictures:
         luma = pixels @ [0.299, 0.587, 0.114]
         assert np.abs(gray[..., 0] - luma).max() <= 1
 
+    def test_what_is_transparent_looks_like_white_paper(self, tmp_path):
+        drawn = np.zeros((3, 4, 4), np.uint8)  # all black, and all of it transparent
+        drawn[1, 2] = (0, 0, 0, 255)
+        Image.fromarray(drawn, "RGBA").save(tmp_path / "a.png")
+        expected = np.full((3, 4, 1), 255)
+        expected[1, 2] = 0
+        np.testing.assert_array_equal(read_image(tmp_path / "a.png", mode="L"), expected)
+
     def test_a_gray_picture_as_rgb_has_three_equal_channels(self, tmp_path):
         pixels = save_picture(tmp_path / "a.png", mode="L")
         np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.repeat(pixels[..., None], 3, 2))
