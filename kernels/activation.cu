@@ -37,7 +37,9 @@ static __device__ __forceinline__ Scalar sigmoid(Scalar x) {
     return (x < 0 ? decay : Scalar(1)) / (1 + decay);
 }
 
-static __device__ __forceinline__ Scalar gelu_argument(Scalar x) { return SQRT_2_OVER_PI * multiply_add(CUBIC * x * x, x, x); }
+static __device__ __forceinline__ Scalar gelu_argument(Scalar x) {
+    return SQRT_2_OVER_PI * multiply_add(CUBIC * x * x, x, x);
+}
 
 static __device__ __forceinline__ Scalar value(Scalar x, Scalar parameter) {
 #if KIND == RELU

@@ -22,8 +22,9 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics(
     int rows, int C, int parts, int length) {
     __shared__ Scalar partial[256];
     const ColumnPart at = column_part(rows, C, length);
-    const Scalar mean = column_sum(partial, at, [=](int row) { return x[(long long)row * C + at.column]; }) / (at.last - at.first);
-    Scalar square = column_sum(partial, at, [=](int row) {
+    const Scalar sum = column_sum(partial, at, [=](int row) { return x[(long long)row * C + at.column]; });
+    const Scalar mean = sum / (Scalar)(at.last - at.first);
+    const Scalar square = column_sum(partial, at, [=](int row) {
         const Scalar deviation = x[(long long)row * C + at.column] - mean;
         return deviation * deviation;
     });
@@ -121,8 +122,8 @@ extern "C" __global__ void batch_norm_forward(
 
 #ifdef TRAINING
 
-// dx = weight * invstd * (dy - (dbias + xhat * dweight) / rows) with xhat = (x - mean) * invstd; the second term only if
-// mean and invstd came from x.
+// dx = weight * invstd * (dy - (dbias + xhat * dweight) / rows) with xhat = (x - mean) * invstd; the second term only
+// if mean and invstd came from x.
 extern "C" __global__ void batch_norm_backward(
     const SCALAR* __restrict__ dy,       // [count]
     const SCALAR* __restrict__ x,        // [count]

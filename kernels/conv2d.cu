@@ -6,12 +6,11 @@
 // Cost       2 N P Q K R S C/groups FLOP; bound by multiply-adds for R S C/groups of 64 or more, else by memory.
 // Order      Each sum runs over its terms in the order that its formula names, in one chain.
 #include "gemm_tile.cuh"
-
 #include "window.cuh"
 
-// y[n,p,q,k] = b[k] + sum over r, s, c of x[n, p*STRIDE_H - PAD_TOP + r*DILATION_H, q*..., c] * w[k,r,s,c].
+// y[n,p,q,k] = b[k] + sum over r, s, c of x[n, row_of(p, r), column_of(q, s), c] * w[k,r,s,c].
 // GEMM: rows (n,p,q), columns k of the group, sum over (r,s,c).
-extern "C" __global__ void __launch_bounds__(GEMM_THREADS) conv2d_forward(
+extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) conv2d_forward(
     const SCALAR* __restrict__ x,  // [N, H, W, C]
     const SCALAR* __restrict__ w,  // [K, KERNEL_H, KERNEL_W, C / groups]
     const SCALAR* __restrict__ b,  // [K] or null
@@ -39,9 +38,9 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS) conv2d_forward(
         });
 }
 
-// dx[n,h,v,c] = sum over r, s, k of dy[n,p,q,k] * w[k,r,s,c], where p*STRIDE_H = h + PAD_TOP - r*DILATION_H and so for q;
-// terms without such a p or q are absent. GEMM: rows (n,h,v), columns c of the group, sum over (r,s,k).
-extern "C" __global__ void __launch_bounds__(GEMM_THREADS) conv2d_backward_input(
+// dx[n,h,v,c] = sum over r, s, k of dy[n,p,q,k] * w[k,r,s,c], where row_of(p, r) = h and column_of(q, s) = v; terms
+// without such a p or q are absent. GEMM: rows (n,h,v), columns c of the group, sum over (r,s,k).
+extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) conv2d_backward_input(
     const SCALAR* __restrict__ dy,  // [N, P, Q, K]
     const SCALAR* __restrict__ w,   // [K, KERNEL_H, KERNEL_W, C / groups]
     SCALAR* __restrict__ dx,        // [N, H, W, C]
@@ -68,10 +67,10 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS) conv2d_backward_input
         [=](int m, int c, Scalar sum) { dx[(long long)m * C + group * channels + c] = sum; });
 }
 
-// dw[k,r,s,c] = sum over n, p, q of dy[n,p,q,k] * x[n, p*STRIDE_H - PAD_TOP + r*DILATION_H, ..., c].
-// GEMM: rows k of the group, columns (r,s,c), sum over (n,p,q), cut into `parts` of `length` terms so that small filters
-// fill the GPU too; sum_parts adds the parts up in order.
-extern "C" __global__ void __launch_bounds__(GEMM_THREADS) conv2d_backward_weight(
+// dw[k,r,s,c] = sum over n, p, q of dy[n,p,q,k] * x[n, row_of(p, r), column_of(q, s), c].
+// GEMM: rows k of the group, columns (r,s,c), sum over (n,p,q), cut into `parts` of `length` terms so that small
+// filters fill the GPU too; sum_parts adds the parts up in order.
+extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) conv2d_backward_weight(
     const SCALAR* __restrict__ dy,  // [N, P, Q, K]
     const SCALAR* __restrict__ x,   // [N, H, W, C]
     SCALAR* __restrict__ dw,        // [parts, K, KERNEL_H, KERNEL_W, C / groups]

@@ -1,13 +1,14 @@
-// Convolution without a matrix product: for depthwise filters and few input channels, where the tiles of conv2d.cu would
-// be mostly empty.
+// Convolution without a matrix product: for depthwise filters and few input channels, where the tiles of conv2d.cu
+// would be mostly empty.
 //
 // Layout     x [N, H, W, C], w [K, R, S, CHANNELS], y [N, P, Q, K]; all channels-last.
-// Grid       x: one thread per element of the result, channels (filters) fastest: neighbouring threads read neighbouring
-//            words of x and dy, or the same one. The weight gradient takes filters fastest, and parts of its long sum.
+// Grid       x: one thread per element of the result, channels (filters) fastest: neighbouring threads read
+//            neighbouring words of x and dy, or the same one. The weight gradient takes filters fastest, and parts of
+//            its long sum.
 // Constants  The window's (window.cuh); CHANNELS = C / groups, so that the loop over them is unrolled.
 // Cost       2 N P Q K R S CHANNELS FLOP; two words from the caches a multiply-add: bound by them.
-// Order      As in conv2d.cu: each sum runs over its terms in the order that its formula names, in one chain. Terms of the
-//            padding are left out rather than added as 0; for finite filters the bits are the same.
+// Order      As in conv2d.cu: each sum runs over its terms in the order that its formula names, in one chain. Terms of
+//            the padding are left out rather than added as 0; for finite filters the bits are the same.
 #include "common.cuh"
 #include "window.cuh"
 
@@ -60,7 +61,8 @@ extern "C" __global__ void conv2d_direct_backward_input(
         for (int s = 0; s < KERNEL_W; ++s) {
             const int right = v - column_of(0, s);
             if (right < 0 || right % STRIDE_W || right / STRIDE_W >= Q) continue;
-            const Scalar* gradient = dy + (long long)((n * P + below / STRIDE_H) * Q + right / STRIDE_W) * K + first_filter;
+            const int p = below / STRIDE_H, q = right / STRIDE_W;
+            const Scalar* gradient = dy + (long long)((n * P + p) * Q + q) * K + first_filter;
             const Scalar* tap = w + (((long long)first_filter * KERNEL_H + r) * KERNEL_W + s) * CHANNELS + c % CHANNELS;
             for (int k = 0; k < filters; ++k)
                 sum = multiply_add(gradient[k], tap[(long long)k * KERNEL_H * KERNEL_W * CHANNELS], sum);
@@ -80,7 +82,8 @@ extern "C" __global__ void conv2d_direct_backward_weight(
     const long long i = thread_number();
     if (i >= (long long)parts * depth * K) return;
     const int k = (int)(i % K), tap = (int)(i / K % depth), part = (int)(i / K / depth);
-    const int c = tap % CHANNELS + k / (K / groups) * CHANNELS, s = tap / CHANNELS % KERNEL_W, r = tap / CHANNELS / KERNEL_W;
+    const int c = tap % CHANNELS + k / (K / groups) * CHANNELS;
+    const int s = tap / CHANNELS % KERNEL_W, r = tap / CHANNELS / KERNEL_W;
     const int last = min(part * length + length, N * P * Q);
     Scalar sum = 0;
     for (int m = part * length; m < last; ++m) {

@@ -1,5 +1,5 @@
-// Dropout: y = x * scale where kept, else 0; by Philox4x32-10 (Salmon et al., SC'11), so the mask is a function of seed
-// and offset alone: the same on every backend, and in the backward pass without being stored.
+// Dropout: y = x / keep where kept, else 0, with keep = 1 - p. Philox4x32-10 (Salmon et al., SC'11) makes the mask a
+// function of seed and offset alone: the same on every backend, and not stored for the backward pass.
 //
 // Layout     Any: elements in storage order. Element i takes lane i % 4 of counter offset + i / 4.
 // Grid       x: one counter a thread, which is four neighbouring elements, moved by 16-byte accesses.
@@ -32,13 +32,13 @@ static __device__ __forceinline__ Words philox(unsigned long long counter, unsig
 extern "C" __global__ void dropout(
     const SCALAR* __restrict__ x,  // [count]
     SCALAR* __restrict__ y,        // [count]
-    unsigned long long seed, unsigned long long offset, int threshold, SCALAR scale, int count) {
+    unsigned long long seed, unsigned long long offset, int threshold, SCALAR keep, int count) {
     const long long thread = thread_number(), first = 4 * thread;
     if (first >= count) return;
     const int left = count - (int)first;
     const Words words = philox(offset + thread, seed);
     Four four = load_four(x + first, left);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) four.at[i] = (int)(words.at[i] >> 8) >= threshold ? four.at[i] * scale : Scalar(0);
+    for (int i = 0; i < 4; ++i) four.at[i] = (int)(words.at[i] >> 8) >= threshold ? four.at[i] / keep : Scalar(0);
     store_four(y + first, four, left);
 }

@@ -11,7 +11,7 @@
 // Threads  (TILE_M / THREAD_M) * (TILE_N / THREAD_N), in rows along n. A thread's rows are TILE_M / THREAD_M apart (and
 //          columns likewise), so neighbouring threads read neighbouring words of a tile: no bank conflicts.
 // Shared   (TILE_M + TILE_N) * TILE_K scalars. a's tile is stored k-major so that both are read along a row.
-// Grid     x alone: tiles along m first, then along n, then layers (groups, parts, batch). No axis has CUDA's limit of 65535.
+// Grid     x alone (y and z end at 65535): tiles along m first, then along n, then layers (groups, parts, batch).
 // Order    Each output sums k = 0, 1, 2, ... in one chain of multiply-adds, whatever the tile.
 #pragma once
 #include "common.cuh"
@@ -44,7 +44,8 @@ static __device__ __forceinline__ GemmPlace gemm_place(int rows, int columns) {
 // store(m, n, sum) is called for every output of the tile inside the matrix.
 template <class LoadA, class LoadB, class Store>
 static __device__ __forceinline__ void gemm_tile(
-    GemmTiles& tiles, const GemmPlace& place, int rows, int columns, int first, int last, LoadA load_a, LoadB load_b, Store store) {
+    GemmTiles& tiles, const GemmPlace& place, int rows, int columns, int first, int last,
+    LoadA load_a, LoadB load_b, Store store) {
     const int thread = threadIdx.x;
     const int thread_m = thread / THREADS_N, thread_n = thread % THREADS_N;
     const int m0 = place.tile_m * TILE_M, n0 = place.tile_n * TILE_N;

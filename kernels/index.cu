@@ -1,6 +1,6 @@
 // The gradient of x[index]: each element of x gets the sum of the shares of where it was taken to.
 //
-// Layout     Elements by their number in storage order. The host has sorted the shares by destination, keeping their order.
+// Layout     Elements by their number in storage order. The host has sorted the shares by destination, keeping order.
 // Grid       x: one thread per element of x that was taken.
 // Cost       8 bytes a share (float): bound by memory.
 // Order      The shares of an element in the order of the index.

@@ -1,18 +1,20 @@
-// exp, expm1, log, log1p, tanh and erf for Scalar, with the same bits on every machine: the libraries of CUDA and of the
-// host differ in the last bit, these are only multiply_adds in a fixed order.
+// exp, expm1, log, log1p, tanh and erf for Scalar, with the same bits on every machine: the libraries of CUDA and of
+// the host differ in the last bit, these are only multiply-adds in a fixed order.
 //
-// float   Own polynomials, minimax on the reduced range (Chebyshev fits in 40 digits, rounded to float): within 2 ulp of
-//         the exact value over the whole range, infinities and NaN as in C. Results below 2^-126 may be rounded twice.
+// float   Own polynomials, near minimax on the reduced range (Chebyshev fits in 40 digits, rounded to float): within
+//         2 ulp of the exact value over the whole range, infinities and NaN as in C.
 // double  The compiler's own library: used for checks, not for training.
 #pragma once
 #include "common.cuh"
 
 // 2^n for -126 <= n <= 127.
-static __device__ __forceinline__ float power_of_two(int n) { return __int_as_float((int)((unsigned int)(n + 127) << 23)); }
+static __device__ __forceinline__ float power_of_two(int n) {
+    return __int_as_float((int)((unsigned int)(n + 127) << 23));
+}
 
 // x = n ln 2 + r with |r| <= ln 2 / 2, for |x| < 2^21 ln 2; returns e^r - 1.
-// Adding 1.5 * 2^23 rounds to an integer, which is then found in the low bits. ln 2 is taken off in two parts: 24 bits of
-// it, then the rest.
+// Adding 1.5 * 2^23 rounds to an integer, which is then found in the low bits. ln 2 is taken off in two parts: 24 bits
+// of it, then the rest.
 static __device__ __forceinline__ float reduced_expm1(float x, int& n) {
     const float shifted = fmaf(x, 1.442695041f, 12582912.0f);
     const float whole = shifted - 12582912.0f;

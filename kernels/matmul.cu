@@ -12,7 +12,7 @@
 #endif
 
 // a_index and b_index say which matrix of a and of b belongs to each of the batch: how the leading axes broadcast.
-extern "C" __global__ void __launch_bounds__(GEMM_THREADS) matmul(
+extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) matmul(
     const SCALAR* __restrict__ a,     // [a_matrices, M, K]
     const SCALAR* __restrict__ b,     // [b_matrices, K, N]
     const int* __restrict__ a_index,  // [batch] or null

@@ -1,8 +1,8 @@
 // Optimiser steps, in place, on all parameters in one launch: PyTorch's SGD, Adam (AdamW) and RMSprop.
 //
 // Layout     Tables of arrays, one entry a tensor: parameter, gradient, moments. Elementwise, in storage order.
-// Grid       x: blocks of 1024 elements of one tensor. first_blocks says where each tensor's blocks begin; a block finds its
-//            tensor by bisection (7 steps for a ResNet-50's 161 tensors).
+// Grid       x: blocks of 1024 elements of one tensor. first_blocks says where each tensor's blocks begin; a block
+//            finds its tensor by bisection (8 steps for a ResNet-50's 161 tensors).
 // Constants  BLOCK_ELEMENTS.
 // Cost       sgd 12 bytes an element, with momentum 20, adam 28 (float): bound by memory.
 // Order      No sums.
@@ -14,7 +14,8 @@
 
 // Calls step(tensor, i) for every element i of this block.
 template <class Step>
-static __device__ __forceinline__ void for_each_element(const int* sizes, const int* first_blocks, int tensors, Step step) {
+static __device__ __forceinline__ void for_each_element(
+    const int* sizes, const int* first_blocks, int tensors, Step step) {
     int tensor = 0, beyond = tensors;
     while (beyond - tensor > 1) {
         const int middle = (tensor + beyond) / 2;
@@ -28,8 +29,8 @@ static __device__ __forceinline__ void for_each_element(const int* sizes, const 
     for (int i = first + (int)threadIdx.x; i < last; i += blockDim.x) step(tensor, i);
 }
 
-// g += weight_decay * w; m = momentum * m + undamped * g, but g at first; w -= lr * (g + momentum * m if nesterov else m).
-// Without moments w -= lr * g. undamped is 1 - dampening.
+// g += weight_decay * w; m = momentum * m + undamped * g, but g at first; w -= lr * (g + momentum * m if nesterov else
+// m). Without moments w -= lr * g. undamped is 1 - dampening.
 extern "C" __global__ void sgd_update(
     SCALAR* const* __restrict__ parameters,       // [tensors], in place
     const SCALAR* const* __restrict__ gradients,  // [tensors]
@@ -51,8 +52,8 @@ extern "C" __global__ void sgd_update(
 }
 
 // g += weight_decay * w, w *= decay (of the two only one does anything: Adam, AdamW); m = beta1 * m + (1 - beta1) * g;
-// v = beta2 * v + (1 - beta2) * g^2; w -= step_size * m / (sqrt(v) / root + eps), where step_size = lr / (1 - beta1^step)
-// and root = sqrt(1 - beta2^step).
+// v = beta2 * v + (1 - beta2) * g^2; w -= step_size * m / (sqrt(v) / root + eps), where
+// step_size = lr / (1 - beta1^step) and root = sqrt(1 - beta2^step).
 extern "C" __global__ void adam_update(
     SCALAR* const* __restrict__ parameters,       // [tensors], in place
     const SCALAR* const* __restrict__ gradients,  // [tensors]

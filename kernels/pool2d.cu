@@ -1,10 +1,11 @@
 // Pooling: the maximum, minimum, average or sum of each window, per channel; and their gradients.
 //
 // Layout     x, dx [N, H, W, C], y, dy, tap [N, P, Q, C]; channels-last.
-// Grid       x: one thread per element of the result, channels fastest, so neighbouring threads read neighbouring words.
+// Grid       x: one thread per element of the result, channels fastest, so neighbouring threads read neighbours.
 //            Backward gathers: a thread looks at the windows that cover its element. No atomics, nothing to clear.
 // Constants  The window's (window.cuh); MAXIMUM 1 or 0 (minimum), and TAP, the type of the winners' numbers; DIVISOR:
-//            WINDOW (the window clipped to the padded plane; needs PAD_BOTTOM, PAD_RIGHT), REAL (the plane alone) or NUMBER.
+//            WINDOW (the window clipped to the padded plane; needs PAD_BOTTOM, PAD_RIGHT), REAL (the plane alone) or
+//            NUMBER.
 // Cost       One word read a tap, mostly from cache: bound by memory at (1 + 1/stride^2) words an input element.
 // Order      Taps in row-major order; backward the windows in row-major order.
 #include "common.cuh"

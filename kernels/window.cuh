@@ -1,4 +1,4 @@
-// The constants of a window, geometry.py's Window: what tap (r, s) of output (p, q) reads, and which outputs read (h, w).
+// The constants of a window (geometry.py's Window): what tap (r, s) of output (p, q) reads, and who reads (h, w).
 #pragma once
 
 #if !defined(KERNEL_H) || !defined(KERNEL_W) || !defined(STRIDE_H) || !defined(STRIDE_W) || !defined(PAD_TOP) || \

@@ -5,6 +5,7 @@ A tensor carries its backend. The choice made here is only the default for tenso
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -13,26 +14,49 @@ from contextvars import ContextVar
 
 from gpucnn.backends.base import ACTIVATIONS, Array, Backend, Divisor
 
-__all__ = ["ACTIVATIONS", "Array", "Backend", "Divisor", "available_backends", "get_backend", "use_backend"]
+__all__ = [
+    "ACTIVATIONS",
+    "Array",
+    "Backend",
+    "Divisor",
+    "auto_choice",
+    "available_backends",
+    "get_backend",
+    "use_backend",
+]
 
-_NAMES = ("numpy",)
+_NAMES = ("numpy", "cuda", "emulator")
 _made: dict[str, Backend] = {}
-_lock = threading.Lock()
+_auto: list[tuple[str, str]] = []  # what auto_choice found out
+_lock = threading.RLock()
 _scope: ContextVar[Backend | None] = ContextVar("gpucnn_backend", default=None)
+_logger = logging.getLogger("gpucnn")
 
 
 def available_backends() -> tuple[str, ...]:
-    """The names of the backends that can run here."""
-    return _NAMES
+    """The names of the backends that can run here; `gpucnn doctor` says what the others lack."""
+    return tuple(name for name in _NAMES if _lacks(name) is None)
+
+
+def auto_choice() -> tuple[str, str]:
+    """("cuda" or "numpy", why): what "auto" stands for. cuda where a GPU is usable; found out and logged once."""
+    with _lock:
+        if not _auto:
+            lacks = _lacks("cuda")
+            choice = ("cuda", "a GPU is usable") if lacks is None else ("numpy", f"cuda can't run here: {lacks}")
+            _logger.info("GPUCNN_BACKEND=auto picks %s: %s", *choice)
+            _auto.append(choice)
+        return _auto[0]
 
 
 def get_backend(backend: str | Backend | None = None) -> Backend:
-    """The backend of that name; None is the current default.
+    """The backend of that name ("numpy", "cuda", "emulator", "auto"); None is the current default.
 
     The default is the innermost `use_backend` scope, else the environment variable GPUCNN_BACKEND, else "auto". It is
-    read at each call, so it may be set before or after the import.
+    read at each call, so it may be set before or after the import. A backend is made once, when it is first asked for.
 
-    Raises ValueError, naming the choices, for a name that does not exist.
+    Raises ValueError, naming the choices, for a name that does not exist, and RuntimeError, with the command that mends
+    it, for a backend that lacks something here. "auto" never fails.
     """
     if isinstance(backend, Backend):
         return backend
@@ -44,15 +68,46 @@ def get_backend(backend: str | Backend | None = None) -> Backend:
     else:
         name, source = backend, "backend"
     if name == "auto":
-        name = "numpy"
+        name, _ = auto_choice()
     if name not in _NAMES:
         raise ValueError(f"{source} is {name!r}, but the backends are {', '.join(('auto', *_NAMES))}")
+    try:
+        return _made_once(name)
+    except RuntimeError as error:
+        raise RuntimeError(f"{source} is {name!r}, which can't run here: {error}") from error
+
+
+def _made_once(name: str) -> Backend:
+    """Raises RuntimeError, with the command that mends it, for what is missing."""
     with _lock:
         if name not in _made:
-            from gpucnn.backends.numpy_backend import NumpyBackend
-
-            _made[name] = NumpyBackend()
+            _made[name] = _make(name)
         return _made[name]
+
+
+def _make(name: str) -> Backend:
+    if name == "numpy":
+        from gpucnn.backends.numpy_backend import NumpyBackend
+
+        return NumpyBackend()
+    from gpucnn.backends.kernel_backend import KernelBackend
+
+    if name == "cuda":
+        from gpucnn.devices.cuda import CudaDevice
+
+        return KernelBackend(CudaDevice())
+    from gpucnn.devices.emulator import EmulatorDevice
+
+    return KernelBackend(EmulatorDevice())
+
+
+def _lacks(name: str) -> str | None:
+    """What a backend lacks to run here, with the command that mends it."""
+    try:
+        _made_once(name)
+    except RuntimeError as error:
+        return str(error)
+    return None
 
 
 @contextmanager

@@ -8,20 +8,21 @@ A kernel's parameter list is read from its source and is its contract. In kernel
         int rows, int channels)
 
 `const` is read only, anything else is written: completely, unless its comment says "in place". "or null" admits None.
-Extents are products of integer parameters and -D constants. `SCALAR* const* __restrict__ w,  // [tensors]` is a table of
-arrays: its argument is a list of arrays, and all tables of a launch list arrays of the same sizes.
+Extents are products of integer parameters and -D constants. `SCALAR* const* __restrict__ w,  // [tensors]` is a table:
+its argument is a list of arrays, and all tables of a launch list arrays of the same sizes.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +38,14 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "unsigned long long": np.dtype(np.uint64),
     "unsigned char": np.dtype(np.uint8),
 }
+
+
+class Specialisation(NamedTuple):
+    """A kernel and the constants it is compiled with, as sorted pairs."""
+
+    file: str
+    name: str
+    constants: tuple[tuple[str, int | float | str], ...]
 
 
 class KernelError(RuntimeError):
@@ -201,3 +210,21 @@ class Device(ABC):
     @abstractmethod
     def to_numpy(self, array: Any) -> np.ndarray[Any, Any]:
         """The array's values on the host, when what was launched before is done."""
+
+    # What follows has an answer for every device; one that knows better overrides it.
+
+    def prepare(self, specialisations: Iterable[Specialisation]) -> Iterator[Specialisation]:
+        """Compile these ahead of their first launch, and yield each when it is done. Compiles nothing by itself."""
+        return iter(specialisations)
+
+    def time(self, function: Callable[[], object]) -> float:
+        """Seconds from the start of what `function` launches to its end."""
+        self.synchronize()
+        start = time.perf_counter()
+        function()
+        self.synchronize()
+        return time.perf_counter() - start
+
+    def memory_report(self) -> dict[str, int]:
+        """Bytes by what they are; empty where the device has no memory of its own."""
+        return {}

@@ -1,38 +1,41 @@
-"""CudaDevice: compiles the kernels at run time with NVRTC and launches them, through CuPy."""
+"""CudaDevice: compiles the kernels at run time with NVRTC and launches them, through CuPy.
+
+What a machine may lack is looked for in the order in which one thing needs the other: driver, CuPy, GPU, NVRTC. The
+first that is missing is the error, with the command that mends it.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from gpucnn.devices.base import Constants, Device, Dim, KernelError, Signature, kernel_folder
+from gpucnn.devices.base import Constants, Device, Dim, KernelError, Signature, Specialisation, kernel_folder
+
+OLDEST_DRIVER = (12, 0)  # the CUDA that a driver must know, for the CuPy of gpucnn[cuda12]
+_WHEEL = re.compile(r"cupy(-cuda\d+x?|-rocm-[\d-]+)?")  # distributions that hold the package cupy; no two go together
 
 
 class CudaDevice(Device):
     """The current CUDA device and stream of CuPy; arrays are cupy.ndarray, memory comes from CuPy's pool.
 
-    Raises RuntimeError, with what to install, if CuPy or a GPU is missing.
+    Raises RuntimeError, with the command that mends it, for what is missing: a driver, CuPy, a GPU, or NVRTC.
     """
 
     name = "cuda"
 
     def __init__(self) -> None:
-        try:
-            import cupy
-        except ImportError as error:
-            raise RuntimeError(
-                f'the cuda backend needs CuPy ({error}): pip install "gpucnn[cuda12]" for a driver of CUDA 12, '
-                '"gpucnn[cuda13]" for CUDA 13 (nvidia-smi shows which)'
-            ) from error
-        try:
-            devices = cupy.cuda.runtime.getDeviceCount()
-        except cupy.cuda.runtime.CUDARuntimeError as error:
-            raise RuntimeError(f"the cuda backend finds no GPU: {error}; nvidia-smi must show one") from error
-        if not devices:
-            raise RuntimeError("the cuda backend finds no GPU: nvidia-smi must show one")
-        self.xp = cupy
+        self.xp = usable_cupy()
         folder = kernel_folder()
         # CuPy's cache of compiled kernels does not look into the headers that a kernel includes: their content is made
         # part of the options, which it does look at.
@@ -44,7 +47,7 @@ class CudaDevice(Device):
             f"-I{folder}",
             f"-DHEADERS={hashlib.sha256(content).hexdigest()[:16]}",
         )
-        self._functions: dict[tuple[Any, ...], Any] = {}
+        self._functions: dict[Specialisation, Any] = {}
 
     def synchronize(self) -> None:
         """Wait for the current stream."""
@@ -60,20 +63,144 @@ class CudaDevice(Device):
             dtype.type(a) if p.extent is None else np.uintp(0) if a is None else self._table(a) if p.table else a
             for p, a, dtype in zip(signature.parameters, arguments, types, strict=True)
         )
-        self._function(file, name, constants)(grid, block, values)
+        self._function(Specialisation(file, name, tuple(sorted(constants.items()))))(grid, block, values)
 
     def _table(self, arrays: list[Any]) -> Any:
         """The arrays' addresses, on the device."""
         return self.xp.asarray(np.array([array.data.ptr for array in arrays], np.uint64))
 
-    def _function(self, file: str, name: str, constants: Constants) -> Any:
-        key = (file, name, *sorted(constants.items()))
-        if key not in self._functions:
-            options = (*self._options, *(f"-D{k}={v}" for k, v in sorted(constants.items())))
-            code = (kernel_folder() / file).read_text("utf-8")
+    def _function(self, kernel: Specialisation) -> Any:
+        if kernel not in self._functions:
+            options = (*self._options, *(f"-D{k}={v}" for k, v in kernel.constants))
+            code = (kernel_folder() / kernel.file).read_text("utf-8")
             try:
                 module = self.xp.RawModule(code=code, options=options, backend="nvrtc")
-                self._functions[key] = module.get_function(name)
+                self._functions[kernel] = module.get_function(kernel.name)
             except self.xp.cuda.compiler.CompileException as error:
-                raise KernelError(f"NVRTC refused {file} for {name} with {dict(constants)}:\n{error}") from error
-        return self._functions[key]
+                raise KernelError(
+                    f"NVRTC refused {kernel.file} for {kernel.name} with {dict(kernel.constants)}:\n{error}"
+                ) from error
+        return self._functions[kernel]
+
+    def prepare(self, specialisations: Iterable[Specialisation]) -> Iterator[Specialisation]:
+        """Compile one after the other: a module is loaded into the context of the thread that compiles it."""
+        for kernel in specialisations:
+            self._function(kernel)
+            yield kernel
+
+    def time(self, function: Callable[[], object]) -> float:
+        """Seconds on the GPU, between two events of the current stream."""
+        start, end = self.xp.cuda.Event(), self.xp.cuda.Event()
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        return float(self.xp.cuda.get_elapsed_time(start, end)) / 1000
+
+    def memory_report(self) -> dict[str, int]:
+        """Bytes: in arrays ("used"), kept by CuPy's pool ("held"), and the GPU's "free" and "total".
+
+        The pool gives nothing back by itself, so "held" is also its peak.
+        """
+        pool = self.xp.get_default_memory_pool()
+        free, total = self.xp.cuda.runtime.memGetInfo()
+        return {"used": pool.used_bytes(), "held": pool.total_bytes(), "free": free, "total": total}
+
+
+# -- what a machine may lack -------------------------------------------------------------------------
+
+
+def usable_cupy() -> ModuleType:
+    """CuPy, where it can compile for a GPU. Raises RuntimeError for the first thing that is missing."""
+    driver = driver_version()
+    if driver is None:
+        raise RuntimeError(f"there is no NVIDIA driver (libcuda can't be loaded): {driver_command()}")
+    if driver < OLDEST_DRIVER:
+        raise RuntimeError(
+            f"the NVIDIA driver is of CUDA {shown(driver)}, but CuPy needs {shown(OLDEST_DRIVER)}: {driver_command()}"
+        )
+    install = install_command(driver)
+    wheels = cupy_wheels()
+    if len(wheels) > 1:
+        raise RuntimeError(
+            f"{' and '.join(wheels)} are installed and overwrite each other: {uninstall_command(wheels)} && {install}"
+        )
+    if find_spec("cupy") is None:
+        raise RuntimeError(f"CuPy is not installed: {install}")
+    try:
+        import cupy
+
+        runtime = cupy.cuda.runtime.runtimeGetVersion() // 1000
+    except Exception as error:  # a broken installation can fail in any way
+        first = next((line for line in str(error).splitlines() if line.strip(" =")), type(error).__name__)
+        raise RuntimeError(
+            f"CuPy can't be imported ({first.strip()}): {uninstall_command(wheels)} && {install}"
+        ) from error
+    if runtime > driver[0]:
+        raise RuntimeError(
+            f"CuPy is for CUDA {runtime}, but the driver is of CUDA {shown(driver)}: "
+            f"{uninstall_command(wheels)} && {install}"
+        )
+    try:
+        gpus, reason = cupy.cuda.runtime.getDeviceCount(), ""
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        gpus, reason = 0, f" ({error})"
+    if not gpus:
+        raise RuntimeError(f"there is no GPU that CUDA can use{reason}: {_show_gpu()}")
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except (RuntimeError, ImportError, OSError) as error:
+        raise RuntimeError(f"NVRTC, which compiles the kernels, can't be loaded: {nvrtc_command(runtime)}") from error
+    return cupy  # type: ignore[no-any-return]
+
+
+def driver_version() -> tuple[int, int] | None:
+    """The newest CUDA that the NVIDIA driver can run, such as (12, 4), asked of the driver itself; None without one."""
+    try:
+        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+    version = ctypes.c_int()
+    if library.cuDriverGetVersion(ctypes.byref(version)):
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
+def cupy_wheels() -> list[str]:
+    """The installed distributions of CuPy."""
+    names = {(distribution.name or "").lower().replace("_", "-") for distribution in metadata.distributions()}
+    return sorted(name for name in names if _WHEEL.fullmatch(name))
+
+
+def driver_command() -> str:
+    """What installs a driver."""
+    if shutil.which("ubuntu-drivers"):
+        return "sudo ubuntu-drivers install"
+    return "install one from https://www.nvidia.com/drivers; a container needs docker run --gpus all"
+
+
+def install_command(driver: tuple[int, int] | None) -> str:
+    """What installs the CuPy that fits a driver."""
+    return f'pip install "gpucnn[cuda{13 if driver and driver >= (13, 0) else 12}]"'
+
+
+def uninstall_command(wheels: list[str]) -> str:
+    """What removes CuPy, for another to be installed."""
+    return f"pip uninstall -y {' '.join(wheels or ['cupy'])}"
+
+
+def nvrtc_command(cuda: int) -> str:
+    """What installs NVRTC for a CuPy of that CUDA."""
+    return f"pip install nvidia-cuda-nvrtc{'-cu12' if cuda == 12 else f'=={cuda}.*'}"
+
+
+def shown(version: tuple[int, int]) -> str:
+    """ "12.4" of (12, 4)."""
+    return ".".join(map(str, version))
+
+
+def _show_gpu() -> str:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None:
+        return f"CUDA_VISIBLE_DEVICES is {hidden!r}; unset CUDA_VISIBLE_DEVICES shows all"
+    return "nvidia-smi must list one (in a container: docker run --gpus all)"

@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.devices.base import Constants, Device, Dim, KernelError, Signature, kernel_folder
+from gpucnn.devices.base import Constants, Device, Dim, KernelError, Signature, Specialisation, kernel_folder
 
 _HERE = Path(__file__).parent
 # -ffp-contract=off: only what is written fmaf is fused, so the bits are those of nvcc's -fmad=false.
@@ -109,8 +111,7 @@ class EmulatorDevice(Device):
         self.order = order
         self.max_steps = max_steps
         self._lock = threading.Lock()  # one launch at a time: a kernel's shared memory is static
-        runtime = _build((_HERE / "emulator.cpp").read_text("utf-8"), ["-O2"], [])
-        self._runtime = ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
+        compiler()
 
     def synchronize(self) -> None:
         """Nothing to wait for."""
@@ -118,13 +119,29 @@ class EmulatorDevice(Device):
     def to_numpy(self, array: Any) -> np.ndarray[Any, Any]:
         return np.asarray(array)
 
+    def prepare(self, specialisations: Iterable[Specialisation]) -> Iterator[Specialisation]:
+        """Compile in parallel, a compiler for each core."""
+        _runtime()
+        pool = ThreadPoolExecutor(os.cpu_count())
+        try:
+            waiting = {pool.submit(self._library, *kernel): kernel for kernel in specialisations}
+            for compiled in as_completed(waiting):
+                compiled.result()
+                yield waiting[compiled]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _library(self, file: str, name: str, constants: tuple[tuple[str, Any], ...]) -> _Library:
+        path = kernel_folder() / file
+        return _compiled(path, name, constants, self.watch, Signature.of(path, name))
+
     def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:
         path = kernel_folder() / file
         signature = Signature.of(path, name)
         types = signature.check(arguments, constants, np)
         if min(grid) < 1 or min(block) < 1 or block[0] * block[1] * block[2] > 1024:
             raise KernelError(f"{name}: a grid of {grid} blocks of {block} threads can't be launched")
-        library = _compiled(path, name, tuple(sorted(constants.items())), self.watch, signature)
+        library = self._library(file, name, tuple(sorted(constants.items())))
         values: list[Any] = []
         buffers = []
         for p, a, dtype in zip(signature.parameters, arguments, types, strict=True):
@@ -157,7 +174,7 @@ class EmulatorDevice(Device):
             ctypes.pointer(report),
         )
         with self._lock:
-            self._runtime.emulator_launch(ctypes.byref(request))
+            _runtime().emulator_launch(ctypes.byref(request))
             if report.kind != _OK:
                 raise KernelError(_explained(name, report, [p.name for p, _ in buffers], request, library))
             if self.watch:
@@ -168,7 +185,7 @@ class EmulatorDevice(Device):
             if not p.written or not a.size:
                 continue
             written = np.zeros(a.size, np.uint8)
-            self._runtime.emulator_written(i, written.ctypes.data_as(ctypes.c_void_p))
+            _runtime().emulator_written(i, written.ctypes.data_as(ctypes.c_void_p))
             if not written.all():
                 first = int(np.argmin(written))
                 raise KernelError(
@@ -218,6 +235,7 @@ class _Library:
     """A compiled kernel: its entry, its sections, and lines from addresses."""
 
     def __init__(self, path: Path) -> None:
+        _runtime()
         self._path = path
         self._library = ctypes.CDLL(str(path))
         self.emulator_entry = self._library.emulator_entry
@@ -235,6 +253,13 @@ class _Library:
             return "?"
         text = subprocess.run([tool, "-e", str(self._path), hex(offset)], capture_output=True, text=True, check=False)
         return Path(text.stdout.strip().split(" ")[0]).name.partition(":")[2] or "?"
+
+
+@cache
+def _runtime() -> ctypes.CDLL:
+    """emulator.cpp, whose symbols the kernels' libraries find when they are loaded."""
+    library = _build((_HERE / "emulator.cpp").read_text("utf-8"), ["-O2"], [])
+    return ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
 
 @cache
@@ -267,12 +292,14 @@ UNWATCHED unsigned long emulator_base() {{
     return _Library(_build(wrapper, flags, sources))
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: in GPUCNN_CACHE, or ~/.cache/gpucnn."""
     return Path(os.environ.get("GPUCNN_CACHE") or Path.home() / ".cache" / "gpucnn") / "emulator"
 
 
 @cache
-def _compiler() -> str:
+def compiler() -> str:
+    """The C++ compiler: CXX, or the first that is found. Raises KernelError without one."""
     for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
         if name and shutil.which(name):
             return name
@@ -281,9 +308,9 @@ def _compiler() -> str:
 
 def _build(code: str, flags: list[str], sources: list[Path]) -> Path:
     """A shared library of this code, which includes `sources` by name; built once for this content, in the cache."""
-    command = [_compiler(), *_FLAGS, *flags]
+    command = [compiler(), *_FLAGS, *flags]
     content = [*command, code, *(source.read_text("utf-8") for source in sources)]
-    library = _cache_folder() / (hashlib.sha256("\0".join(content).encode()).hexdigest()[:32] + ".so")
+    library = cache_folder() / (hashlib.sha256("\0".join(content).encode()).hexdigest()[:32] + ".so")
     if library.exists():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
@@ -293,7 +320,7 @@ def _build(code: str, flags: list[str], sources: list[Path]) -> Path:
         include = [f"-I{folder}" for folder in dict.fromkeys(str(s.parent) for s in sources)]
         # The sanitizers only instrument; linked without their runtimes, their calls come to emulator.cpp.
         for step in ([*command, *include, "-c", str(source), "-o", str(made)],
-                     [_compiler(), "-shared", str(made), "-o", str(linked)]):  # fmt: skip
+                     [compiler(), "-shared", str(made), "-o", str(linked)]):  # fmt: skip
             result = subprocess.run(step, capture_output=True, text=True, check=False)
             if result.returncode:
                 raise KernelError(f"the C++ compiler refused this:\n{result.stderr.strip()}")

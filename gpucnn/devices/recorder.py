@@ -1,4 +1,4 @@
-"""RecorderDevice: notes each launch and computes nothing. Shows what a model would launch, and what must be compiled."""
+"""RecorderDevice: notes each launch, computes nothing. Shows what a model would launch, and what must be compiled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.devices.base import Constants, Device, Dim, Signature, kernel_folder
+from gpucnn.devices.base import Constants, Device, Dim, Signature, Specialisation, kernel_folder
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class RecorderDevice(Device):
     def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:
         Signature.of(kernel_folder() / file, name).check(arguments, constants, np)
         self.launches.append(Launched(file, name, tuple(sorted(constants.items())), grid, block))
+
+    def specialisations(self) -> list[Specialisation]:
+        """What these launches need compiled, each once, in the order of their first use."""
+        return list(dict.fromkeys(Specialisation(one.file, one.name, one.constants) for one in self.launches))
 
     def synchronize(self) -> None:
         """Nothing to wait for."""

@@ -1,49 +1,27 @@
 """CudaDevice without a GPU: what it says when something is missing, and what it hands to CuPy."""
 
+import ctypes
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
+import fake_cupy
 import numpy as np
 import pytest
 
+from gpucnn.backends.kernel_backend import KernelBackend
+from gpucnn.devices import Specialisation, cuda
 from gpucnn.devices.base import KernelError, kernel_folder
 from gpucnn.devices.cuda import CudaDevice
+from gpucnn.devices.emulator import EmulatorDevice
+from gpucnn.geometry import Window
 
 CONSTANTS = {"SCALAR": "float", "KERNEL_H": 3}
-
-
-class CUDARuntimeError(Exception):
-    pass
-
-
-class CompileException(Exception):
-    pass
+SCALE = Specialisation("scale.cu", "scale", (("KERNEL_H", 3), ("SCALAR", "float")))
 
 
 @pytest.fixture
-def fake_cupy(monkeypatch):
-    """A stand-in for CuPy that records what it is asked to compile and launch; its arrays are NumPy's."""
-    asked = SimpleNamespace(modules=[], launches=[])
-
-    class RawModule:
-        def __init__(self, code, options, backend):
-            if "-DBROKEN=1" in options:
-                raise CompileException("line 7: expected a ;")
-            asked.modules.append((code, options, backend))
-
-        def get_function(self, name):
-            return lambda grid, block, values: asked.launches.append((name, grid, block, values))
-
-    runtime = SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=CUDARuntimeError)
-    cupy = SimpleNamespace(
-        __name__="cupy",
-        ndarray=np.ndarray,
-        RawModule=RawModule,
-        asked=asked,
-        cuda=SimpleNamespace(runtime=runtime, compiler=SimpleNamespace(CompileException=CompileException)),
-    )
-    monkeypatch.setitem(sys.modules, "cupy", cupy)
-    return cupy
+def cupy(monkeypatch):
+    return fake_cupy.install(monkeypatch)
 
 
 @pytest.fixture
@@ -65,70 +43,240 @@ def launch(device, factor=2, **constants):
     device.launch("scale.cu", "scale", {**CONSTANTS, **constants}, (1, 1, 1), (32, 1, 1), x, y, None, factor, 4)
 
 
-def test_without_cupy_the_error_gives_the_command_that_installs_it(monkeypatch):
+# -- what a machine may lack -------------------------------------------------------------------------
+
+
+def refused(message):
+    return pytest.raises(RuntimeError, match=rf"^{message}$")
+
+
+INSTALL_12, INSTALL_13 = r'pip install "gpucnn\[cuda12\]"', r'pip install "gpucnn\[cuda13\]"'
+
+
+def test_without_a_driver_the_error_says_so_and_cupy_is_not_imported(monkeypatch):
+    fake_cupy.install(monkeypatch, driver=None)
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(RuntimeError, match=r'pip install "gpucnn\[cuda12\]".*"gpucnn\[cuda13\]"'):
+    with refused(r"there is no NVIDIA driver \(libcuda can't be loaded\): .*"):
         CudaDevice()
 
 
-def test_without_a_gpu_the_error_says_so(fake_cupy):
-    fake_cupy.cuda.runtime.getDeviceCount = lambda: 0
-    with pytest.raises(RuntimeError, match="finds no GPU: nvidia-smi must show one"):
+@pytest.mark.parametrize(("ubuntu", "command"), [
+    (True, "sudo ubuntu-drivers install"),
+    (False, r"install one from https://www\.nvidia\.com/drivers.*docker run --gpus all"),
+])  # fmt: skip
+def test_the_command_for_a_driver_fits_the_system(monkeypatch, ubuntu, command):
+    fake_cupy.install(monkeypatch, driver=None)
+    monkeypatch.setattr(cuda.shutil, "which", lambda name: "/usr/bin/ubuntu-drivers" if ubuntu else None)
+    with refused(rf"there is no NVIDIA driver .*: {command}"):
         CudaDevice()
 
 
-def test_a_driver_error_is_shown(fake_cupy):
-    def fails():
-        raise CUDARuntimeError("cudaErrorInsufficientDriver: driver version is insufficient")
-
-    fake_cupy.cuda.runtime.getDeviceCount = fails
-    with pytest.raises(RuntimeError, match="finds no GPU: cudaErrorInsufficientDriver"):
+def test_a_driver_older_than_any_wheel_needs_is_named_with_its_cuda(monkeypatch):
+    fake_cupy.install(monkeypatch, driver=(11, 8))
+    with refused(r"the NVIDIA driver is of CUDA 11\.8, but CuPy needs 12\.0: .*"):
         CudaDevice()
 
 
-def test_a_launch_passes_each_argument_with_its_c_type(fake_cupy, folder):
+@pytest.mark.parametrize(("driver", "command"), [((12, 4), INSTALL_12), ((13, 1), INSTALL_13)])
+def test_without_cupy_the_error_gives_the_command_that_installs_the_one_for_this_driver(monkeypatch, driver, command):
+    fake_cupy.install(monkeypatch, driver, wheels=())
+    with refused(f"CuPy is not installed: {command}"):
+        CudaDevice()
+
+
+def test_two_wheels_at_once_are_refused_with_the_commands_that_leave_one(monkeypatch):
+    fake_cupy.install(monkeypatch, wheels=("cupy-cuda13x", "cupy-cuda12x"))
+    with refused(
+        "cupy-cuda12x and cupy-cuda13x are installed and overwrite each other: "
+        f"pip uninstall -y cupy-cuda12x cupy-cuda13x && {INSTALL_12}"
+    ):
+        CudaDevice()
+
+
+def test_a_cupy_that_can_not_be_imported_shows_the_first_line_of_its_own_error(monkeypatch):
+    fake_cupy.install(monkeypatch)
+    monkeypatch.delitem(sys.modules, "cupy")
+    monkeypatch.setattr(cuda, "find_spec", lambda name: object())
+
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "cupy":
+                raise ImportError(f"\n{'=' * 64}\nFailed to import CuPy.\n\nIf you installed CuPy via wheels")
+
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with refused(rf"CuPy can't be imported \(Failed to import CuPy\.\): pip uninstall -y cupy-cuda12x && {INSTALL_12}"):
+        CudaDevice()
+
+
+def test_the_folder_that_an_uninstalled_cupy_leaves_behind_is_no_cupy(monkeypatch):
+    fake_cupy.install(monkeypatch)
+    leftover = ModuleType("cupy")
+    leftover.__spec__ = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "cupy", leftover)
+    with refused(rf"CuPy can't be imported \(module 'cupy' has no attribute 'cuda'\): .* && {INSTALL_12}"):
+        CudaDevice()
+
+
+def test_a_driver_too_old_for_the_wheel_is_told_which_wheel_fits(monkeypatch):
+    fake_cupy.install(monkeypatch, driver=(12, 4), wheels=("cupy-cuda13x",)).runtime_version = 13010
+    with refused(
+        r"CuPy is for CUDA 13, but the driver is of CUDA 12\.4: "
+        rf"pip uninstall -y cupy-cuda13x && {INSTALL_12}"
+    ):
+        CudaDevice()
+
+
+def test_a_driver_newer_than_the_wheel_is_fine(monkeypatch):
+    fake_cupy.install(monkeypatch, driver=(13, 1))
+    assert CudaDevice().name == "cuda"
+
+
+NO_DEVICE = fake_cupy.CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+
+
+@pytest.mark.parametrize(("gpus", "reason"), [(0, ""), (NO_DEVICE, r" \(cudaErrorNoDevice: .*\)")])
+def test_without_a_gpu_the_error_says_so(monkeypatch, cupy, gpus, reason):
+    cupy.gpus = gpus
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with refused(rf"there is no GPU that CUDA can use{reason}: nvidia-smi must list one .*"):
+        CudaDevice()
+
+
+def test_a_gpu_that_the_environment_hides_is_not_called_missing(monkeypatch, cupy):
+    cupy.gpus = NO_DEVICE
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with refused(r"there is no GPU .*: CUDA_VISIBLE_DEVICES is ''; unset CUDA_VISIBLE_DEVICES shows all"):
+        CudaDevice()
+
+
+@pytest.mark.parametrize(
+    ("runtime", "package"), [(12090, "nvidia-cuda-nvrtc-cu12"), (13010, r"nvidia-cuda-nvrtc==13\.\*")]
+)
+def test_without_nvrtc_the_error_gives_the_command_that_installs_it(monkeypatch, runtime, package):
+    cupy = fake_cupy.install(monkeypatch, driver=(13, 1))
+    cupy.runtime_version = runtime
+    cupy.nvrtc = RuntimeError('Failure finding "libnvrtc.so.13 or libnvrtc.so.12"')
+    with refused(f"NVRTC, which compiles the kernels, can't be loaded: pip install {package}"):
+        CudaDevice()
+
+
+def fake_driver(monkeypatch, version, code=0):
+    def get_version(pointer):
+        pointer._obj.value = version
+        return code
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(cuDriverGetVersion=get_version))
+
+
+def test_the_driver_is_asked_for_its_version_without_cupy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    fake_driver(monkeypatch, 12040)
+    assert cuda.driver_version() == (12, 4)
+    fake_driver(monkeypatch, 13010)
+    assert cuda.driver_version() == (13, 1)
+
+
+def test_a_driver_that_does_not_answer_and_none_at_all_are_the_same(monkeypatch):
+    fake_driver(monkeypatch, 0, code=3)
+    assert cuda.driver_version() is None
+
+    def missing(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert cuda.driver_version() is None
+
+
+def test_the_wheels_of_cupy_are_told_from_what_is_named_alike(monkeypatch, tmp_path):
+    for name in ("cupy-cuda12x", "cupy_cuda13x", "cupy-xarray", "cupyx-tools", "numpy"):
+        info = tmp_path / f"{name.replace('-', '_')}-14.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 14.0\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert cuda.cupy_wheels() == ["cupy-cuda12x", "cupy-cuda13x"]
+
+
+# -- what it hands to CuPy ---------------------------------------------------------------------------
+
+
+def test_a_launch_passes_each_argument_with_its_c_type(cupy, folder):
     launch(CudaDevice())
-    [(name, grid, block, (x, _, null, factor, count))] = fake_cupy.asked.launches
+    [(name, grid, block, (x, _, null, factor, count))] = cupy.launches
     assert (name, grid, block) == ("scale", (1, 1, 1), (32, 1, 1))
     assert isinstance(x, np.ndarray)
     assert (type(null), null) == (np.uintp, 0)
     assert (type(factor), type(count)) == (np.float32, np.int32)
 
 
-def test_nothing_is_contracted_that_is_not_written_so_and_constants_become_macros(fake_cupy, folder):
+def test_nothing_is_contracted_that_is_not_written_so_and_constants_become_macros(cupy, folder):
     launch(CudaDevice())
-    [(code, options, backend)] = fake_cupy.asked.modules
+    [(code, options, backend)] = cupy.modules
     assert code == (folder / "scale.cu").read_text()
     assert backend == "nvrtc"
     assert {"-fmad=false", "-DSCALAR=float", "-DKERNEL_H=3", f"-I{folder}"} <= set(options)
 
 
-def test_a_specialisation_is_compiled_once(fake_cupy, folder):
+def test_a_specialisation_is_compiled_once(cupy, folder):
     device = CudaDevice()
     launch(device)
     launch(device)
-    assert (len(fake_cupy.asked.modules), len(fake_cupy.asked.launches)) == (1, 2)
+    assert (len(cupy.modules), len(cupy.launches)) == (1, 2)
     launch(device, KERNEL_H=5)
-    assert len(fake_cupy.asked.modules) == 2
+    assert len(cupy.modules) == 2
 
 
-def test_a_changed_header_changes_the_options_that_cupys_cache_looks_at(fake_cupy, folder):
+def test_what_was_prepared_is_not_compiled_again_at_its_launch(cupy, folder):
+    device = CudaDevice()
+    preparing = device.prepare([SCALE, SCALE._replace(constants=(("KERNEL_H", 5), ("SCALAR", "float")))])
+    assert not cupy.modules
+    assert next(preparing) == SCALE
+    assert len(cupy.modules) == 1
+    assert len(list(preparing)) == 1
+    launch(device)
+    launch(device, KERNEL_H=5)
+    assert (len(cupy.modules), len(cupy.launches)) == (2, 2)
+
+
+def test_a_changed_header_changes_the_options_that_cupys_cache_looks_at(cupy, folder):
     launch(CudaDevice())
     (folder / "some.cuh").write_text("// another header")
     launch(CudaDevice())
-    first, second = (options for _, options, _ in fake_cupy.asked.modules)
+    first, second = (options for _, options, _ in cupy.modules)
     assert first != second
 
 
-def test_an_argument_that_does_not_fit_never_reaches_the_gpu(fake_cupy, folder):
+def test_an_argument_that_does_not_fit_never_reaches_the_gpu(cupy, folder):
     with pytest.raises(KernelError, match="factor must be a number, got str"):
         launch(CudaDevice(), factor="2")
-    assert not fake_cupy.asked.launches
+    assert not cupy.launches
 
 
-def test_a_kernel_that_does_not_compile_is_named_with_its_constants(fake_cupy, folder):
+def test_a_kernel_that_does_not_compile_is_named_with_its_constants(cupy, folder):
     with pytest.raises(KernelError, match=r"NVRTC refused scale.cu for scale with .*'BROKEN': 1.*\n.*expected a ;"):
         launch(CudaDevice(), BROKEN=1)
+
+
+def test_time_is_what_lies_between_two_events_in_seconds(cupy):
+    called = []
+    assert CudaDevice().time(lambda: called.append(1)) == pytest.approx(0.003)
+    assert called == [1]
+
+
+def test_the_memory_report_tells_what_arrays_hold_from_what_the_pool_keeps(cupy):
+    assert CudaDevice().memory_report() == {"used": 10, "held": 30, "free": 700, "total": 1000}
+
+
+def test_the_arguments_that_cupy_gets_compute_what_the_emulator_computes(cupy):
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 6, 7, 5), np.float32), rng.standard_normal((4, 6, 3, 2), np.float32)
+    b, window = rng.standard_normal(4, np.float32), Window((3, 2), (2, 1), (1, 0, 0, 1), (1, 1))
+    results = []
+    for device in (CudaDevice(), EmulatorDevice()):
+        backend = KernelBackend(device)
+        arrays = [backend.asarray(a) for a in (x, w, b)]
+        results.append(backend.to_numpy(backend.conv2d_forward(*arrays, window, 1)))
+    assert cupy.launches[0][0] == "conv2d_forward"
+    np.testing.assert_array_equal(*results)
 
 
 def test_the_kernels_are_found():

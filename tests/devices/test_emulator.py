@@ -1,12 +1,13 @@
 """The emulator as detector: each seeded bug of the zoo is caught, with kernel, block, thread and line."""
 
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gpucnn.devices import base
+from gpucnn.devices import base, emulator
 from gpucnn.devices.base import KernelError
 from gpucnn.devices.emulator import EmulatorDevice
 
@@ -155,10 +156,60 @@ def test_a_pointer_without_an_extent_is_refused(tmp_path):
 
 
 def test_without_a_compiler_the_error_says_what_to_install(monkeypatch):
-    from gpucnn.devices import emulator
-
-    emulator._compiler.cache_clear()
+    emulator.compiler.cache_clear()
     monkeypatch.setattr(emulator.shutil, "which", lambda name: None)
     with pytest.raises(KernelError, match=r"needs a C\+\+ compiler: install g\+\+"):
-        emulator._compiler()
-    emulator._compiler.cache_clear()
+        emulator.compiler()
+    emulator.compiler.cache_clear()
+
+
+# -- compiling ahead ---------------------------------------------------------------------------------
+
+TWICE = [base.Specialisation("zoo.cu", "twice", (("BUG", bug), ("SCALAR", scalar))) for bug in (0, 4) for scalar in
+         ("float", "double")]  # fmt: skip
+
+
+@pytest.fixture
+def _empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPUCNN_CACHE", str(tmp_path / "cache"))
+    emulator._compiled.cache_clear()
+
+
+@pytest.mark.usefixtures("_empty_cache")
+def test_what_was_prepared_is_not_compiled_again_at_its_launch(monkeypatch):
+    assert sorted(EmulatorDevice().prepare(TWICE)) == sorted(TWICE)
+
+    def build(*args):
+        pytest.fail("this compiles")
+
+    monkeypatch.setattr(emulator, "_build", build)
+    result, expected = run("twice")
+    np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.usefixtures("_empty_cache")
+def test_kernels_are_prepared_side_by_side(monkeypatch):
+    """Each build waits until another has begun: one after the other, none would end."""
+    together = threading.Barrier(2)
+    monkeypatch.setattr(emulator.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(emulator, "_compiled", lambda *args: together.wait(10))
+    assert len(list(EmulatorDevice().prepare(TWICE))) == 4
+
+
+@pytest.mark.usefixtures("_empty_cache")
+def test_a_kernel_that_can_not_be_prepared_is_the_error_of_the_compiler():
+    with pytest.raises(KernelError, match=r"may change value"):
+        list(EmulatorDevice().prepare([*TWICE, TWICE[0]._replace(constants=(("BUG", 7), ("SCALAR", "float")))]))
+
+
+def test_a_build_is_found_again_by_its_content(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPUCNN_CACHE", str(tmp_path))
+    header = tmp_path / "three.h"
+    header.write_text("#define THREE 3\n")
+    code = '#include "three.h"\nextern "C" int three() { return THREE; }'
+    first = emulator._build(code, [], [header])
+    assert emulator._build(code, [], [header]) == first
+    header.write_text("#define THREE 4\n")
+    assert emulator._build(code, [], [header]) != first
+    assert emulator._build(code, ["-DX"], [header]) != first
+    assert sorted(path.suffix for path in (tmp_path / "emulator").iterdir()) == [".so"] * 3
