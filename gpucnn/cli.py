@@ -1,4 +1,4 @@
-"""The command `gpucnn`: train, evaluate, predict, show, info, datasets."""
+"""The command `gpucnn`: train, evaluate, predict, show, info, doctor, warmup, datasets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ import gpucnn
 from gpucnn import data as datasets_  # the command `datasets` has the plain name
 from gpucnn import functional as F
 from gpucnn import nn, optim, train
-from gpucnn.backends import available_backends, get_backend, use_backend
+from gpucnn.backends import auto_choice, available_backends, get_backend, use_backend
 from gpucnn.checkpoint import describe_input, load_model, save_model, write_atomically
 from gpucnn.data import Dataset, Loader, Normalize
 from gpucnn.metrics import Evaluation
@@ -800,7 +800,7 @@ def _likeliest(probabilities: NDArray[Any], description: Description, top: int) 
     return [(names[i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:top]]
 
 
-# -- info, datasets --------------------------------------------------------------------------------
+# -- info, doctor, warmup, datasets ----------------------------------------------------------------
 
 
 @app.command()
@@ -811,9 +811,7 @@ def info() -> None:
     from gpucnn.backends.numpy_parallel import thread_count
 
     blas = [f"{p['internal_api']} {p['version']}, {p['num_threads']} threads" for p in threadpool_info()]
-    backends = available_backends()
-    chosen = get_backend("auto").name
-    why = "no other backend can run here" if len(backends) == 1 else f"of {', '.join(backends)}"
+    chosen, why = auto_choice()
     now = os.environ.get("GPUCNN_BACKEND") or "auto"
     extras = {"data": ("sklearn", "mlxtend", "PIL"), "viz": ("matplotlib", "PIL"), "onnx": ("onnx",)}
     rows = {
@@ -822,7 +820,7 @@ def info() -> None:
         "numpy": np.__version__,
         "blas": "; ".join(blas) or "unknown",
         "cores": f"{os.cpu_count()}, the numpy backend uses {thread_count()} threads (GPUCNN_THREADS)",
-        "backends": ", ".join(backends),
+        "backends": ", ".join(available_backends()),
         "auto": f"picks {chosen}: {why}",
         "GPUCNN_BACKEND": f"{now}, so {get_backend().name} computes",
         "data sets": f"kept in {datasets_.download.cache_folder()} (GPUCNN_DATA)",
@@ -836,6 +834,90 @@ def _extra(name: str, packages: Sequence[str]) -> str:
     if all(find_spec(package) for package in packages):
         return f"{name} installed"
     return f'{name} missing (pip install "gpucnn[{name}]")'
+
+
+@app.command("doctor")
+def doctor_command(backend: Backend = None) -> None:
+    """Look at all that computing takes here, try each backend, and print the command that mends what is missing.
+
+    Exit code 1 if the backend that is to compute can't: the one that is asked for, or what auto picks.
+
+    \b
+    Examples:
+      gpucnn doctor
+      gpucnn doctor --backend cuda
+    """
+    from gpucnn import doctor
+
+    raise typer.Exit(doctor.run(backend))
+
+
+# What the networks take that have a name: number of classes, channels, height and width.
+USUAL_IMAGES: dict[str, tuple[int, int, int, int]] = {
+    "lenet5": (10, 1, 28, 28),
+    "lenet5-bn": (10, 1, 28, 28),
+    "vgg-small": (10, 3, 32, 32),
+    "resnet20": (10, 3, 32, 32),
+    "resnet18": (1000, 3, 224, 224),
+    "resnet50": (1000, 3, 224, 224),
+    "x-or-not-x": (2, 1, 5, 5),
+}
+
+
+@app.command("warmup")
+def warmup_command(
+    model: Annotated[
+        str, typer.Argument(help=f"{', '.join(USUAL_IMAGES)}, a model file, or the folder of a run.")
+    ] = "lenet5",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step, as in train.")] = 64,
+    backend: Backend = None,
+) -> None:
+    """Compile ahead every kernel that training a model launches, so that training starts at once.
+
+    What is compiled is kept for all later runs. The numpy backend compiles nothing.
+
+    \b
+    Examples:
+      gpucnn warmup resnet20 --batch-size 128
+      gpucnn warmup runs/mnist-5k --backend emulator
+    """
+    from rich.progress import track
+
+    from gpucnn.backends.kernel_backend import KernelBackend
+    from gpucnn.warmup import SHORT_BATCH, train_once, training_kernels
+
+    chosen = get_backend(backend)
+    if not isinstance(chosen, KernelBackend):
+        _console().print(f"the {chosen.name} backend compiles nothing")
+        return
+    start = time.perf_counter()
+    with use_backend("numpy"):
+        network, shape = _to_warm_up(model)
+        kernels = training_kernels(network, shape, batch_size)
+    prepared = chosen.device.prepare(kernels)
+    quiet = not sys.stderr.isatty()
+    for _ in track(prepared, "compiling", len(kernels), console=Console(stderr=True), disable=quiet, transient=True):
+        pass
+    if chosen.xp is not np:  # CuPy's sums and products are kernels too, compiled when they are first used
+        train_once(network.to(chosen), shape, SHORT_BATCH)
+    seconds = time.perf_counter() - start
+    _console().print(f"{len(kernels)} kernels of {model} are ready on {chosen.name} ({seconds:.1f} s)", soft_wrap=True)
+
+
+def _to_warm_up(model: str) -> tuple[Module, tuple[int, int, int]]:
+    """A network, and the [C, H, W] of its images."""
+    if model in USUAL_IMAGES:
+        classes, channels, height, width = USUAL_IMAGES[model]
+        names = tuple(map(str, range(classes)))
+        none = Dataset(np.zeros((0, height, width, channels), np.uint8), np.zeros(0, np.int64), names)
+        return _build(model, none), (channels, height, width)
+    if not Path(model).exists():
+        raise FileNotFoundError(
+            f"there is no model called {model!r} and no such file; known are {', '.join(USUAL_IMAGES)}"
+        )
+    network, description = load_model(_model_file(Path(model)))
+    channels, (height, width) = _input_of(description)
+    return network, (channels, height, width)
 
 
 @app.command()

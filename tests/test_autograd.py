@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from functional.cases import ALL, Case
 
 import gpucnn
 from gpucnn import Tensor, nn, optim
 from gpucnn import functional as F
 from gpucnn.backends import Backend
 from gpucnn.tensor import Node, record
+from gpucnn.testing import CASES, Case
 
 
 @pytest.fixture(autouse=True)
@@ -366,13 +366,14 @@ def tensors_in(function: Callable[..., Any], seen: set[int]) -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("case", {case.op: case for case in ALL if case.differentiable}.values(), ids=lambda c: c.op)
+@pytest.mark.parametrize("case", {case.op: case for case in CASES}.values(), ids=lambda c: c.op)
 def test_what_the_tape_keeps_of_an_op_holds_arrays_and_no_tensors(case: Case) -> None:
     """A tensor in there would keep its whole history alive, and with a result in there the memory would leak."""
-    inputs = [gpucnn.tensor(v) if isinstance(v, np.ndarray) else v for v in case.inputs]
-    leaves = [inputs[i].requires_grad_() for i in case.differentiable]
-    arguments = {n: gpucnn.tensor(v) if isinstance(v, np.ndarray) else v for n, v in case.arguments.items()}
-    waiting = [getattr(F, case.op)(*inputs, **arguments)._node]
+    inputs = case.made_inputs()
+    leaves = [gpucnn.tensor(inputs[i], requires_grad=True) for i in case.differentiable]
+    for i, x in zip(case.differentiable, leaves, strict=True):
+        inputs[i] = x
+    waiting = [case.apply(gpucnn.get_backend(), inputs, case.made_arguments())._node]
     ends = {id(t._node) for t in leaves}
     functions = 0
     while waiting:

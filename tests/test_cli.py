@@ -12,7 +12,9 @@ import struct
 import subprocess
 import sys
 from dataclasses import dataclass
+from typing import get_args
 
+import fake_cupy
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,8 +22,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import gpucnn
-from gpucnn import cli, data, nn, optim, train
+from gpucnn import backends, cli, data, nn, optim, train
 from gpucnn.checkpoint import load_model, save_model
+from gpucnn.devices import cuda, emulator
 
 TINY = ("x-or-not-x", "--epochs", "2", "--no-pictures")
 
@@ -836,10 +839,77 @@ def test_info_says_what_is_here_and_what_auto_picks(monkeypatch):
 
 def test_info_says_what_is_missing_and_why_auto_chose(monkeypatch):
     monkeypatch.setattr(cli, "find_spec", lambda name: None)
-    monkeypatch.setattr(cli, "available_backends", lambda: ("other", "numpy"))
+    monkeypatch.setattr(cli, "auto_choice", lambda: ("numpy", "cuda can't run here: there is no driver"))
     out = command("info").out
     assert 'viz missing (pip install "gpucnn[viz]")' in out
-    assert "of other, numpy" in out
+    assert "picks numpy: cuda can't run here: there is no driver" in out
+
+
+# -- doctor, warmup --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _no_gpu(monkeypatch):
+    fake_cupy.install(monkeypatch, driver=None, wheels=())
+    monkeypatch.setattr(backends, "_made", {})
+    monkeypatch.setattr(backends, "_auto", [])
+
+
+@pytest.mark.usefixtures("_no_gpu")
+@pytest.mark.parametrize(("words", "code"), [((), 0), (("--backend", "emulator"), 0), (("--backend", "cuda"), 1)])
+def test_doctor_says_what_is_missing_and_its_exit_code_whether_it_is_needed(words, code):
+    result = command("doctor", *words)
+    assert (result.code, result.err) == (code, "")
+    [line] = [line for line in result.out.splitlines() if "cuda backend" in line]
+    assert re.match(rf"{'problem' if code else 'warning'} +cuda backend +there is no NVIDIA driver", line)
+
+
+def test_warmup_compiles_what_training_takes_and_the_second_time_finds_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPUCNN_CACHE", str(tmp_path))
+    emulator._compiled.cache_clear()
+    first = command("warmup", "x-or-not-x", "--backend", "emulator", "--batch-size", 8)
+    assert first.code == 0, first.err
+    count = int(re.match(r"(\d+) kernels of x-or-not-x are ready on emulator \(\d+\.\d s\)", first.out)[1])
+    built = contents(tmp_path)
+    assert len(built) >= count, "and the emulator's runtime, unless this process has it already"
+    emulator._compiled.cache_clear()
+    assert command("warmup", "x-or-not-x", "--backend", "emulator", "--batch-size", 8).code == 0
+    assert contents(tmp_path) == built
+
+
+def test_warmup_takes_the_folder_of_a_run(finished):
+    result = command("warmup", finished[0], "--backend", "emulator")
+    assert result.code == 0, result.err
+    assert "are ready on emulator" in result.out
+
+
+def test_warmup_also_takes_a_step_where_the_array_library_has_kernels_of_its_own(monkeypatch):
+    cupy = fake_cupy.install(monkeypatch)
+    monkeypatch.setattr(backends, "_made", {})
+    monkeypatch.setattr(cuda.CudaDevice, "_table", lambda self, arrays: np.zeros(len(arrays), np.uint64))
+    monkeypatch.setattr(cupy, "compute", lambda *launch: None, raising=False)
+    with np.errstate(all="ignore"):
+        result = command("warmup", "x-or-not-x", "--backend", "cuda")
+    assert (result.code, result.err) == (0, "")
+    assert {"conv2d_direct_forward", "adam_update"} <= {name for name, *_ in cupy.launches}
+
+
+@pytest.mark.usefixtures("_no_gpu")
+def test_warmup_has_nothing_to_do_for_numpy():
+    assert command("warmup").out == "the numpy backend compiles nothing\n"
+
+
+def test_warmup_of_a_model_that_does_not_exist_names_those_that_do():
+    result = command("warmup", "alexnet", "--backend", "emulator")
+    assert result.code == 2
+    assert re.search(r"no model called 'alexnet' and no such file; known are lenet5, .*x-or-not-x", result.err)
+
+
+def test_every_model_that_train_knows_can_be_warmed_up():
+    assert set(cli.USUAL_IMAGES) == set(get_args(cli.ModelName))
+    for name in cli.USUAL_IMAGES:
+        network, shape = cli._to_warm_up(name)
+        assert network.summary(*shape).parameters > 0
 
 
 def test_datasets_says_for_each_whether_it_is_here_and_how_to_get_it(monkeypatch, tmp_path):

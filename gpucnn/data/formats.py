@@ -276,11 +276,12 @@ def read_image(path: str | Path, *, mode: str = "RGB", size: tuple[int, int] | N
         raise ValueError(f"size must be (height, width), got {size!r}")
     try:
         with Image.open(path) as opened:
-            kind, picture = opened.mode, opened
+            kind = opened.mode
             if opened.has_transparency_data:  # as it looks on paper: without this, transparent would mean black
                 paper = Image.new("RGBA", opened.size, "white")
-                picture = Image.alpha_composite(paper, opened.convert("RGBA"))
-            picture = picture.convert(mode)
+                picture = Image.alpha_composite(paper, opened.convert("RGBA")).convert(mode)
+            else:
+                picture = opened.convert(mode)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no picture {path}") from None
     except Exception as error:  # a damaged file can raise anything
