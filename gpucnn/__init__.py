@@ -20,7 +20,6 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'gpucnn' has no attribute {name!r}")
 
 
-
 __all__ = [
     "Generator",
     "Tensor",

@@ -1,4 +1,4 @@
-"""The command `gpucnn`: train, evaluate, predict, show, info, doctor, warmup, datasets."""
+"""The command `gpucnn`: train, evaluate, predict, show, info, doctor, warmup, verify, datasets."""
 
 from __future__ import annotations
 
@@ -800,7 +800,7 @@ def _likeliest(probabilities: NDArray[Any], description: Description, top: int) 
     return [(names[i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:top]]
 
 
-# -- info, doctor, warmup, datasets ----------------------------------------------------------------
+# -- info, doctor, warmup, verify, datasets --------------------------------------------------------
 
 
 @app.command()
@@ -918,6 +918,34 @@ def _to_warm_up(model: str) -> tuple[Module, tuple[int, int, int]]:
     network, description = load_model(_model_file(Path(model)))
     channels, (height, width) = _input_of(description)
     return network, (channels, height, width)
+
+
+@app.command("verify")
+def verify_command(
+    op: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN", help='Which ops or cases, such as conv2d, "*pool2d", "*groups*".', show_default="all"
+        ),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every result here.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with pictures here.")] = None,
+    dtype: Annotated[Literal["float32", "float64"], typer.Option(help="The precision to verify.")] = "float32",
+    backend: Backend = None,
+) -> None:
+    """Compute every op, forward and backward, and compare each element with float64 within a computed bound.
+
+    Exit code 1 if an element is off: the report says which, and what it was made of.
+
+    \b
+    Examples:
+      gpucnn verify
+      gpucnn verify --backend cuda --html report.html
+      gpucnn verify --op "conv*" --backend emulator
+    """
+    from gpucnn import verify
+
+    raise typer.Exit(verify.run(backend, op, dtype, json, html))
 
 
 @app.command()

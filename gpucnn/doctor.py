@@ -28,7 +28,6 @@ from gpucnn.devices import KernelError, cuda, emulator
 from gpucnn.devices.base import kernel_folder
 
 Status = Literal["ok", "warning", "problem"]
-_AUTO = "export GPUCNN_BACKEND=auto"
 OLDEST_GPU = (7, 5)  # compute capability that the kernels are written for
 
 
@@ -240,12 +239,13 @@ def _command_for(error: Exception) -> str:
 
 
 def _choice(backend: str | None, chosen: str, why: str) -> Finding:
+    auto = "gpucnn doctor --backend auto" if backend else "export GPUCNN_BACKEND=auto"
     try:
         get_backend(backend)
     except ValueError as error:
-        return Finding("problem", "choice", str(error), "gpucnn doctor --backend auto" if backend else _AUTO)
+        return Finding("problem", "choice", str(error), auto)
     except RuntimeError:
-        return Finding("problem", "choice", f"{why}, which can't run here", _AUTO)
+        return Finding("problem", "choice", f"{why}, which can't run here", auto)
     return Finding("ok", "choice", f"{chosen} computes: {why}")
 
 

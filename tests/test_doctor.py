@@ -86,6 +86,8 @@ def test_what_is_asked_for_by_name_and_can_not_run_is_a_problem(machine, monkeyp
         monkeypatch.setenv("GPUCNN_BACKEND", "cuda")
     findings = diagnose("cuda" if ask == "argument" else None)
     assert problems(findings) == ["NVIDIA driver", "cuda backend", "choice"]
+    other = "gpucnn doctor --backend auto" if ask == "argument" else "export GPUCNN_BACKEND=auto"
+    assert findings[-1].command == other
 
 
 # -- one thing is missing ----------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import reference
 from numerics import check_adjoint
 
 import gpucnn
-from functional.cases import CONV2D, CONV_TRANSPOSE2D, DENSE, POOL, SHAPE, Case, rounded
 from gpucnn import functional as F
+from gpucnn.testing import CONV2D, CONV_TRANSPOSE2D, DENSE, POOL, SHAPE, Case
 
 BIASED = ("conv2d", "conv_transpose2d", "linear")
 
@@ -31,7 +31,7 @@ CHOICES = [(case, i) for case in dict(zip(map(str, LINEAR), LINEAR, strict=True)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("case", "which"), CHOICES, ids=[f"{case}-input{i}" for case, i in CHOICES])
 def test_backward_is_the_transpose_of_forward(case: Case, which: int, dtype: str, backend: str) -> None:
-    inputs = rounded(case.inputs, dtype)
+    inputs = case.made_inputs(dtype)
     fixed: list[Any] = [gpucnn.tensor(v, backend=backend) if isinstance(v, np.ndarray) else v for v in inputs]
     magnitudes = (np.abs(v) if isinstance(v, np.ndarray) else v for v in inputs)
     magnitude = getattr(reference, case.op)(*magnitudes, **case.arguments)

@@ -8,8 +8,9 @@ import pytest
 from numerics import Array, assert_within, unit_roundoff
 
 import gpucnn
-from functional.cases import WAVE, WINDOWS, distinct, random
+from functional.cases import distinct, random
 from gpucnn import functional as F
+from gpucnn.testing import WAVE, WINDOWS
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: no models for onnxruntime")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: no second engine here")
@@ -150,7 +151,7 @@ def test_pooling(shape: tuple[int, ...], window: dict[str, Any], backend: str) -
     ],
 )
 def test_activation(name: str, node: str, arguments: dict[str, Any], attributes: dict[str, Any], backend: str) -> None:
-    x = WAVE.astype(np.float32)
+    x = WAVE.make("float32")
     y = getattr(F, name)(gpucnn.tensor(x, backend=backend), **arguments)
     assert_within(y.numpy(), run_node(node, [x], **attributes).astype(float), 32 * U * float(np.abs(x).max()))
 

@@ -1,0 +1,870 @@
+"""The case table: every differentiable op at unkind sizes, and how far a right answer may lie from the exact one.
+
+One table drives the tests, the adjoint checks, `gpucnn verify`, the benchmark and the compile gate. A case names an op
+of `gpucnn.functional` and how its inputs are made: nothing is drawn before it is asked for, and then always the same.
+
+Error bounds are computed, never tuned, from a float64 evaluation by the NumPy backend: a sum of n products in any order
+is wrong by at most n · u · Σ|a||b|, u the unit roundoff (Higham, Accuracy and Stability of Numerical Algorithms, §3.1).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+import gpucnn
+from gpucnn import functional as F
+from gpucnn.backends import Backend, get_backend
+from gpucnn.geometry import Window
+from gpucnn.random import Generator
+from gpucnn.tensor import Tensor
+
+Array = np.ndarray[Any, Any]
+Shape = tuple[int, ...]
+
+# -- values ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Values:
+    """An array that is drawn when it is needed. Floating ones are converted to the dtype that is asked for."""
+
+    shape: Shape
+    draw: Callable[[np.random.Generator, Shape], Array] = field(repr=False)
+    seed: int = 0
+    integer: bool = False
+    note: str = ""
+
+    def make(self, dtype: str = "float64") -> Array:
+        """The same values each time; a float32 array holds the float64 values, rounded."""
+        values = self.draw(np.random.default_rng([self.seed, *self.shape]), self.shape)
+        return values if self.integer else values.astype(dtype)
+
+    def __str__(self) -> str:
+        return ("x".join(map(str, self.shape)) or "number") + self.note
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A random generator, anew for each evaluation."""
+
+    seed: int
+
+    def make(self, dtype: str = "float64") -> Generator:
+        """A generator that starts at the seed; `dtype` is of no matter to it."""
+        return Generator(self.seed)
+
+    def __str__(self) -> str:
+        return str(self.seed)
+
+
+def normal(*shape: int, seed: int = 0, scale: float = 1.0, offset: float = 0.0) -> Values:
+    """Values from the normal distribution."""
+    note = f"*{scale:g}" * (scale != 1) + f"{offset:+g}" * (offset != 0)
+    return Values(shape, lambda rng, shape: scale * rng.standard_normal(shape) + offset, seed, note=note)
+
+
+def distinct(*shape: int, seed: int = 0, offset: float = 0.0) -> Values:
+    """Values 1/8 apart in random order: no ties, and no two so near that a finite difference would swap them."""
+
+    def draw(rng: np.random.Generator, shape: Shape) -> Array:
+        size = math.prod(shape)
+        return ((rng.permutation(size) - size // 2) / 8 + 1 / 32 + offset).reshape(shape)
+
+    return Values(shape, draw, seed)
+
+
+def wave(*shape: int, scale: float = 1.0) -> Values:
+    """Evenly from −7 to 7, in random order; 84 of them are clear of an activation's corners at 0, ±3 and 6."""
+
+    def draw(rng: np.random.Generator, shape: Shape) -> Array:
+        return scale * rng.permutation(np.linspace(-7.03, 7.01, math.prod(shape))).reshape(shape)
+
+    return Values(shape, draw, 3, note=f"*{scale:g}" * (scale != 1))
+
+
+def uniform(*shape: int, low: float = 0.05, high: float = 0.95, seed: int = 0) -> Values:
+    """Values evenly distributed between two positive numbers."""
+    return Values(shape, lambda rng, shape: rng.uniform(low, high, shape), seed)
+
+
+def with_nan(*shape: int) -> Values:
+    """Values from the normal distribution, but one NaN in one channel of the first image."""
+
+    def draw(rng: np.random.Generator, shape: Shape) -> Array:
+        values = rng.standard_normal(shape)
+        values[(0, *(length // 2 for length in shape[1:]))] = np.nan
+        return values
+
+    return Values(shape, draw, note="NaN")
+
+
+def integers(*shape: int, classes: int, seed: int = 0) -> Values:
+    """Labels 0 … classes − 1."""
+    return Values(shape, lambda rng, shape: rng.integers(0, classes, shape), seed, integer=True)
+
+
+def listed(*values: float) -> Values:
+    """These numbers."""
+    integer = all(isinstance(value, int) for value in values)
+    return Values((len(values),), lambda rng, shape: np.array(values), integer=integer, note=f"{list(values)}")
+
+
+def _some_ignored(*shape: int, classes: int) -> Values:
+    def draw(rng: np.random.Generator, shape: Shape) -> Array:
+        return np.where(rng.integers(0, 3, shape) == 1, -100, rng.integers(0, classes, shape))
+
+    return Values(shape, draw, integer=True)
+
+
+def _probabilities(*shape: int, seed: int = 0, logarithm: bool = False) -> Values:
+    """Probabilities along axis 1, or their logarithms."""
+
+    def draw(rng: np.random.Generator, shape: Shape) -> Array:
+        p = np.exp(rng.standard_normal(shape))
+        p /= p.sum(axis=1, keepdims=True)
+        return np.log(p) if logarithm else p
+
+    return Values(shape, draw, seed)
+
+
+# -- cases -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """`functional.<op>(*inputs, **arguments)`. Every floating `Values` of the inputs but the constants has a gradient.
+
+    Attributes: `bounds`, the largest error of the output and of each gradient, in unit roundoffs; `operations` of the
+    forward pass, where these are sums of products (a multiply-add is two) or over windows; `same_bits`, False where the
+    array library's own sums, exp, log or power take part, of which NumPy and CuPy have different bits; `pytorch`, False
+    where PyTorch lacks the op or the argument.
+    """
+
+    op: str
+    inputs: tuple[Any, ...]
+    bounds: Bounds = field(repr=False)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    constants: tuple[int, ...] = ()
+    operations: int = 0
+    same_bits: bool = True
+    pytorch: bool = True
+
+    def __str__(self) -> str:
+        def shown(value: Any) -> str:
+            return str(value).replace(" ", "")
+
+        arguments = [f"{name}={shown(value)}" for name, value in self.arguments.items()]
+        return "-".join([self.op, *map(shown, self.inputs), *arguments])
+
+    @property
+    def differentiable(self) -> list[int]:
+        """The positions of the inputs that have a gradient."""
+        return [
+            i
+            for i, value in enumerate(self.inputs)
+            if isinstance(value, Values) and not value.integer and i not in self.constants
+        ]
+
+    @property
+    def results(self) -> list[str]:
+        """What an evaluation results in: the output, and the gradient of each differentiable input, by name."""
+        names = list(inspect.signature(getattr(F, self.op)).parameters)
+        return ["output", *(f"gradient of {names[i]}" for i in self.differentiable)]
+
+    @cached_property
+    def output_shape(self) -> Shape:
+        """The shape of the output."""
+        with gpucnn.no_grad():
+            return self.apply(get_backend("numpy"), self.made_inputs(), self.made_arguments()).shape
+
+    @property
+    def flops(self) -> int:
+        """Operations of the forward pass, and of each gradient of a convolution or a product again. One for each
+        element of the first input where no sum is formed, whatever is done with it."""
+        return self.operations or math.prod(self.inputs[0].shape)
+
+    def bytes(self, dtype: str = "float32") -> int:
+        """What the forward pass must at least read and write: each array once."""
+        values = [v for v in (*self.inputs, *self.arguments.values()) if isinstance(v, Values)]
+        size = np.dtype(dtype).itemsize
+        read = sum(math.prod(v.shape) * (8 if v.integer else size) for v in values)
+        return read + math.prod(self.output_shape) * size
+
+    def made_inputs(self, dtype: str = "float64") -> list[Any]:
+        """The inputs with their arrays made."""
+        return [_made(value, dtype) for value in self.inputs]
+
+    def made_arguments(self, dtype: str = "float64") -> dict[str, Any]:
+        """The keyword arguments with their arrays made."""
+        return {name: _made(value, dtype) for name, value in self.arguments.items()}
+
+    def apply(self, backend: str | Backend, inputs: Sequence[Any], arguments: Mapping[str, Any]) -> Tensor:
+        """The op's output; arrays become tensors of the backend, tensors stay what they are."""
+
+        def tensor(value: Any) -> Any:
+            return gpucnn.tensor(value, backend=backend) if isinstance(value, np.ndarray) else value
+
+        y = getattr(F, self.op)(*map(tensor, inputs), **{name: tensor(value) for name, value in arguments.items()})
+        assert isinstance(y, Tensor)
+        return y
+
+
+def _made(value: Any, dtype: str) -> Any:
+    return value.make(dtype) if isinstance(value, Values | Seed) else value
+
+
+def cotangent(shape: Shape, dtype: Any) -> Array:
+    """A fixed random u: the gradients of a case are those of <u, output>."""
+    return np.asarray(np.random.default_rng(7).standard_normal(shape)).astype(dtype)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A case computed: the output and the gradients of <u, output>, as host arrays in the order of `Case.results`."""
+
+    case: Case
+    backend: str | Backend
+    inputs: list[Any]
+    arguments: dict[str, Any]
+    cotangent: Array
+    results: list[Array]
+
+    def again(
+        self, inputs: Callable[[Array], Array] | None = None, cotangent: Callable[[Array], Array] | None = None
+    ) -> list[Array]:
+        """The results with each differentiable input and the cotangent replaced by a function of it."""
+        changed = list(self.inputs)
+        for i in self.case.differentiable if inputs else ():
+            changed[i] = inputs(changed[i]) if inputs else changed[i]
+        u = cotangent(self.cotangent) if cotangent else self.cotangent
+        arguments = self.arguments | self.case.made_arguments(str(u.dtype))
+        return _evaluated(self.case, self.backend, changed, arguments, u).results
+
+
+def evaluate(
+    case: Case, backend: str | Backend = "numpy", dtype: str = "float32", precision: str | None = None
+) -> Evaluation:
+    """Compute a case forward and backward with its values rounded to `dtype`, and then held in `precision`."""
+    inputs, arguments = case.made_inputs(dtype), case.made_arguments(dtype)
+    if precision is not None:
+        inputs = [_held(value, precision) for value in inputs]
+        arguments = {name: _held(value, precision) for name, value in arguments.items()}
+    return _evaluated(case, backend, inputs, arguments, None, dtype)
+
+
+def _held(value: Any, precision: str) -> Any:
+    return value.astype(precision) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
+
+
+def _evaluated(
+    case: Case,
+    backend: str | Backend,
+    inputs: list[Any],
+    arguments: dict[str, Any],
+    u: Array | None,
+    rounded: str = "float64",
+) -> Evaluation:
+    leaves = {i: gpucnn.tensor(inputs[i], requires_grad=True, backend=backend) for i in case.differentiable}
+    y = case.apply(backend, [leaves.get(i, value) for i, value in enumerate(inputs)], arguments)
+    if u is None:
+        u = cotangent(y.shape, rounded).astype(y.dtype)
+    y.backward(gpucnn.tensor(u, backend=backend))
+    results = [y.numpy()]
+    for leaf in leaves.values():
+        assert leaf.grad is not None, f"{case}: no gradient for the input of shape {leaf.shape}"
+        results.append(leaf.grad.numpy())
+    return Evaluation(case, backend, inputs, arguments, u, results)
+
+
+# -- bounds: in unit roundoffs, one for each result ----------------------------------------------------
+
+Bounds = Callable[[Evaluation], Sequence[Array | float]]
+
+
+def products(exact: Evaluation) -> list[Array]:
+    """Sums of products: (n + 2) · Σ|a||b|, where the n of each element is counted by the op itself, over ones."""
+    counts, sizes = exact.again(np.ones_like, np.ones_like), exact.again(np.abs, np.abs)
+    return [(n + 2) * size for n, size in zip(counts, sizes, strict=True)]
+
+
+def averages(terms: int) -> Bounds:
+    """Sums of at most `terms` products that the op divides by something: (terms + 2) · Σ|a||b|."""
+    return lambda exact: [(terms + 2) * size for size in exact.again(np.abs, np.abs)]
+
+
+def selected(exact: Evaluation) -> list[Array | float]:
+    """The output's elements are the input's, untouched; a gradient of n shares of u has n − 1 roundings."""
+    counts, sizes = exact.again(None, np.ones_like), exact.again(None, np.abs)
+    of_gradients = zip(counts[1:], sizes[1:], strict=True)
+    return [0.0, *(np.maximum(np.abs(n) - 1, 0) * np.abs(size) for n, size in of_gradients)]
+
+
+def arithmetic(exact: Evaluation) -> list[Array]:
+    """One rounding, and three for a share of the gradient; broadcasting sums n of these."""
+    counts, sizes = exact.again(np.ones_like, np.ones_like), exact.again(np.abs, np.abs)
+    of_gradients = zip(counts[1:], sizes[1:], strict=True)
+    return [np.abs(exact.results[0]), *((np.abs(n) + 3) * np.abs(size) for n, size in of_gradients)]
+
+
+def relative(roundings: int) -> Bounds:
+    """That many roundings of the results themselves."""
+    return lambda exact: [roundings * np.abs(result) for result in exact.results]
+
+
+def activated(exact: Evaluation) -> list[Array]:
+    """At most 16 roundings of intermediate values no larger than 1 or |x|; `prelu` sums over its slopes' elements."""
+    x, u = np.abs(exact.inputs[0]), np.abs(exact.cotangent)
+    size = np.fmax(1.0, x)  # of a NaN, which must be one in the result too, any bound will do
+    if len(exact.results) == 2:
+        return [16 * size, 16 * size * u]
+    shares = u * x * (exact.inputs[0] <= 0)
+    slopes = exact.inputs[1].size
+    axes = tuple(i for i in range(x.ndim) if i != 1 or slopes == 1)
+    return [16 * size, 16 * size * u, (x.size // slopes + 2) * shares.sum(axis=axes).reshape(slopes)]
+
+
+def _soft(exact: Evaluation) -> list[Array]:
+    """The exponent is wrong by u · its size, the sum by u · terms; both are relative errors of the softmax."""
+    x, dim = exact.inputs[0], exact.inputs[1]
+    if not x.size:
+        return exact.results
+    y, u = exact.results[0], np.abs(exact.cotangent)
+    relative = 4 * np.ptp(x) + x.shape[dim] + 8
+    if exact.case.op == "softmax":
+        return [relative * y, 3 * relative * y * (u + (u * y).sum(axis=dim, keepdims=True))]
+    total = u.sum(axis=dim, keepdims=True)
+    return [relative * np.ones_like(y), 3 * relative * (u + np.exp(y) * total)]
+
+
+def _normalised(rows: Callable[[Array], Array]) -> Bounds:
+    """M + 16 roundings of 2·|x|/σ, the two sums' share in x̂; `rows` reshapes x so that a row is normalised together.
+
+    With d that error of x̂ and of 1/σ, and |x̂| <= m, the gradient w/σ·(u − mean(u) − x̂·mean(u·x̂)) is off by at most
+    3·(1 + m)·d·|w|·|u|/σ, a weight's Σ u·x̂ by (n·m + d)·Σ|u|, a bias's Σ u by n·Σ|u|.
+    """
+
+    def bounds(exact: Evaluation) -> list[Array | float]:
+        x, u = exact.inputs[0], np.abs(exact.cotangent)
+        if not x.size:
+            return [0.0] * len(exact.results)
+        together = rows(x)
+        deviation = together.std(-1, keepdims=True)
+        m = float(np.max(np.abs(together - together.mean(-1, keepdims=True)) / deviation))
+        d = (together.shape[-1] + 16) * float(np.max(2 * np.abs(together) / deviation))
+        affine = [exact.inputs[i] for i in exact.case.differentiable[1:]]
+        scale = float(np.abs(affine[0]).max()) if affine else 1.0
+        shift = float(np.abs(affine[1]).max()) if affine else 0.0
+        gradient = 3 * (1 + m) * d * scale * float(u.max()) / float(deviation.min())
+        found: list[Array | float] = [d * scale + (together.shape[-1] + 16) * shift, gradient]
+        if affine:
+            n = u.size // affine[1].size + 2
+            sums = exact.again(None, np.abs)[-1]
+            found += [(n * m + d) * sums, n * sums]
+        return found
+
+    return bounds
+
+
+def _with_statistics(exact: Evaluation) -> list[Array]:
+    """batch_norm with given statistics: eight roundings of (x − mean)/σ·w and b; sums over a channel."""
+    x, mean, variance, weight, bias = exact.inputs[:5]
+    across = (-1, *(1,) * (x.ndim - 2))
+    eps = exact.arguments.get("eps", 1e-5)
+    normal = np.abs(x - mean.reshape(across)) / np.sqrt(variance + eps).reshape(across)
+    u, axes = np.abs(exact.cotangent), tuple(i for i in range(x.ndim) if i != 1)
+    n = x.size // x.shape[1] + 8
+    y = 8 * (normal * np.abs(weight).reshape(across) + np.abs(bias).reshape(across))
+    return [y, 8 * np.abs(exact.results[1]), n * (u * normal).sum(axes), n * u.sum(axes)]
+
+
+def _responses(exact: Evaluation) -> list[Array]:
+    """The sum of squares has only positive terms, a power multiplies its error by beta < 1. The gradient is the
+    difference of u·y/x and what the neighbours take away, which are positive where x and u are."""
+    x, (y, _), size = exact.inputs[0], exact.results, exact.inputs[1]
+    direct = np.abs(exact.cotangent * y / x)
+    return [(size + 16) * np.abs(y), (2 * size + 32) * (2 * direct - exact.again(np.abs, np.abs)[1])]
+
+
+def _interpolated(exact: Evaluation) -> list[float]:
+    """Positions up to the size are rounded, so fractions are off by size · u; then six roundings of the values. An
+    element gives to at most two outputs on each side of it, times the magnification."""
+    x, u = exact.inputs[0], exact.cotangent
+    fraction = 8 * max(x.shape) + 8
+    n = math.prod(2 * (-(-q // h) + 1) for q, h in zip(u.shape[2:], x.shape[2:], strict=True))
+    return [fraction * float(np.abs(x).max(initial=0.0)), (fraction + n) * n * float(np.abs(u).max(initial=0.0))]
+
+
+def _losses(exact: Evaluation) -> list[float]:
+    """Classes + 16 roundings of a loss, as large as its logits and weights make it, and one for each that is summed."""
+    case, x, other = exact.case, np.abs(exact.inputs[0]), exact.inputs[1]
+    by_class = case.op in ("cross_entropy", "nll_loss")
+    classes, weight = x.shape[1] if by_class else 1, exact.arguments.get("weight")
+    largest = 4 * float(x.max(initial=1.0)) + 8
+    for array in (*exact.inputs[1:], *exact.arguments.values()):
+        if isinstance(array, np.ndarray) and array.dtype.kind == "f":
+            largest *= float(np.abs(array).max(initial=1.0))
+    if case.op in ("mse_loss", "half_squared_error", "smooth_l1_loss"):
+        largest *= float(x.max(initial=1.0))
+    count, divisor = x.size // classes, 1.0
+    reduction = case.arguments.get("reduction", "sum" if case.op == "half_squared_error" else "mean")
+    if reduction == "mean" and other.dtype.kind == "i":
+        labels = other[other != exact.arguments.get("ignore_index", -100)]
+        divisor = float(labels.size if weight is None else weight[labels].sum())
+    elif reduction == "mean":
+        divisor = count
+    terms = {"none": 1, "sum": count, "mean": count / divisor}[reduction]
+    loss = (classes + 16 + (count if reduction != "none" else 0)) * largest * terms
+    gradient = (classes + 16) * largest * float(np.abs(exact.cotangent).max()) / divisor
+    return [loss, *[gradient] * (len(exact.results) - 1)]
+
+
+# -- convolution and products ---------------------------------------------------------------------------
+
+
+def conv(x: Shape, w: Shape, bias: bool = False, pytorch: bool = True, **arguments: Any) -> Case:
+    """conv2d of x [N, C, H, W] with filters w [K, C/groups, R, S]."""
+    inputs = [normal(*x), normal(*w, seed=1)] + [normal(w[0], seed=2)] * bias
+    moves = {"stride": 1, "padding": 0} | {k: v for k, v in arguments.items() if k != "groups"}
+    window = Window.of(w[2:], **moves, size=(x[2], x[3]))
+    operations = 2 * x[0] * math.prod(window.output_size((x[2], x[3]))) * math.prod(w)
+    return Case("conv2d", tuple(inputs), products, arguments, operations=operations, pytorch=pytorch)
+
+
+def transposed(x: Shape, w: Shape, bias: bool = False, **arguments: Any) -> Case:
+    """conv_transpose2d of x [N, C, P, Q] with filters w [C, K/groups, R, S]."""
+    inputs = [normal(*x), normal(*w, seed=1)] + [normal(w[1] * arguments.get("groups", 1), seed=2)] * bias
+    operations = 2 * x[0] * x[2] * x[3] * math.prod(w)
+    return Case("conv_transpose2d", tuple(inputs), products, arguments, operations=operations)
+
+
+CONV2D = [
+    conv((2, 3, 7, 5), (4, 3, 3, 2), bias=True),
+    conv((1, 1, 5, 4), (1, 1, 2, 3), bias=True),
+    conv((2, 5, 4, 7), (3, 5, 3, 3), padding=1),
+    conv((1, 17, 3, 5), (5, 17, 2, 1), bias=True),
+    conv((1, 3, 5, 3), (17, 3, 1, 2), stride=(1, 2)),
+    conv((2, 3, 7, 5), (5, 3, 1, 1), bias=True, stride=2),
+    conv((1, 4, 6, 3), (2, 4, 1, 1)),
+    conv((2, 3, 5, 4), (4, 3, 5, 4), bias=True),
+    conv((1, 2, 3, 4), (3, 2, 5, 6), padding=1),
+    conv((1, 2, 11, 8), (3, 2, 2, 3), bias=True, stride=(5, 4)),
+    conv((1, 2, 8, 7), (3, 2, 3, 3), stride=3),
+    conv((2, 3, 5, 6), (2, 3, 3, 2), stride=(1, 3), padding=(2, 1)),
+    conv((1, 2, 3, 2), (3, 2, 2, 2), bias=True, padding=3),
+    conv((2, 5, 6, 7), (5, 1, 3, 2), bias=True, groups=5, stride=(1, 2), padding=(1, 0)),
+    conv((1, 3, 7, 5), (6, 1, 3, 3), groups=3, stride=2, padding=1),
+    conv((2, 4, 7, 8), (6, 2, 3, 2), bias=True, groups=2, stride=(2, 3)),
+    conv((1, 6, 9, 7), (3, 2, 2, 3), groups=3, stride=2, dilation=(3, 2), padding=(1, 2)),
+    conv((2, 6, 5, 3), (6, 3, 1, 1), groups=2, stride=2),
+    conv((1, 2, 7, 6), (3, 2, 3, 2), bias=True, dilation=(2, 3)),
+    conv((1, 2, 7, 5), (3, 2, 3, 2), pytorch=False, dilation=(2, 1), padding=(1, 2, 3, 0)),
+    conv((2, 4, 5, 6), (4, 2, 2, 3), bias=True, pytorch=False, groups=2, stride=(2, 1), padding=(0, 3, 2, 1)),
+    conv((1, 2, 5, 4), (3, 2, 4, 2), padding="same"),
+    conv((1, 2, 6, 5), (3, 2, 2, 3), padding="same", dilation=(3, 2)),
+    conv((1, 2, 7, 6), (3, 2, 3, 2), bias=True, pytorch=False, padding="same", stride=(2, 3)),
+    conv((1, 2, 7, 5), (3, 2, 1, 1), pytorch=False, padding="same", stride=3),
+    conv((1, 2, 7, 5), (3, 2, 2, 3), padding="valid", stride=2),
+    conv((3, 4, 1, 1), (2, 4, 1, 1), bias=True),
+    conv((0, 3, 5, 4), (4, 3, 3, 2), bias=True),
+    conv((0, 4, 5, 4), (4, 2, 3, 2), stride=2, groups=2),
+    # Larger than a kernel's tile in each direction, and by an odd rest: pixels, filters, terms of a sum.
+    conv((3, 2, 13, 11), (5, 2, 3, 2), bias=True, padding=1),
+    conv((1, 5, 13, 11), (67, 5, 4, 4), bias=True, padding=1),
+    conv((2, 10, 15, 13), (34, 5, 3, 2), groups=2),
+    conv((1, 70, 13, 7), (65, 70, 1, 1), bias=True),
+    conv((2, 33, 13, 11), (33, 1, 3, 3), groups=33, stride=(2, 1), padding=1),
+    conv((1, 5, 23, 19), (3, 5, 3, 2), pytorch=False, dilation=(2, 3), padding=(0, 2, 1, 3)),
+    conv((1, 129, 5, 3), (3, 129, 3, 3), padding=(1, 0)),
+    conv((5, 1, 28, 27), (3, 1, 5, 4), bias=True, stride=(3, 2), padding=2),
+    conv((2, 6, 19, 17), (6, 3, 2, 3), groups=2, stride=2, padding=(0, 1), dilation=(1, 2)),
+]
+
+CONV_TRANSPOSE2D = [
+    transposed((2, 3, 4, 3), (3, 2, 3, 2), bias=True),
+    transposed((1, 1, 3, 2), (1, 1, 2, 3)),
+    transposed((2, 3, 4, 3), (3, 5, 3, 2), bias=True, stride=(2, 3), padding=(1, 0), output_padding=(1, 2)),
+    transposed((1, 4, 3, 4), (4, 3, 2, 3), bias=True, groups=2, stride=2),
+    transposed((1, 6, 3, 2), (6, 1, 3, 2), groups=6, stride=(3, 2), padding=(1, 1)),
+    transposed((1, 2, 4, 3), (2, 3, 2, 3), dilation=(3, 2), padding=(2, 1)),
+    transposed((1, 2, 3, 2), (2, 3, 2, 2), stride=(5, 3)),
+    transposed((1, 17, 2, 3), (17, 1, 1, 1), bias=True, stride=2, output_padding=1),
+    transposed((0, 3, 4, 3), (3, 2, 3, 2), bias=True, stride=2),
+    transposed((1, 66, 5, 7), (66, 5, 2, 3), bias=True, stride=(2, 1)),
+    transposed((2, 5, 11, 9), (5, 17, 3, 2), stride=(1, 2), padding=1),
+]
+
+
+def dense(op: str, *shapes: Shape, same_bits: bool = True) -> Case:
+    """linear or matmul of operands of these shapes."""
+    inputs = tuple(normal(*shape, seed=i) for i, shape in enumerate(shapes))
+    a, b = shapes[:2]
+    columns = b[0] if op == "linear" else b[-1]
+    lead = a[:-1] if op == "linear" else (*np.broadcast_shapes(a[:-2], b[:-2]), a[-2])
+    return Case(op, inputs, products, operations=2 * math.prod(lead) * columns * a[-1], same_bits=same_bits)
+
+
+DENSE = [
+    dense("linear", (4, 7), (3, 7), (3,)),
+    dense("linear", (4, 7), (3, 7)),
+    dense("linear", (5,), (3, 5), (3,)),
+    dense("linear", (2, 3, 4, 5), (6, 5), (6,)),
+    dense("linear", (2, 3, 5), (1, 5)),
+    dense("linear", (0, 7), (3, 7), (3,)),
+    dense("linear", (1, 17), (17, 17)),
+    dense("linear", (70, 9), (67, 9), (67,)),
+    dense("matmul", (3, 5), (5, 2)),
+    dense("matmul", (2, 3, 5), (2, 5, 4)),
+    dense("matmul", (2, 3, 5), (5, 4), same_bits=False),
+    dense("matmul", (3, 5), (2, 5, 4), same_bits=False),
+    dense("matmul", (2, 1, 3, 5), (4, 5, 2), same_bits=False),
+    dense("matmul", (0, 5), (5, 2)),
+    dense("matmul", (70, 33), (33, 66)),
+    dense("matmul", (3, 1100), (1100, 5)),
+    dense("matmul", (1, 1), (1, 1)),
+]
+
+# -- pooling ---------------------------------------------------------------------------------------------
+
+WINDOWS: list[tuple[Shape, dict[str, Any]]] = [
+    ((2, 3, 7, 5), {"kernel_size": 2}),
+    ((2, 3, 7, 5), {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0)}),
+    ((1, 5, 7, 8), {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+    ((1, 17, 4, 4), {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+    ((1, 1, 5, 9), {"kernel_size": (3, 4), "stride": (1, 2), "padding": (1, 2)}),
+    ((2, 1, 7, 5), {"kernel_size": 1, "stride": 2}),
+    ((1, 3, 6, 7), {"kernel_size": 1, "stride": 2, "ceil_mode": True}),
+    ((1, 2, 11, 8), {"kernel_size": (2, 3), "stride": (5, 4)}),
+    ((2, 3, 7, 5), {"kernel_size": (7, 5)}),
+    ((1, 2, 4, 9), {"kernel_size": (3, 4), "stride": (3, 4), "padding": (0, 2), "ceil_mode": True}),
+    ((1, 1, 17, 2), {"kernel_size": (2, 3), "stride": (2, 3), "padding": 1, "ceil_mode": True}),
+    ((1, 2, 9, 5), {"kernel_size": (4, 2), "stride": 2, "ceil_mode": True}),
+    ((1, 1, 32, 3), {"kernel_size": (8, 3), "stride": (4, 1), "ceil_mode": True}),
+    ((3, 2, 1, 1), {"kernel_size": 1}),
+    ((0, 3, 7, 5), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    ((1, 1, 32, 7), {"kernel_size": 1, "stride": 2, "ceil_mode": True}),
+    ((2, 5, 23, 19), {"kernel_size": (3, 4), "stride": 2, "padding": (1, 2), "ceil_mode": True}),
+]
+FOR_EXTREMES: list[tuple[Shape, dict[str, Any]]] = [
+    ((1, 2, 9, 7), {"kernel_size": 3, "stride": (1, 2), "padding": 1, "dilation": (3, 2)}),
+    ((2, 1, 8, 7), {"kernel_size": (2, 3), "stride": 3, "dilation": (4, 2), "ceil_mode": True}),
+    ((1, 1, 20, 19), {"kernel_size": 17, "stride": (2, 1), "padding": (1, 0)}),  # more taps than a byte can number
+    ((1, 2, 9, 8), {"kernel_size": 2, "stride": 2, "dilation": 2}),  # windows that share an element though stride >= 2
+]
+
+
+def _pool(op: str, shape: Shape, pytorch: bool = True, **arguments: Any) -> Case:
+    moves = {k: v for k, v in arguments.items() if k in ("stride", "padding", "dilation", "ceil_mode")}
+    window = Window.of(arguments["kernel_size"], **{"stride": None, "padding": 0} | moves)
+    operations = math.prod(shape[:2]) * math.prod(window.output_size((shape[2], shape[3]))) * window.taps
+    extreme = op in ("max_pool2d", "min_pool2d")
+    bounds, x = (selected, distinct(*shape)) if extreme else (averages(window.taps), normal(*shape))
+    return Case(op, (x,), bounds, arguments, operations=operations, pytorch=pytorch)
+
+
+POOL = [
+    *(_pool("max_pool2d", shape, **window) for shape, window in WINDOWS + FOR_EXTREMES),
+    *(_pool("min_pool2d", shape, pytorch=False, **window) for shape, window in WINDOWS + FOR_EXTREMES),
+    *(_pool("avg_pool2d", shape, **window) for shape, window in WINDOWS),
+    *(_pool("avg_pool2d", shape, **window, count_include_pad=False) for shape, window in WINDOWS),
+    *(_pool("avg_pool2d", shape, **window, divisor_override=7) for shape, window in WINDOWS[1:4]),
+    *(_pool("sum_pool2d", shape, pytorch=False, **window) for shape, window in WINDOWS),
+]
+
+ADAPTIVE_SIZES: list[Any] = [1, (3, None), (None, 1), (5, 8), (7, 5), (4, 2)]
+
+
+def _adaptive(op: str, shape: Shape, size: Any) -> Case:
+    """A window of ⌈H/P⌉ + 1 rows at most."""
+    extreme = op == "adaptive_max_pool2d"
+    given = size if isinstance(size, tuple) else (size, size)
+    goal = [p or h for p, h in zip(given, shape[2:], strict=True)]
+    taps = math.prod(-(-h // p) + 1 for h, p in zip(shape[2:], goal, strict=True))
+    operations = math.prod(shape[:2]) * math.prod(goal) * taps
+    x, bounds = (distinct(*shape), selected) if extreme else (normal(*shape), averages(taps + 1))
+    return Case(op, (x, size), bounds, operations=operations)
+
+
+ADAPTIVE_POOL = [
+    *(_adaptive("adaptive_avg_pool2d", s, size) for s in [(2, 3, 7, 5), (0, 3, 4, 5)] for size in ADAPTIVE_SIZES),
+    *(_adaptive("adaptive_max_pool2d", s, size) for s in [(2, 3, 7, 5), (0, 3, 4, 5)] for size in ADAPTIVE_SIZES),
+]
+
+# -- activations -----------------------------------------------------------------------------------------
+
+WAVE = wave(2, 3, 7, 2)
+LONG = normal(3, 5, 13, 11, scale=3)  # more than a block, and an odd rest
+
+
+def _activation(op: str, x: Values, *others: Values, pytorch: bool = True, **arguments: Any) -> Case:
+    bounds: Bounds = selected if op in ("relu", "relu6") else activated
+    return Case(op, (x, *others), bounds, arguments, pytorch=pytorch)
+
+
+ACTIVATION = [
+    _activation("relu", WAVE),
+    _activation("relu", LONG),
+    _activation("relu", normal(0, 3, 4, 2)),
+    _activation("relu6", WAVE),
+    _activation("leaky_relu", WAVE),
+    _activation("leaky_relu", WAVE, negative_slope=0.3),
+    Case("prelu", (WAVE, listed(0.25)), activated, same_bits=False),
+    Case("prelu", (WAVE, normal(3)), activated),
+    Case("prelu", (wave(28, 3), normal(3)), activated),
+    _activation("elu", WAVE),
+    _activation("elu", WAVE, alpha=0.7),
+    _activation("gelu", WAVE),
+    _activation("gelu", LONG),
+    _activation("gelu", WAVE, approximate="tanh"),
+    _activation("gelu", normal(0, 7)),
+    _activation("silu", WAVE),
+    _activation("hardswish", WAVE),
+    _activation("hardsigmoid", WAVE, pytorch=False),  # PyTorch's float64 slope is 1/6 rounded to float32
+    _activation("softplus", WAVE),
+    _activation("softplus", WAVE, beta=2.0, threshold=np.inf),
+    _activation("softplus", wave(2, 3, 7, 2, scale=9), beta=0.5, threshold=np.inf),
+    _activation("sigmoid", WAVE),
+    _activation("sigmoid", normal(5)),
+    _activation("tanh", WAVE),
+    _activation("tanh", LONG),
+    *(
+        Case(op, (x, dim), _soft, same_bits=False)
+        for op in ("softmax", "log_softmax")
+        for x, dim in [
+            (normal(4, 10), 1),
+            (normal(3, 5), 0),
+            (normal(2, 5, 4, 3, scale=3), 1),
+            (normal(2, 5, 4, 3), -1),
+            (normal(2, 3, 4), 1),
+            (normal(3, 1), 1),
+            (normal(7), 0),
+            (normal(0, 5), 1),
+            (normal(3, 67, scale=5), 1),
+        ]
+    ),
+    *(
+        Case("dropout", (normal(*shape),), relative(3), {"p": p, "generator": Seed(seed)}, pytorch=False)
+        for shape, p, seed in [((2, 3, 7, 5), 0.3, 7), ((2051,), 0.5, 2**63 + 5), ((0, 4), 0.2, 1)]
+    ),
+]
+
+# -- normalisation ---------------------------------------------------------------------------------------
+
+
+def _batch_norm(shape: Shape, affine: bool = True, offset: float = 0.5, **arguments: Any) -> Case:
+    c = shape[1]
+    affines = (normal(c, seed=1), normal(c, seed=2)) if affine else (None, None)
+    bounds = _normalised(lambda x: np.moveaxis(x, 1, 0).reshape(c, -1))
+    inputs = (normal(*shape, offset=offset), None, None, *affines, True)
+    return Case("batch_norm", inputs, bounds, arguments)
+
+
+def _batch_norm_at_rest(shape: Shape, **arguments: Any) -> Case:
+    c = shape[1]
+    statistics = (normal(c, seed=3), uniform(c, low=0.5, high=2.0, seed=4))
+    inputs = (normal(*shape), *statistics, normal(c, seed=1), normal(c, seed=2))
+    return Case("batch_norm", inputs, _with_statistics, arguments, (1, 2))
+
+
+def _group_norm(shape: Shape, groups: int, affine: bool = True, **arguments: Any) -> Case:
+    affines = (normal(shape[1], seed=1), normal(shape[1], seed=2)) if affine else ()
+    bounds = _normalised(lambda x: x.reshape(shape[0] * groups, -1))
+    return Case("group_norm", (normal(*shape, offset=0.5), groups, *affines), bounds, arguments, same_bits=False)
+
+
+def _layer_norm(shape: Shape, normalized: Shape, affine: bool = True, **arguments: Any) -> Case:
+    affines = (normal(*normalized, seed=1), normal(*normalized, seed=2)) if affine else ()
+    bounds = _normalised(lambda x: x.reshape(-1, math.prod(normalized)))
+    return Case("layer_norm", (normal(*shape, offset=0.5), normalized, *affines), bounds, arguments, same_bits=False)
+
+
+def _local_response_norm(shape: Shape, size: int, **arguments: Any) -> Case:
+    return Case("local_response_norm", (normal(*shape, scale=2), size), _responses, arguments, same_bits=False)
+
+
+NORM = [
+    _batch_norm((2, 3, 7, 5)),
+    _batch_norm((2, 3, 7, 5), affine=False, eps=1e-3),
+    _batch_norm((37, 6)),
+    _batch_norm((2, 1, 13, 11), offset=3.0),
+    _batch_norm((3, 35, 11, 9)),
+    _batch_norm((5, 17, 1, 1)),
+    _batch_norm_at_rest((2, 3, 7, 5)),
+    _batch_norm_at_rest((5, 4), eps=1e-2),
+    _batch_norm_at_rest((1, 1, 1, 1)),
+    _batch_norm_at_rest((0, 3, 4, 2)),
+    _group_norm((2, 6, 3, 5), 3),
+    _group_norm((2, 6, 3, 5), 6, affine=False, eps=1e-3),
+    _group_norm((3, 4, 5, 2), 1),
+    _group_norm((2, 6, 7), 2),
+    _group_norm((0, 6, 3, 5), 3),
+    _layer_norm((4, 7), (7,)),
+    _layer_norm((2, 3, 5, 4), (5, 4), eps=1e-3),
+    _layer_norm((2, 3, 5, 4), (3, 5, 4), affine=False),
+    _layer_norm((0, 7), (7,)),
+    _local_response_norm((2, 7, 3, 5), 3, alpha=0.5, beta=0.6, k=2.0),
+    _local_response_norm((1, 5, 4, 2), 4, alpha=0.5),
+    _local_response_norm((1, 3, 2, 5), 9),
+    _local_response_norm((1, 1, 4, 3), 1, alpha=1.0),
+    _local_response_norm((0, 3, 4, 3), 2),
+]
+
+# -- shapes, arithmetic ----------------------------------------------------------------------------------
+
+
+def _interpolate(shape: Shape, **arguments: Any) -> Case:
+    bounds: Bounds = _interpolated if arguments.get("mode") == "bilinear" else selected
+    return Case("interpolate", (normal(*shape),), bounds, arguments)
+
+
+_PADDINGS: list[tuple[Shape, dict[str, Any]]] = [
+    ((1, 2, 3, 0), {}),
+    ((1, 2, 3, 0), {"value": 1.5}),
+    ((2, 0), {}),
+    ((1, 3, 4, 2), {"mode": "reflect"}),
+    ((0, 1, 0, 0), {"mode": "reflect"}),
+    ((6, 2, 0, 7), {"mode": "replicate"}),
+    ((0, 0, 0, 0), {}),
+    ((-1, 2, 0, -2), {}),
+]
+
+SHAPE = [
+    *(Case("pad", (normal(2, 3, 5, 4), sides), selected, arguments) for sides, arguments in _PADDINGS),
+    Case("pad", (normal(0, 3, 5, 4), (1, 2, 3, 0)), selected),
+    _interpolate((2, 3, 5, 4), size=(10, 3)),
+    _interpolate((2, 3, 5, 4), size=(5, 4)),
+    _interpolate((2, 3, 5, 4), scale_factor=2),
+    _interpolate((2, 3, 5, 4), scale_factor=(1.5, 0.5)),
+    _interpolate((1, 1, 7, 3), size=1),
+    _interpolate((2, 3, 5, 4), size=(11, 3), mode="bilinear", align_corners=False),
+    _interpolate((2, 3, 5, 4), size=(11, 1), mode="bilinear", align_corners=True),
+    _interpolate((2, 3, 5, 4), scale_factor=2, mode="bilinear", align_corners=True),
+    _interpolate((2, 3, 5, 4), scale_factor=(0.5, 2.5), mode="bilinear"),
+    _interpolate((1, 2, 1, 3), size=(4, 7), mode="bilinear", align_corners=True),
+    _interpolate((0, 3, 5, 4), scale_factor=2, mode="bilinear"),
+]
+
+VIEWS = [
+    Case("permute", (normal(2, 3, 5, 4), (2, 0, 3, 1)), selected),
+    Case("flatten", (normal(2, 3, 5, 4), 1), selected),
+    Case("expand", (normal(3, 1, 4), (2, 3, 5, 4)), selected, same_bits=False),
+    Case("index", (normal(5, 3, 7), (slice(4, None, -2), ..., None, 3)), selected, pytorch=False),
+    Case("index", (normal(2, 3, 9, 7), (slice(None), slice(None), [0, 8, 8, -1])), selected, pytorch=False),
+    Case("index", (normal(300, 3), [[7, 299], [7, 0]]), selected, pytorch=False),
+]
+
+ARITHMETIC = [
+    *(
+        Case(op, (normal(*a), uniform(*b, low=0.5, high=2.0)), arithmetic, same_bits=a == b)
+        for op in ("add", "sub", "mul", "div")
+        for a, b in [((2, 3, 7, 5), (2, 3, 7, 5)), ((2, 3, 7, 5), (3, 1, 1)), ((3, 1), (1, 4))]
+    ),
+    Case("pow", (uniform(2, 3, 5, 4), 2.5), relative(16), same_bits=False),
+    Case("exp", (WAVE,), relative(8), same_bits=False),
+    Case("log", (uniform(3, 5, high=9.0),), activated, same_bits=False),
+    Case("sqrt", (uniform(3, 5, high=9.0),), relative(4)),
+    Case("abs", (WAVE,), selected),
+    Case("neg", (WAVE,), selected),
+    Case("clamp", (WAVE, -2.0, 3.5), selected),
+    Case("sum", (normal(2, 3, 7, 5), (0, 2)), products, same_bits=False),
+    Case("sum", (normal(300, 3),), products, same_bits=False),
+    Case("mean", (normal(2, 3, 7, 5), (2, 3)), averages(35), same_bits=False),
+    Case("amax", (distinct(2, 3, 7, 5), (1, 3)), selected),
+    Case("amin", (distinct(5, 3), 0), selected),
+]
+
+# -- losses ----------------------------------------------------------------------------------------------
+
+
+def _loss(op: str, *inputs: Values, constants: tuple[int, ...] = (1,), pytorch: bool = True, **arguments: Any) -> Case:
+    by_itself = op in ("nll_loss", "mse_loss", "l1_loss") or (op == "cross_entropy" and inputs[1].integer)
+    same_bits = by_itself and arguments.get("reduction") == "none"
+    return Case(op, inputs, _losses, arguments, constants, same_bits=same_bits, pytorch=pytorch)
+
+
+_SCORES, _LABELS = normal(6, 5), integers(6, classes=5)
+_MAPS, _MAP_LABELS = normal(2, 3, 3, 4), _some_ignored(2, 3, 4, classes=3)
+_WEIGHTS, _TARGETS = uniform(5, low=0.2, high=2.0), _probabilities(6, 5, seed=2)
+_LOG_PROBABILITIES = _probabilities(6, 5, logarithm=True)
+_ANSWERS, _TRUTHS = uniform(3, 4), uniform(3, 4, seed=1)
+_GUESSES, _FACTS = distinct(4, 3), distinct(4, 3, seed=1, offset=1 / 17)
+
+LOSS = [
+    _loss("cross_entropy", _SCORES, _LABELS),
+    _loss("cross_entropy", _SCORES, _LABELS, label_smoothing=0.2),
+    _loss("cross_entropy", _SCORES, _LABELS, reduction="none"),
+    _loss("cross_entropy", _SCORES, _LABELS, reduction="sum", label_smoothing=0.1),
+    _loss("cross_entropy", _SCORES, _LABELS, weight=_WEIGHTS),
+    _loss("cross_entropy", _SCORES, _LABELS, weight=_WEIGHTS, label_smoothing=0.1),
+    _loss("cross_entropy", _SCORES, _LABELS, weight=_WEIGHTS, label_smoothing=0.1, ignore_index=3),
+    _loss("cross_entropy", _SCORES, _LABELS, weight=_WEIGHTS, reduction="none"),
+    _loss("cross_entropy", normal(1, 2), listed(1)),
+    _loss("cross_entropy", normal(3, 17), listed(16, 0, 9)),
+    _loss("cross_entropy", normal(70, 67, scale=3), integers(70, classes=67), reduction="none"),
+    _loss("cross_entropy", normal(3, 5, scale=2000), listed(4, 0, 2), reduction="none"),
+    _loss("cross_entropy", _MAPS, _MAP_LABELS),
+    _loss("cross_entropy", _MAPS, _MAP_LABELS, reduction="none", label_smoothing=0.1),
+    _loss("cross_entropy", _MAPS, _MAP_LABELS, weight=uniform(3, low=0.2, high=2.0)),
+    _loss("cross_entropy", _SCORES, _TARGETS),
+    _loss("cross_entropy", _SCORES, _TARGETS, reduction="none"),
+    _loss("cross_entropy", _SCORES, _TARGETS, weight=_WEIGHTS, label_smoothing=0.1),
+    _loss("cross_entropy", _MAPS, _probabilities(2, 3, 3, 4, seed=5)),
+    _loss("nll_loss", _LOG_PROBABILITIES, _LABELS),
+    _loss("nll_loss", _LOG_PROBABILITIES, _LABELS, weight=_WEIGHTS),
+    _loss("nll_loss", _LOG_PROBABILITIES, _LABELS, ignore_index=3, reduction="sum"),
+    _loss("nll_loss", _MAPS, _MAP_LABELS, reduction="none"),
+    _loss("binary_cross_entropy", _ANSWERS, _TRUTHS),
+    _loss("binary_cross_entropy", _ANSWERS, _TRUTHS, reduction="none"),
+    _loss("binary_cross_entropy", _ANSWERS, _TRUTHS, weight=uniform(3, 4, high=3.0), reduction="sum"),
+    _loss("binary_cross_entropy_with_logits", normal(3, 4), _TRUTHS),
+    _loss("binary_cross_entropy_with_logits", normal(3, 4, scale=9), _TRUTHS, reduction="none"),
+    _loss(
+        "binary_cross_entropy_with_logits",
+        normal(3, 4),
+        _TRUTHS,
+        weight=uniform(3, 4, high=3.0),
+        pos_weight=listed(1.0, 2.0, 3.0, 4.0),
+    ),
+    _loss("mse_loss", _GUESSES, _FACTS, constants=()),
+    _loss("mse_loss", _GUESSES, _FACTS, reduction="sum", constants=()),
+    _loss("mse_loss", _GUESSES, _FACTS, reduction="none", constants=()),
+    _loss("l1_loss", _GUESSES, _FACTS, constants=()),
+    _loss("l1_loss", _GUESSES, _FACTS, reduction="none", constants=()),
+    _loss("smooth_l1_loss", _GUESSES, _FACTS, constants=()),
+    _loss("smooth_l1_loss", _GUESSES, _FACTS, beta=0.5, reduction="sum", constants=()),
+    _loss("smooth_l1_loss", _GUESSES, _FACTS, beta=0.0, constants=()),
+    _loss("half_squared_error", _GUESSES, _FACTS, pytorch=False, constants=()),
+]
+
+# -- what is no number: NaN in, NaN out, in its windows and nowhere else ----------------------------------
+
+_HOLED = with_nan(2, 3, 7, 5)
+NOT_A_NUMBER = [
+    replace(conv(_HOLED.shape, (6, 1, 3, 2), groups=3, stride=(2, 1)), inputs=(_HOLED, normal(6, 1, 3, 2, seed=1))),
+    *(
+        replace(_pool(op, _HOLED.shape, pytorch, kernel_size=(3, 2), stride=(2, 1)), inputs=(_HOLED,))
+        for op, pytorch in (("max_pool2d", True), ("min_pool2d", False), ("avg_pool2d", True))
+    ),
+    *(_activation(op, _HOLED) for op in ("relu", "leaky_relu", "gelu", "sigmoid", "tanh")),
+]
+
+CASES = [
+    *CONV2D,
+    *CONV_TRANSPOSE2D,
+    *POOL,
+    *ADAPTIVE_POOL,
+    *ACTIVATION,
+    *NORM,
+    *DENSE,
+    *SHAPE,
+    *VIEWS,
+    *ARITHMETIC,
+    *LOSS,
+    *NOT_A_NUMBER,
+]
