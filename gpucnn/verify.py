@@ -99,7 +99,7 @@ class Result:
         limits = np.finfo(self.got.dtype)
         size = np.clip(np.abs(self.expected), float(limits.tiny), float(limits.max)).astype(self.got.dtype)
         spacing: Array = np.spacing(size).astype(np.float64)
-        return self.error / spacing
+        return np.where(self.error == 0, 0.0, self.error / spacing)  # NaN where NaN is expected has no spacing
 
     @cached_property
     def relative(self) -> Array:
@@ -125,7 +125,7 @@ class Result:
             for terms in (*taps, part.terms):
                 for sign, what in ((1, "left out"), (-1, "counted twice")):
                     near = np.argwhere(np.abs(terms - sign * error) <= bound)
-                    if near.size and abs(error) > bound:
+                    if near.size:
                         box = zip(part.start, near[0], part.values.shape, terms.shape, strict=True)
                         place = (f"{a}:{a + whole}" if n < whole else f"{a + i}" for a, i, whole, n in box)
                         return f"as if {part.name}[{', '.join(place)}] were {what}"
