@@ -1,6 +1,11 @@
 """`pytest --backend NAME` (repeatable) picks what is under test; numpy is the default."""
 
+from collections.abc import Iterator
+from types import ModuleType
+
 import pytest
+
+import gpucnn
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -12,3 +17,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", metafunc.config.getoption("--backend") or ["numpy"], scope="session")
+
+
+@pytest.fixture
+def default_backend(backend: str) -> Iterator[None]:
+    """What a test makes without naming a backend is made on the one under test."""
+    with gpucnn.use_backend(backend):
+        yield
+
+
+@pytest.fixture
+def torch() -> ModuleType:
+    module: ModuleType = pytest.importorskip("torch", reason="PyTorch is not installed: nothing to compare with")
+    return module

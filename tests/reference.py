@@ -60,6 +60,20 @@ def sides(
     return (top, bottom), (left, right)
 
 
+# Worked sizes with ceil_mode: (length, kernel, stride, padding on both sides, outputs).
+CEIL_SIZES = [
+    (6, 1, 2, 0, 3),
+    (7, 1, 2, 0, 4),
+    (32, 1, 2, 0, 16),
+    (32, 8, 4, 0, 7),
+    (4, 3, 3, 0, 2),
+    (9, 4, 4, 2, 3),
+    (17, 2, 2, 1, 9),
+    (2, 3, 3, 1, 1),
+    (9, 4, 2, 0, 4),
+]
+
+
 def output_size(
     size: int, kernel: int, stride: int, before: int, after: int, dilation: int = 1, ceil_mode: bool = False
 ) -> int:

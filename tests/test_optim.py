@@ -4,7 +4,7 @@ import copy
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -18,17 +18,7 @@ from gpucnn.optim import LRScheduler, Optimizer
 
 STEPS = 25
 
-
-@pytest.fixture(autouse=True)
-def default_backend(backend: str) -> Iterator[None]:
-    with gpucnn.use_backend(backend):
-        yield
-
-
-@pytest.fixture
-def torch() -> ModuleType:
-    module: ModuleType = pytest.importorskip("torch", reason="PyTorch is not installed: nothing to compare with")
-    return module
+pytestmark = pytest.mark.usefixtures("default_backend")
 
 
 def leaf(values: Any, dtype: str = "float64") -> Tensor:

@@ -201,19 +201,6 @@ def test_reference_same_padding_puts_the_odd_pixel_at_the_end() -> None:
     np.testing.assert_array_equal(y.ravel(), [11.0, 110.0, 100.0])
 
 
-@pytest.mark.parametrize(
-    ("size", "kernel", "stride", "padding", "outputs"),
-    [
-        (6, 1, 2, 0, 3),
-        (7, 1, 2, 0, 4),
-        (32, 1, 2, 0, 16),
-        (32, 8, 4, 0, 7),
-        (4, 3, 3, 0, 2),
-        (9, 4, 4, 2, 3),
-        (17, 2, 2, 1, 9),
-        (2, 3, 3, 1, 1),
-        (9, 4, 2, 0, 4),
-    ],
-)
+@pytest.mark.parametrize(("size", "kernel", "stride", "padding", "outputs"), reference.CEIL_SIZES)
 def test_reference_ceil_mode_sizes(size: int, kernel: int, stride: int, padding: int, outputs: int) -> None:
     assert reference.output_size(size, kernel, stride, padding, padding, ceil_mode=True) == outputs

@@ -35,20 +35,7 @@ def gradient(op: str, x: Array, dy: Array, backend: str, *arguments: Any, **keyw
 
 
 @pytest.mark.parametrize("op", POOLS)
-@pytest.mark.parametrize(
-    ("size", "kernel", "stride", "padding", "outputs"),
-    [
-        (6, 1, 2, 0, 3),
-        (7, 1, 2, 0, 4),
-        (32, 1, 2, 0, 16),
-        (32, 8, 4, 0, 7),
-        (4, 3, 3, 0, 2),
-        (9, 4, 4, 2, 3),
-        (17, 2, 2, 1, 9),
-        (2, 3, 3, 1, 1),
-        (9, 4, 2, 0, 4),
-    ],
-)
+@pytest.mark.parametrize(("size", "kernel", "stride", "padding", "outputs"), reference.CEIL_SIZES)
 def test_ceil_mode_keeps_partial_windows_that_start_inside(
     op: str, size: int, kernel: int, stride: int, padding: int, outputs: int, backend: str
 ) -> None:
