@@ -17,6 +17,8 @@ Padding = int | Sequence[int] | Literal["same", "valid"]
 
 def pair(value: int | Sequence[int], name: str, minimum: int) -> Size:
     """An int or (height, width) as a pair of ints, each at least `minimum`."""
+    if type(value) is int and value >= minimum:
+        return value, value
     values = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(values) != 2 or not all(
         isinstance(v, Integral) and not isinstance(v, bool) and v >= minimum for v in values

@@ -2,13 +2,15 @@
 //
 // Layout     x [N, H, W, C], w [K, R, S, C/groups], y [N, P, Q, K]; all channels-last.
 // Grid       gemm_tile.cuh; the layers are groups (times parts, for the weight gradient).
-// Constants  KERNEL_H KERNEL_W STRIDE_H STRIDE_W PAD_TOP PAD_LEFT DILATION_H DILATION_W, and the tile of gemm_tile.cuh.
+// Constants  KERNEL_H KERNEL_W STRIDE_H STRIDE_W PAD_TOP PAD_LEFT DILATION_H DILATION_W, and the tile of gemm_tile.cuh;
+//            KIND, the activation that conv2d_forward applies (activation.cuh): RELU, RELU6, SIGMOID, TANH or NONE.
 // Cost       2 N P Q K R S C/groups FLOP; bound by multiply-adds for R S C/groups of 64 or more, else by memory.
 // Order      Each sum runs over its terms in the order that its formula names, in one chain.
+#include "activation.cuh"
 #include "gemm_tile.cuh"
 #include "window.cuh"
 
-// y[n,p,q,k] = b[k] + sum over r, s, c of x[n, row_of(p, r), column_of(q, s), c] * w[k,r,s,c].
+// y[n,p,q,k] = f(b[k] + sum over r, s, c of x[n, row_of(p, r), column_of(q, s), c] * w[k,r,s,c]), f the activation.
 // GEMM: rows (n,p,q), columns k of the group, sum over (r,s,c).
 extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) conv2d_forward(
     const SCALAR* __restrict__ x,  // [N, H, W, C]
@@ -34,7 +36,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) conv2d_forward(
         [=](int k, int n) -> Scalar { return wg[(long long)n * depth + k]; },
         [=](int m, int n, Scalar sum) {
             const int k = group * filters + n;
-            y[(long long)m * K + k] = b ? sum + b[k] : sum;
+            y[(long long)m * K + k] = activated(b ? sum + b[k] : sum, 0);
         });
 }
 

@@ -5,10 +5,12 @@
 // Grid       x: one thread per element of the result, channels (filters) fastest: neighbouring threads read
 //            neighbouring words of x and dy, or the same one. The weight gradient takes filters fastest, and parts of
 //            its long sum.
-// Constants  The window's (window.cuh); CHANNELS = C / groups, so that the loop over them is unrolled.
+// Constants  The window's (window.cuh); CHANNELS = C / groups, so that the loop over them is unrolled; KIND, the
+//            activation that the forward kernel applies, as in conv2d.cu.
 // Cost       2 N P Q K R S CHANNELS FLOP; two words from the caches a multiply-add: bound by them.
 // Order      As in conv2d.cu: each sum runs over its terms in the order that its formula names, in one chain. Terms of
 //            the padding are left out rather than added as 0; for finite filters the bits are the same.
+#include "activation.cuh"
 #include "common.cuh"
 #include "window.cuh"
 
@@ -16,7 +18,7 @@
 #error "compile with -DCHANNELS=C / groups"
 #endif
 
-// y[n,p,q,k] = b[k] + sum over r, s, c of x[n, row_of(p, r), column_of(q, s), c] * w[k,r,s,c].
+// y[n,p,q,k] = f(b[k] + sum over r, s, c of x[n, row_of(p, r), column_of(q, s), c] * w[k,r,s,c]), f the activation.
 extern "C" __global__ void conv2d_direct_forward(
     const SCALAR* __restrict__ x,  // [N, H, W, C]
     const SCALAR* __restrict__ w,  // [K, KERNEL_H, KERNEL_W, CHANNELS]
@@ -41,7 +43,7 @@ extern "C" __global__ void conv2d_direct_forward(
                 sum = multiply_add(pixel[c], filter[(r * KERNEL_W + s) * CHANNELS + c], sum);
         }
     }
-    y[i] = b ? sum + b[k] : sum;
+    y[i] = activated(b ? sum + b[k] : sum, 0);
 }
 
 // dx[n,h,v,c] = sum over r, s, k of dy[n,p,q,k] * w[k,r,s,c], where row_of(p, r) = h and column_of(q, s) = v.

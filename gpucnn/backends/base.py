@@ -76,11 +76,14 @@ class Backend(ABC):
     # -- convolution -----------------------------------------------------------------------------------
 
     @abstractmethod
-    def conv2d_forward(self, x: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
-        """y[n,k,p,q] = b[k] + Σ_{c,r,s} x[n, c, p·sh − top + r·dh, q·sw − left + s·dw] · w[k,c,r,s].
+    def conv2d_forward(
+        self, x: Array, w: Array, b: Array | None, window: Window, groups: int, activation: str | None = None
+    ) -> Array:
+        """y[n,k,p,q] = f(b[k] + Σ_{c,r,s} x[n, c, p·sh − top + r·dh, q·sw − left + s·dw] · w[k,c,r,s]).
 
         Cross-correlation; x is 0 outside its plane. x [N,C,H,W], w [K,C/groups,R,S], b [K] or None; y [N,K,P,Q].
-        Filter k reads the C/groups channels of its group, k // (K/groups).
+        Filter k reads the C/groups channels of its group, k // (K/groups). f is nothing, or an activation whose
+        backward pass needs only the output (see ACTIVATIONS).
         """
 
     @abstractmethod

@@ -44,6 +44,10 @@ def _window(window: Window) -> dict[str, Any]:
     }
 
 
+def _convolution(array: Array, window: Window, activation: str | None = None) -> dict[str, Any]:
+    return _scalar(array) | _window(window) | {"KIND": (activation or "none").upper()}
+
+
 def _divisor(window: Window, divisor: Divisor) -> tuple[dict[str, Any], int]:
     """The constants of an average, and the number to divide by if it is one."""
     if isinstance(divisor, int):
@@ -168,14 +172,16 @@ class KernelBackend(Backend):
 
     # -- convolution --------------------------------------------------------------------------------------------------
 
-    def conv2d_forward(self, x: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
+    def conv2d_forward(
+        self, x: Array, w: Array, b: Array | None, window: Window, groups: int, activation: str | None = None
+    ) -> Array:
         (n, c, h, width), k = x.shape, w.shape[0]
         p, q = window.output_size((h, width))
         y, storage = self._empty((n, k, p, q), x.dtype)
         if not y.size:
             return y
         bias = None if b is None else self._storage(b)
-        constants = _scalar(x) | _window(window)
+        constants = _convolution(x, window, activation)
         arguments = (self._storage(x), self._storage(w), bias, storage, n, h, width, c, k, p, q, groups)
         if conv2d_variant("conv2d_forward", c // groups, k // groups) == "direct":
             constants["CHANNELS"] = c // groups
@@ -190,7 +196,7 @@ class KernelBackend(Backend):
         dx, storage = self._empty((n, c, h, width), dy.dtype)
         if not dx.size:
             return dx
-        constants = _scalar(dy) | _window(window)
+        constants = _convolution(dy, window)
         arguments = (self._storage(dy), self._storage(w), storage, n, h, width, c, k, p, q, groups)
         if conv2d_variant("conv2d_backward_input", c // groups, k // groups) == "direct":
             constants["CHANNELS"] = c // groups
@@ -207,7 +213,7 @@ class KernelBackend(Backend):
             storage[...] = 0
             return dw
         depth = window.taps * channels
-        constants = _scalar(dy) | _window(window)
+        constants = _convolution(dy, window)
         inputs = (self._storage(dy), self._storage(x))
         direct = conv2d_variant("conv2d_backward_weight", channels, filters) == "direct"
         blocks = _ceil_div(dw.size, _THREADS) if direct else _tiles(filters, depth) * groups

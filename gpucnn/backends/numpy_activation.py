@@ -32,6 +32,17 @@ def activation_forward(x: Array, kind: str, parameter: float) -> Array:
     return y
 
 
+def activate(block: Array, kind: str) -> None:
+    """The activation of a dense block, in place."""
+    if kind in ("relu", "relu6"):
+        flat = block.reshape(-1)
+        for start in range(0, flat.size, 2 * BLOCK):
+            part = flat[start : start + 2 * BLOCK]
+            clamp(part, 6 if kind == "relu6" else None, part)
+    else:
+        np.copyto(block, value(block, kind, 0))
+
+
 def activation_backward(dy: Array, saved: Array, kind: str, parameter: float) -> Array:
     dx = np.empty_like(dy)
     if kind == "relu":

@@ -39,8 +39,10 @@ class NumpyBackend(Backend):
 
     # -- convolution --------------------------------------------------------------------------------------------------
 
-    def conv2d_forward(self, x: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
-        return numpy_conv.conv2d_forward(x, w, b, window, groups)
+    def conv2d_forward(
+        self, x: Array, w: Array, b: Array | None, window: Window, groups: int, activation: str | None = None
+    ) -> Array:
+        return numpy_conv.conv2d_forward(x, w, b, window, groups, activation)
 
     def conv2d_backward_input(self, dy: Array, w: Array, window: Window, groups: int, size: Size) -> Array:
         return numpy_conv.conv2d_backward_input(dy, w, window, groups, size)
@@ -185,7 +187,7 @@ class NumpyBackend(Backend):
                     m = g.copy(order="K")
                 else:
                     m *= momentum
-                    m += (1 - dampening) * g
+                    m += (1 - dampening) * g if dampening else g
                 g = g + momentum * m if nesterov else m
             w -= lr * g
             updated.append(m)

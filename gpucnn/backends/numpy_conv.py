@@ -10,12 +10,15 @@ That copies less and multiplies more; `best_side` weighs the two.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from math import gcd
+from typing import Any
 
 import numpy as np
 
 from gpucnn.backends.base import Array
+from gpucnn.backends.numpy_activation import activate
 from gpucnn.backends.numpy_elementwise import pixels
 from gpucnn.backends.numpy_parallel import cut, scratch, workers
 from gpucnn.geometry import Size, Window
@@ -23,6 +26,8 @@ from gpucnn.geometry import Size, Window
 # The im2col matrix of a block: three times L2, a tenth of L3.
 BLOCK_BYTES = 3 << 20
 BLOCK_PIXELS = 128
+# Up to this size images are padded before they are cut into blocks.
+PADDED_BYTES = 1 << 21
 # Multiply-adds of a block, some 200 µs: with fewer, another thread costs more than it saves. Threads meet at the
 # interpreter lock between NumPy calls, and waking one takes up to 50 µs.
 BLOCK_WORK = 8_000_000
@@ -44,6 +49,15 @@ def all_finite(x: Array) -> bool:
 # -- im2col ------------------------------------------------------------------------------------------------------------
 
 
+def even(blocks: int) -> int:
+    """An even number of blocks, so that two or four threads get equal shares; one block stays one."""
+    return blocks + blocks % 2 if blocks > 3 else min(blocks, 2)
+
+
+def scratch_frame(shape: tuple[int, ...], dtype: Any) -> Array:
+    return scratch("frame", shape, dtype)
+
+
 class Columns:
     """The im2col matrix of x [N,H,W,C] for [N,P,Q,K] outputs, made block by block.
 
@@ -63,6 +77,14 @@ class Columns:
         self.depth = window.kernel[0] * self.span * c // groups
         self.work = n * out[0] * out[1] * self.depth * filters // groups
         self.blocks = self._cut(n) if n else []
+        # A 1×1 filter reads the pixels as they are.
+        self.copies = not window.taps == self.side == groups == window.stride[0] == window.stride[1] == 1
+        self.origin = (0, 0)  # the place of the first pixel in self.x
+        if n and x.nbytes <= PADDED_BYTES:
+            # Padded all at once: the fewer calls a block makes, the less its thread waits for the interpreter lock.
+            frame = self.frame((0, n, 0, out[0]), np.empty)
+            if frame.flags.owndata:
+                self.x, self.origin = frame, (window.padding[0], -self.first)
 
     def _cut(self, n: int) -> list[tuple[int, int, int, int]]:
         """Whole images, or strips of rows of one image where there are too few."""
@@ -71,45 +93,52 @@ class Columns:
         by_size = -(-n * p * row_bytes // BLOCK_BYTES)
         # Each product copies the filters into OpenBLAS's own layout: a block of fewer pixels than this is not worth it.
         by_work = min(self.work // BLOCK_WORK, n * p * q // BLOCK_PIXELS, 8)
-        blocks = max(by_size, by_work)
+        blocks = even(max(by_size, by_work))
         if blocks <= n:
             return [(part.start, part.stop, 0, p) for part in cut(n, blocks)]
         return [(i, i + 1, strip.start, strip.stop) for i in range(n) for strip in cut(p, -(-blocks // n))]
 
-    def matrix(self, block: tuple[int, int, int, int]) -> Array:
-        """The block's im2col matrices [G, rows, R·span·C/G]. The next call of this thread overwrites them."""
+    def matrix(self, block: tuple[int, int, int, int], ones: bool = False) -> Array:
+        """The block's im2col matrices [G, rows, R·span·C/G], with a last column of ones if that is asked for.
+
+        The next call of this thread overwrites them.
+        """
         n0, n1, p0, p1 = block
         r, (th, tw), (dh, dw), g = self.window.kernel[0], self.window.stride, self.window.dilation, self.groups
         frame = self.frame(block)
-        sn, sh, sw, sc = frame.strides
-        c = frame.shape[3] // g
-        rows = (n1 - n0) * (p1 - p0) * (self.out[1] // self.side)
-        if self.window.taps == self.side == g == th == tw == 1:
-            return frame.reshape(1, rows, c)  # a 1×1 filter reads the pixels as they are
+        sn, sh, sw, _ = frame.strides
+        c, q = frame.shape[3] // g, self.out[1] // self.side
+        rows = (n1 - n0) * (p1 - p0) * q
+        if not self.copies:
+            return frame.reshape(1, rows, c)
         # What lies side by side in memory is one element: NumPy copies that faster than a loop of floats.
         together = self.span if g == dw == 1 else 1
         run = np.dtype((np.void, together * c * frame.itemsize))
-        shape = (g, n1 - n0, p1 - p0, self.out[1] // self.side, r, self.span // together)
-        strides = (c * sc, sn, th * sh, self.side * tw * sw, dh * sh, dw * sw)
-        columns = scratch("columns", (g, rows, self.depth), frame.dtype)
+        columns = scratch("columns", (g, rows, self.depth + ones), frame.dtype)
+        if ones:
+            columns[..., -1] = 1
+        line, pixel = columns.shape[2] * frame.itemsize, c * frame.itemsize
+        shape = (g, n1 - n0, p1 - p0, q, r, self.span // together)
+        to = (rows * line, (p1 - p0) * q * line, q * line, line, self.span * pixel, pixel)
+        strides = (pixel, sn, th * sh, self.side * tw * sw, dh * sh, dw * sw)
         # np.ndarray wants dense memory: a frame that is not is a part of x.
         dense = frame if frame.flags.c_contiguous else self.x
         offset = frame.__array_interface__["data"][0] - dense.__array_interface__["data"][0]
-        np.copyto(columns.view(run).reshape(shape), np.ndarray(shape, run, dense, offset, strides))
+        np.copyto(np.ndarray(shape, run, columns, 0, to), np.ndarray(shape, run, dense, offset, strides))
         return columns
 
-    def frame(self, block: tuple[int, int, int, int]) -> Array:
+    def frame(self, block: tuple[int, int, int, int], empty: Callable[..., Array] = scratch_frame) -> Array:
         """All input pixels that the block's windows cover, with 0 for those outside of the plane."""
         n0, n1, p0, p1 = block
         x = self.x[n0:n1]
-        top, stride, extent = self.window.padding[0], self.window.stride, self.window.extent[0]
-        h0, w0 = p0 * stride[0] - top, self.first
-        h1 = (p1 - 1) * stride[0] - top + extent
+        stride, extent = self.window.stride, self.window.extent[0]
+        h0, w0 = self.origin[0] - self.window.padding[0] + p0 * stride[0], self.origin[1] + self.first
+        h1 = h0 + (p1 - p0 - 1) * stride[0] + extent
         w1 = w0 + (self.out[1] - self.side) * stride[1] + (self.span - 1) * self.window.dilation[1] + 1
         _, h, w, c = x.shape
         if h0 >= 0 and w0 >= 0 and h1 <= h and w1 <= w:
             return x[:, h0:h1, w0:w1]
-        frame = scratch("frame", (n1 - n0, h1 - h0, w1 - w0, c), x.dtype)
+        frame = empty((n1 - n0, h1 - h0, w1 - w0, c), x.dtype)
         frame.fill(0)
         inside = x[:, max(h0, 0) : max(h1, 0), max(w0, 0) : max(w1, 0)]
         row, column = max(-h0, 0), max(-w0, 0)
@@ -148,6 +177,7 @@ class Columns:
             yield j, slice(first, end), slice(start + first, start + end)
 
 
+@cache
 def best_side(window: Window, width: int, q: int, channels: int, filters: int, itemsize: int) -> tuple[int, int, int]:
     """How many neighbouring outputs a row of the im2col matrix serves, a divisor of Q; and its first column and width.
 
@@ -174,22 +204,30 @@ def best_side(window: Window, width: int, q: int, channels: int, filters: int, i
 # -- the three products ------------------------------------------------------------------------------------------------
 
 
-def conv2d_forward(x: Array, w: Array, b: Array | None, window: Window, groups: int) -> Array:
+def conv2d_forward(
+    x: Array, w: Array, b: Array | None, window: Window, groups: int, activation: str | None = None
+) -> Array:
     out = window.output_size(x.shape[2:])
     y = np.empty((x.shape[0], *out, w.shape[0]), x.dtype)
-    correlate(channels_last(x), w, b, window, groups, y)
+    correlate(channels_last(x), w, b, window, groups, y, activation)
     return y.transpose(0, 3, 1, 2)
 
 
-def correlate(x: Array, w: Array, b: Array | None, window: Window, groups: int, y: Array) -> None:
-    """y [N,P,Q,K], which may be strided, becomes the correlation of x [N,H,W,C] with w [K,C/G,R,S], plus b."""
+def correlate(
+    x: Array, w: Array, b: Array | None, window: Window, groups: int, y: Array, activation: str | None = None
+) -> None:
+    """y [N,P,Q,K], which may be strided, becomes x [N,H,W,C] correlated with w [K,C/G,R,S], plus b, activated."""
     _, p, q, k = y.shape
     if groups == k == x.shape[3] > 1:
-        depthwise(x, w, b, window, y)
+        depthwise(x, w, b, window, y, activation)
         return
     columns = Columns(x, window, (p, q), k, groups)
     filters = columns.banded(w)
-    bias = None if b is None else np.tile(b, (q, 1))
+    bias, ones = None, False
+    if b is not None and columns.copies and groups == 1:  # as one more term of each sum
+        filters, ones = np.concatenate([filters, np.tile(b, columns.side)[None, None]], axis=1), True
+    elif b is not None:
+        bias = np.tile(b, (q, 1))
     # Where many filters meet few pixels, each part of the filters is a job of its own.
     few = len(columns.blocks) < 4 and columns.work >= 4 * BLOCK_WORK
     parts = 4 if few and groups == columns.side == 1 and k >= 64 else 1
@@ -200,7 +238,7 @@ def correlate(x: Array, w: Array, b: Array | None, window: Window, groups: int, 
         mine = slice(part * k // parts, (part + 1) * k // parts)
         target = y[n0:n1, p0:p1, :, mine]
         dense = target if groups == 1 and target.flags.c_contiguous else scratch("outputs", target.shape, y.dtype)
-        matrix = columns.matrix(block)
+        matrix = columns.matrix(block, ones)
         band = filters if parts == 1 else filters[:, :, mine]
         if groups == 1:
             np.matmul(matrix[0], band[0], out=dense.reshape(matrix.shape[1], band.shape[2]))
@@ -209,6 +247,8 @@ def correlate(x: Array, w: Array, b: Array | None, window: Window, groups: int, 
         if bias is not None:
             lines = dense.reshape((n1 - n0) * (p1 - p0), -1)
             lines += bias[:, mine].reshape(-1)
+        if activation:
+            activate(dense, activation)
         if dense is not target:
             np.copyto(pixels(target), pixels(dense))
 
@@ -313,7 +353,7 @@ def scatter_input(dy: Array, w: Array, window: Window, groups: int, size: Size) 
     )  # fmt: skip
     rows = n * p * q // side
     by_size = -(-rows * band[0, 0].size * groups * dy.itemsize // BLOCK_BYTES)
-    blocks = cut(n, max(by_size, min(rows * band.size // BLOCK_WORK, 8)))
+    blocks = cut(n, even(max(by_size, min(rows * band.size // BLOCK_WORK, 8))))
 
     def job(i: int) -> None:
         mine, target = dy[blocks[i]], frame[blocks[i]]
@@ -330,6 +370,7 @@ def scatter_input(dy: Array, w: Array, window: Window, groups: int, size: Size) 
     return dx.reshape(n, *size, groups * c).transpose(0, 3, 1, 2)
 
 
+@cache
 def scatter_side(window: Window, q: int, filters: int, channels: int) -> int:
     """How many neighbouring outputs a row of `scatter_input` serves, a divisor of Q: the cheapest.
 
@@ -347,7 +388,7 @@ def scatter_side(window: Window, q: int, filters: int, channels: int) -> int:
 # -- depthwise: one filter a channel, so no product; tap by tap over all channels at once ------------------------------
 
 
-def depthwise(x: Array, w: Array, b: Array | None, window: Window, y: Array) -> None:
+def depthwise(x: Array, w: Array, b: Array | None, window: Window, y: Array, activation: str | None) -> None:
     _, p, q, k = y.shape
     (dh, dw), (th, tw) = window.dilation, window.stride
     columns = Columns(x, window, (p, q), k, k)
@@ -364,6 +405,8 @@ def depthwise(x: Array, w: Array, b: Array | None, window: Window, y: Array) -> 
             view = frame[:, r * dh : r * dh + (p1 - p0 - 1) * th + 1 : th, s * dw : s * dw + (q - 1) * tw + 1 : tw]
             np.multiply(view, filters.reshape(q, k), out=share)
             total += share
+        if activation:
+            activate(total, activation)
         np.copyto(y[n0:n1, p0:p1], total)
 
     workers.run(job, len(columns.blocks))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -93,12 +94,17 @@ class Channels:
         return np.zeros((len(self.blocks), self.c), dtype)
 
 
+@cache
 def largest_divisor(number: int, limit: int) -> int:
     return next((d for d in range(min(limit, number), 0, -1) if number % d == 0), 1)
 
 
 def channel_sums(x: Array) -> Array:
     """[C] of a dense x [..., C]."""
+    if x.size <= TILE:
+        rows = x.reshape(-1, x.shape[-1])
+        with np.errstate(all="ignore"):
+            return np.matmul(np.ones(len(rows), x.dtype), rows)
     channels = Channels(x)
     sums = channels.partial_sums(x.dtype)
 
@@ -194,7 +200,8 @@ def batch_norm_backward(
 def matmul(a: Array, b: Array) -> Array:
     """a @ b, the larger side of the result in parts where that is worth it."""
     rows, columns = a.shape[-2], b.shape[-1]
-    y = np.empty((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), rows, columns), a.dtype)
+    batch = () if a.ndim == b.ndim == 2 else np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    y = np.empty((*batch, rows, columns), a.dtype)
     parts = min(max(y.size * a.shape[-1] // PRODUCT, 1), 16, max(rows, columns) // 16 + 1)
 
     def job(i: int) -> None:

@@ -8,6 +8,7 @@ neither on timing nor on the number of threads.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -33,6 +34,24 @@ def thread_count() -> int:
         if value.isdecimal() and int(value) > 0:
             return int(value)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def blas_threads() -> list[tuple[Callable[[], int], Callable[[int], object]]]:
+    """How each BLAS in this process is asked for its number of threads, and told it.
+
+    OpenBLAS's own functions where they are found: a small network asks so often that threadpoolctl's wrappers would
+    take a twentieth of its step.
+    """
+    found: list[tuple[Callable[[], int], Callable[[int], object]]] = []
+    for library in ThreadpoolController().lib_controllers:
+        if library.user_api == "blas":
+            names = [f"{prefix}openblas_%s_num_threads{suffix}" for prefix in ("", "scipy_") for suffix in ("", "64_")]
+            name = next((name for name in names if hasattr(library.dynlib, name % "set")), None)
+            if name is None:
+                found.append((library.get_num_threads, library.set_num_threads))
+            else:
+                found.append((getattr(library.dynlib, name % "get"), getattr(library.dynlib, name % "set")))
+    return found
 
 
 class _Task:
@@ -70,7 +89,7 @@ class Workers:
         self.threads = threads
         self._tasks: SimpleQueue[_Task] = SimpleQueue()
         self._process = 0
-        self._blas = [lib for lib in ThreadpoolController().lib_controllers if lib.user_api == "blas"]
+        self._blas = blas_threads()
         self._blas_lock = threading.Lock()
         self._running = 0
         self._blas_threads: list[int] = []
@@ -108,17 +127,17 @@ class Workers:
     def _hold_blas(self) -> None:
         with self._blas_lock:
             if not self._running:
-                self._blas_threads = [lib.get_num_threads() for lib in self._blas]
-                for lib in self._blas:
-                    lib.set_num_threads(1)
+                self._blas_threads = [get() for get, _ in self._blas]
+                for _, set_threads in self._blas:
+                    set_threads(1)
             self._running += 1
 
     def _release_blas(self) -> None:
         with self._blas_lock:
             self._running -= 1
             if not self._running:
-                for lib, threads in zip(self._blas, self._blas_threads, strict=True):
-                    lib.set_num_threads(threads)
+                for (_, set_threads), threads in zip(self._blas, self._blas_threads, strict=True):
+                    set_threads(threads)
 
 
 def _help(tasks: SimpleQueue[_Task]) -> None:
@@ -132,9 +151,11 @@ workers = Workers(thread_count())
 
 def cut(length: int, parts: int) -> list[slice]:
     """`length` in equal parts, none of them empty."""
-    parts = max(min(parts, length), 1)
+    parts = min(parts, length)
+    if parts <= 1:
+        return [slice(0, length)] if length else []
     edges = [length * i // parts for i in range(parts + 1)]
-    return [slice(first, end) for first, end in pairwise(edges)] if length else []
+    return [slice(first, end) for first, end in pairwise(edges)]
 
 
 _local = threading.local()
@@ -143,7 +164,7 @@ _local = threading.local()
 def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
     """An uninitialised array that this thread reuses: the last one of that name is overwritten."""
     dtype = np.dtype(dtype)
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     kept: dict[str, Array] = _local.__dict__
     buffer = kept.get(name)
     if buffer is None or buffer.size < size:

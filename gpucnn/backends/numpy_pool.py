@@ -42,6 +42,13 @@ class Frames:
         self.plane(frame)[...] = x
         return frame
 
+    def tiled(self) -> bool:
+        """Whether each element of a frame is under exactly one tap of one window."""
+        (p, q), (r, s) = self.out, self.window.kernel
+        return self.window.stride == (r, s) and self.window.dilation == (1, 1) and (p * r, q * s) == (
+            self.height, self.width
+        )  # fmt: skip
+
     def rows(self, r: int) -> slice:
         """Of a frame: the rows under tap row r."""
         first, stride = r * self.window.dilation[0], self.window.stride[0]
@@ -104,8 +111,8 @@ def winners(frames: Frames, frame: Array, mode: str, y: Array, tap: Array) -> No
     best = np.maximum if mode == "max" else np.minimum
     taps = scratch("taps", (r * s, *y.shape), y.dtype)
     np.copyto(pixels(taps).reshape(r, s, *y.shape[:3]), frames.windows(pixels(frame)))
-    np.copyto(y, taps[0])
-    for values in taps[1:]:
+    best(taps[0], taps[-1], out=y)
+    for values in taps[1:-1]:
         best(y, values, out=y)
     if not np.isfinite(y).all():
         exact_winners(frames, taps, mode, y, tap)
@@ -152,7 +159,8 @@ def max_pool2d_backward(dy: Array, tap: Array, window: Window, size: Size) -> Ar
         mine = dx[block]
         fits = mine.shape[1:3] == (frames.height, frames.width)
         frame = mine if fits else scratch("frame", (len(mine), frames.height, frames.width, c), dy.dtype)
-        frame.fill(0)
+        if not frames.tiled():
+            frame.fill(0)
         share = scratch("share", (s, *dy[block].shape), dy.dtype)
         # The last tap first: it belongs to the first window in row-major order that covers a pixel.
         for i in reversed(range(r)):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gpucnn.backends import ACTIVATIONS
 from gpucnn.functional import validate
 from gpucnn.geometry import Padding, Window, pair
 from gpucnn.tensor import Tensor, record
+
+# The activations that a convolution can apply to its results: their backward pass needs no more than the output.
+FUSED = [kind for kind, saved in ACTIVATIONS.items() if saved == "output"]
 
 
 def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int, transposed: bool) -> None:
@@ -41,28 +45,37 @@ def conv2d(
     padding: Padding = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    activation: str | None = None,
 ) -> Tensor:
     """Convolution (cross-correlation, as everywhere in deep learning) of images with filters.
 
     input [N, C, H, W], weight [K, C/groups, R, S], bias [K] -> [N, K, P, Q] with
     P = ⌊(H + padding − (dilation·(R − 1) + 1)) / stride⌋ + 1. `padding` is an int, (h, w), (top, bottom, left, right),
-    "same" (P = ⌈H / stride⌉; an odd pixel goes to the end) or "valid".
+    "same" (P = ⌈H / stride⌉; an odd pixel goes to the end) or "valid". `activation` ("relu", "relu6", "sigmoid" or
+    "tanh") is applied to each result on its way to memory: the same as the function of that name afterwards, with one
+    pass over memory less. (PyTorch has no such argument.)
 
     Raises ValueError for depths that differ, groups that do not divide, a window larger than the padded input;
     TypeError for dtypes that differ. See torch.nn.functional.conv2d.
     """
     _check("conv2d", input, weight, bias, groups, transposed=False)
+    if activation is not None:
+        validate.choice("conv2d", "activation", activation, FUSED)
     backend, x, w = input.backend, input.array, weight.array
     size = x.shape[2:]
     window = Window.of(w.shape[2:], stride, padding, dilation, size=size)
     window.output_size(size)
-    return record(
+    y = backend.conv2d_forward(x, w, None if bias is None else bias.array, window, groups, activation)
+    linear = record(
         backend,
-        backend.conv2d_forward(x, w, None if bias is None else bias.array, window, groups),
+        y,
         (input, lambda dy: backend.conv2d_backward_input(dy, w, window, groups, size)),
         (weight, lambda dy: backend.conv2d_backward_weight(dy, x, window, groups)),
         (bias, backend.bias_backward),
     )
+    if activation is None:
+        return linear
+    return record(backend, y, (linear, lambda dy: backend.activation_backward(dy, y, activation, 0.0)))
 
 
 def conv_transpose2d(

@@ -47,7 +47,8 @@ from gpucnn.nn.layers import (
     Upsample,
     ZeroPad2d,
 )
-from gpucnn.nn.module import Buffer, Module, Parameter, Sequential, Summary
+from gpucnn.nn.module import Buffer, Module, Parameter, Summary
+from gpucnn.nn.sequential import Sequential
 
 __all__ = [
     "ELU", "GELU", "AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "BCELoss", "BCEWithLogitsLoss",

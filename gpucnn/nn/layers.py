@@ -57,8 +57,10 @@ class Conv2d(Module):
         self.weight = _new_weight(fan_in, out_channels, in_channels // groups, *kernel)
         self.bias = _new_weight(fan_in, out_channels) if bias else None
 
-    def forward(self, input: Tensor) -> Tensor:
-        return F.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+    def forward(self, input: Tensor, activation: str | None = None) -> Tensor:
+        return F.conv2d(
+            input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, activation
+        )
 
     def multiply_adds(self, output: Tensor) -> int:
         return output.numel() * math.prod(self.weight.shape[1:])

@@ -21,7 +21,8 @@ from gpucnn.nn.layers import (
     Sigmoid,
     Unflatten,
 )
-from gpucnn.nn.module import Module, Sequential
+from gpucnn.nn.module import Module
+from gpucnn.nn.sequential import Sequential
 from gpucnn.tensor import Tensor
 
 

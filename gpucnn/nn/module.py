@@ -1,4 +1,4 @@
-"""Module, Parameter, Buffer and Sequential: what layers and networks are made of."""
+"""Module, Parameter and Buffer: what layers and networks are made of."""
 
 from __future__ import annotations
 
@@ -263,36 +263,6 @@ class RemovableHandle:
         """End the hook; a second call does nothing."""
         if self._hook in self._hooks:
             self._hooks.remove(self._hook)
-
-
-class Sequential(Module):
-    """Modules in a chain: each gets what the one before returned."""
-
-    def __init__(self, *modules: Module) -> None:
-        for module in modules:
-            self.append(module)
-
-    def append(self, module: Module) -> Sequential:
-        """One more module at the end; returns self."""
-        if not isinstance(module, Module):
-            raise TypeError(f"Sequential holds modules, got {type(module).__name__}")
-        setattr(self, str(len(self)), module)
-        return self
-
-    def forward(self, input: Any) -> Any:
-        for module in self.children():
-            input = module(input)
-        return input
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self.children())
-
-    def __iter__(self) -> Iterator[Module]:
-        return self.children()
-
-    def __getitem__(self, index: int | slice) -> Any:
-        chosen = list(self.children())[index]
-        return Sequential(*chosen) if isinstance(chosen, list) else chosen
 
 
 @dataclass(frozen=True)

@@ -321,3 +321,38 @@ def test_wrong_arguments_of_a_transposed_convolution_are_shown(
     tensors = [None if shape is None else gpucnn.tensor(random(*shape), backend=backend) for shape in (x, w, b)]
     with pytest.raises(error, match=message):
         F.conv_transpose2d(*tensors, **arguments)
+
+
+# --- the activation that a convolution applies ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6", "sigmoid", "tanh"])
+@pytest.mark.parametrize(
+    ("x", "w", "arguments"),
+    [
+        ((2, 6, 5, 7), (5, 6, 3, 2), {"padding": 1}),
+        ((2, 3, 7, 5), (4, 3, 1, 3), {"stride": 2}),
+        ((1, 5, 6, 7), (5, 1, 3, 2), {"groups": 5}),
+        ((2, 10, 4, 5), (4, 5, 2, 2), {"groups": 2}),
+        ((1, 7, 4, 3), (3, 7, 1, 1), {}),
+    ],
+)
+def test_an_activation_inside_gives_the_bits_of_the_activation_afterwards(
+    x: tuple[int, ...], w: tuple[int, ...], arguments: dict[str, Any], activation: str, backend: str
+) -> None:
+    def run(inside: bool) -> list[bytes]:
+        leaves = [
+            gpucnn.tensor(2 * random(*shape), backend=backend, dtype="float32", requires_grad=True)
+            for shape in (x, w, w[:1])
+        ]
+        y = F.conv2d(*leaves, **arguments, activation=activation if inside else None)
+        y = y if inside else getattr(F, activation)(y)
+        y.backward(gpucnn.tensor(random(*y.shape), backend=backend, dtype="float32"))
+        return [np.ascontiguousarray(t.numpy()).tobytes() for t in (y, *(leaf.grad for leaf in leaves))]
+
+    assert run(inside=True) == run(inside=False)
+
+
+def test_an_activation_that_needs_its_input_is_refused_by_name(conv: Any) -> None:
+    with pytest.raises(ValueError, match=r"activation must be one of 'relu', 'relu6', 'sigmoid', 'tanh', got 'gelu'"):
+        conv(random(1, 1, 3, 3), random(1, 1, 2, 2), activation="gelu")

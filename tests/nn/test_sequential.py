@@ -1,0 +1,89 @@
+"""Sequential: neighbours are fused, and nobody can tell but by the clock."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpucnn
+from gpucnn import Tensor, nn
+from gpucnn.nn.sequential import fused
+
+
+def bits(tensor: Tensor) -> bytes:
+    return np.ascontiguousarray(tensor.numpy()).tobytes()
+
+
+CHAINS: dict[str, Callable[[], list[nn.Module]]] = {
+    "conv relu": lambda: [nn.Conv2d(3, 4, 3), nn.ReLU()],
+    "conv relu pool": lambda: [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)],
+    "conv relu pool, overlapping": lambda: [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(3, 1, padding=1), nn.ReLU()],
+    "norm relu pool": lambda: [nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()],
+    "conv relu min": lambda: [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MinPool2d(2)],
+    "conv conv relu relu": lambda: [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 2), nn.ReLU(), nn.ReLU()],
+    "relu pool pool relu": lambda: [nn.ReLU(), nn.MaxPool2d(2), nn.MaxPool2d(2), nn.ReLU(), nn.Flatten()],
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_fused_chain_has_the_bits_of_its_modules_one_by_one(chain: str, backend: str) -> None:
+    gpucnn.manual_seed(3)
+    model = nn.Sequential(*CHAINS[chain]()).to(backend)
+    # Every fourth value is the same, so that windows have ties; many are negative, so that windows are all zero.
+    values = np.random.default_rng(5).standard_normal((2, 3, 9, 11)).astype("float32") - 0.5
+    values.reshape(-1)[::4] = -0.25
+
+    def run(forward: Callable[[Tensor], Any]) -> list[bytes]:
+        x = gpucnn.tensor(values, backend=backend, requires_grad=True)
+        for parameter in model.parameters():
+            parameter.grad = None
+        y = forward(x)
+        y.backward(gpucnn.tensor(np.random.default_rng(6).standard_normal(y.shape).astype("float32"), backend=backend))
+        return [bits(y), bits(x.grad), *(bits(parameter.grad) for parameter in model.parameters())]
+
+    def one_by_one(x: Tensor) -> Tensor:
+        for module in model:
+            x = module(x)
+        return x
+
+    assert run(model) == run(one_by_one)
+
+
+def test_a_convolution_applies_the_relu_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    monkeypatch.setattr(nn.ReLU, "forward", None)
+    assert (model(gpucnn.zeros(1, 1, 4, 5)).numpy() >= 0).all()
+
+
+def test_relu_runs_on_the_pooled_elements() -> None:
+    pool, relu = nn.MaxPool2d(2), nn.ReLU()
+    assert list(fused([relu, pool])) == [pool, relu]
+
+
+@pytest.mark.parametrize("hooked", [0, 1, 2])
+def test_a_hook_sees_what_its_module_alone_gives(hooked: int) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2))
+    x = gpucnn.tensor(np.random.default_rng(1).standard_normal((1, 1, 6, 8)).astype("float32"))
+    expected = x
+    for module in list(model)[: hooked + 1]:
+        expected = module(expected)
+    seen: list[Tensor] = []
+    model[hooked].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model(x)
+    assert [bits(output) for output in seen] == [bits(expected)]
+
+
+def test_a_subclass_keeps_its_own_forward() -> None:
+    class Doubled(nn.ReLU):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), Doubled(), nn.MaxPool2d(1))
+    model[0].weight.copy_(gpucnn.tensor(np.ones((1, 1, 1, 1), "float32")))
+    assert model(gpucnn.tensor(np.full((1, 1, 1, 1), 3, "float32"))).item() == 6
+
+
+def test_a_pool_that_returns_indices_stays_behind_the_relu() -> None:
+    y, index = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2, return_indices=True))(gpucnn.tensor(-np.ones((1, 1, 2, 2))))
+    assert (y.item(), index.item()) == (0, 0)
