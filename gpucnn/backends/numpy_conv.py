@@ -27,7 +27,7 @@ from gpucnn.geometry import Size, Window
 BLOCK_BYTES = 3 << 20
 BLOCK_PIXELS = 128
 # Up to this size images are padded before they are cut into blocks.
-PADDED_BYTES = 1 << 21
+PADDED_BYTES = 1 << 19
 # Multiply-adds of a block, some 200 µs: with fewer, another thread costs more than it saves. Threads meet at the
 # interpreter lock between NumPy calls, and waking one takes up to 50 µs.
 BLOCK_WORK = 8_000_000
