@@ -73,6 +73,12 @@ class Backend(ABC):
             return self.xp.asarray(array, order="C")  # ascontiguousarray would give a single number an axis
         return self.xp.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
+    def astype(self, array: Array, dtype: Any) -> Array:
+        """The array's values in another dtype, rounded to nearest; four axes come out channels-last."""
+        if array.ndim != 4:
+            return array.astype(dtype)
+        return array.transpose(0, 2, 3, 1).astype(dtype, order="C").transpose(0, 3, 1, 2)
+
     # -- convolution -----------------------------------------------------------------------------------
 
     @abstractmethod

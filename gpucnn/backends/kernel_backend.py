@@ -19,6 +19,15 @@ from gpucnn.geometry import Size, Window
 # Kernels count with 32 bits. The margin is for tiles that reach past the end.
 MOST_ELEMENTS = 2**31 - 2**20
 
+# The types that kernels/convert.cu converts from.
+_SOURCES = {
+    "float32": "float",
+    "float64": "double",
+    "uint8": "unsigned char",
+    "int32": "int",
+    "int64": "long long",
+}
+
 _THREADS = 256  # of a block of an elementwise kernel
 _BLOCK_ELEMENTS = 1024  # of a block of an optimiser kernel
 
@@ -104,7 +113,29 @@ class KernelBackend(Backend):
     # -- arrays -------------------------------------------------------------------------------------------------------
 
     def asarray(self, data: Any, dtype: Any = None) -> Array:
-        return self.contiguous(self.xp.asarray(data, dtype))
+        array = self.xp.asarray(data)
+        return self.contiguous(array) if dtype is None or array.dtype == dtype else self.astype(array, dtype)
+
+    def contiguous(self, array: Array) -> Array:
+        if array.ndim != 4 or array.dtype.kind != "f" or array.transpose(0, 2, 3, 1).flags.c_contiguous:
+            return super().contiguous(array)
+        return self.astype(array, array.dtype)
+
+    def astype(self, array: Array, dtype: Any) -> Array:
+        source, target = _SOURCES.get(array.dtype.name), np.dtype(dtype)
+        if source is None or target not in (np.float32, np.float64) or not array.size:
+            return super().astype(array, dtype)
+        constants = {"SCALAR": _SOURCES[target.name], "SOURCE": source}
+        y, storage = self._empty(array.shape, target)
+        if array.ndim == 4 and array.flags.c_contiguous:
+            n, c, h, w = array.shape
+            grid = n * _ceil_div(c, 32) * _ceil_div(h * w, 32)
+            self.device.launch(
+                "convert.cu", "channels_last", constants, (grid, 1, 1), (256, 1, 1), array, storage, n, c, h * w
+            )
+        else:
+            self._each("convert.cu", "convert", constants, y.size, self._storage(array), storage, y.size)
+        return y
 
     def to_numpy(self, array: Array) -> Any:
         return self.device.to_numpy(array)

@@ -343,10 +343,10 @@ def to(input: Tensor, target: str | Backend | np.dtype[Any] | type) -> Tensor:
     if dtype == input.dtype:
         return input
     source = input.dtype
-    y = input.array.astype(dtype)
+    y = backend.astype(input.array, dtype)
     if dtype.kind != "f":
         return Tensor(y, backend)
-    return record(backend, y, (input, lambda dy: dy.astype(source)))
+    return record(backend, y, (input, lambda dy: backend.astype(dy, source)))
 
 
 def _is_dtype(name: str) -> builtins.bool:
