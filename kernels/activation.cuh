@@ -69,3 +69,9 @@ static __device__ __forceinline__ Scalar activated(Scalar x, Scalar parameter) {
     return (x > 0 ? x : Scalar(0)) + scalar_log1p(scalar_exp(scaled > 0 ? -scaled : scaled)) / parameter;
 #endif
 }
+
+// What becomes of a convolution's sum for filter k: times the filter's scale, plus its bias, activated.
+static __device__ __forceinline__ Scalar conv2d_result(Scalar sum, const Scalar* b, const Scalar* scale, int k) {
+    if (scale) sum *= scale[k];
+    return activated(b ? sum + b[k] : sum, 0);
+}

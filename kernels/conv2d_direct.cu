@@ -18,12 +18,13 @@
 #error "compile with -DCHANNELS=C / groups"
 #endif
 
-// y[n,p,q,k] = f(b[k] + sum over r, s, c of x[n, row_of(p, r), column_of(q, s), c] * w[k,r,s,c]), f the activation.
+// y[n,p,q,k] = f(b[k] + scale[k] * sum over r, s, c of x[n, row_of(p, r), column_of(q, s), c] * w[k,r,s,c]).
 extern "C" __global__ void conv2d_direct_forward(
-    const SCALAR* __restrict__ x,  // [N, H, W, C]
-    const SCALAR* __restrict__ w,  // [K, KERNEL_H, KERNEL_W, CHANNELS]
-    const SCALAR* __restrict__ b,  // [K] or null
-    SCALAR* __restrict__ y,        // [N, P, Q, K]
+    const SCALAR* __restrict__ x,      // [N, H, W, C]
+    const SCALAR* __restrict__ w,      // [K, KERNEL_H, KERNEL_W, CHANNELS]
+    const SCALAR* __restrict__ b,      // [K] or null
+    const SCALAR* __restrict__ scale,  // [K] or null
+    SCALAR* __restrict__ y,            // [N, P, Q, K]
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     const long long i = thread_number();
     if (i >= N * P * Q * K) return;
@@ -43,7 +44,7 @@ extern "C" __global__ void conv2d_direct_forward(
                 sum = multiply_add(pixel[c], filter[(r * KERNEL_W + s) * CHANNELS + c], sum);
         }
     }
-    y[i] = activated(b ? sum + b[k] : sum, 0);
+    y[i] = conv2d_result(sum, b, scale, k);
 }
 
 // dx[n,h,v,c] = sum over r, s, k of dy[n,p,q,k] * w[k,r,s,c], where row_of(p, r) = h and column_of(q, s) = v.

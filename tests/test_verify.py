@@ -36,7 +36,7 @@ class Planted(NumpyBackend):
         setattr(self, primitive, lambda *a, **named: change(right(*a, **named), *a, *named.values()))
 
 
-def tap_dropped(y: Any, x: Any, w: Any, b: Any, window: Window, groups: int) -> Any:
+def tap_dropped(y: Any, x: Any, w: Any, b: Any, window: Window, groups: int, *_: Any) -> Any:
     rest = w.copy()
     rest[:, :, 0, -1] = 0
     return NumpyBackend().conv2d_forward(x, rest, b, window, groups)
@@ -62,7 +62,7 @@ def test_every_result_of_a_right_backend_is_within_its_bound(dtype: str, backend
 class Reordered(NumpyBackend):
     """Convolutions and products that sum in another order: tap by tap or term by term, from the last to the first."""
 
-    def conv2d_forward(self, x: Any, w: Any, b: Any, window: Window, groups: int) -> Any:
+    def conv2d_forward(self, x: Any, w: Any, b: Any, window: Window, groups: int, *_: Any) -> Any:
         y = super().conv2d_forward(x, np.zeros_like(w), b, window, groups)
         for r, s in reversed([*np.ndindex(window.kernel)]):
             tap = np.zeros_like(w)
@@ -111,7 +111,7 @@ def scaled(factor: float) -> Callable[..., Any]:
     return lambda result, *_: result * np.float32(factor)
 
 
-def rounded_to_ten_bits(y: Any, x: Any, w: Any, b: Any, window: Window, groups: int) -> Any:
+def rounded_to_ten_bits(y: Any, x: Any, w: Any, b: Any, window: Window, groups: int, *_: Any) -> Any:
     """As tensor cores read float32 in tf32."""
     x, w = (np.round(m.view(np.int32) / 2.0**13).astype(np.int32) * 2**13 for m in (x, w))
     return NumpyBackend().conv2d_forward(x.view(np.float32), w.view(np.float32), b, window, groups)
@@ -194,7 +194,7 @@ def test_a_planted_bug_fails_where_it_is(
 
 
 def test_an_operand_counted_twice_is_named() -> None:
-    def twice(y: Any, x: Any, w: Any, b: Any, window: Window, groups: int) -> Any:
+    def twice(y: Any, x: Any, w: Any, b: Any, window: Window, groups: int, *_: Any) -> Any:
         w = w.copy()
         w[:, :, -1, 0] *= 2
         return NumpyBackend().conv2d_forward(x, w, b, window, groups)

@@ -83,11 +83,18 @@ class Backend(ABC):
 
     @abstractmethod
     def conv2d_forward(
-        self, x: Array, w: Array, b: Array | None, window: Window, groups: int, activation: str | None = None
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None,
+        window: Window,
+        groups: int,
+        activation: str | None = None,
+        scale: Array | None = None,
     ) -> Array:
-        """y[n,k,p,q] = f(b[k] + Σ_{c,r,s} x[n, c, p·sh − top + r·dh, q·sw − left + s·dw] · w[k,c,r,s]).
+        """y[n,k,p,q] = f(b[k] + scale[k] · Σ_{c,r,s} x[n, c, p·sh − top + r·dh, q·sw − left + s·dw] · w[k,c,r,s]).
 
-        Cross-correlation; x is 0 outside its plane. x [N,C,H,W], w [K,C/groups,R,S], b [K] or None; y [N,K,P,Q].
+        Cross-correlation; x is 0 outside its plane. x [N,C,H,W], w [K,C/groups,R,S], b, scale [K] or None; y [N,K,P,Q].
         Filter k reads the C/groups channels of its group, k // (K/groups). f is nothing, or an activation whose
         backward pass needs only the output (see ACTIVATIONS).
         """

@@ -204,16 +204,23 @@ class KernelBackend(Backend):
     # -- convolution --------------------------------------------------------------------------------------------------
 
     def conv2d_forward(
-        self, x: Array, w: Array, b: Array | None, window: Window, groups: int, activation: str | None = None
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None,
+        window: Window,
+        groups: int,
+        activation: str | None = None,
+        scale: Array | None = None,
     ) -> Array:
         (n, c, h, width), k = x.shape, w.shape[0]
         p, q = window.output_size((h, width))
         y, storage = self._empty((n, k, p, q), x.dtype)
         if not y.size:
             return y
-        bias = None if b is None else self._storage(b)
+        bias, factor = (None if a is None else self._storage(a) for a in (b, scale))
         constants = _convolution(x, window, activation)
-        arguments = (self._storage(x), self._storage(w), bias, storage, n, h, width, c, k, p, q, groups)
+        arguments = (self._storage(x), self._storage(w), bias, factor, storage, n, h, width, c, k, p, q, groups)
         if conv2d_variant("conv2d_forward", c // groups, k // groups) == "direct":
             constants["CHANNELS"] = c // groups
             self._each("conv2d_direct.cu", "conv2d_direct_forward", constants, y.size, *arguments)

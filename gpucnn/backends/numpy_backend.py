@@ -40,9 +40,16 @@ class NumpyBackend(Backend):
     # -- convolution --------------------------------------------------------------------------------------------------
 
     def conv2d_forward(
-        self, x: Array, w: Array, b: Array | None, window: Window, groups: int, activation: str | None = None
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None,
+        window: Window,
+        groups: int,
+        activation: str | None = None,
+        scale: Array | None = None,
     ) -> Array:
-        return numpy_conv.conv2d_forward(x, w, b, window, groups, activation)
+        return numpy_conv.conv2d_forward(x, w, numpy_conv.Epilogue(b, scale, activation), window, groups)
 
     def conv2d_backward_input(self, dy: Array, w: Array, window: Window, groups: int, size: Size) -> Array:
         return numpy_conv.conv2d_backward_input(dy, w, window, groups, size)

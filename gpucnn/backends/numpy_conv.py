@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cache
 from math import gcd
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -204,30 +204,44 @@ def best_side(window: Window, width: int, q: int, channels: int, filters: int, i
 # -- the three products ------------------------------------------------------------------------------------------------
 
 
-def conv2d_forward(
-    x: Array, w: Array, b: Array | None, window: Window, groups: int, activation: str | None = None
-) -> Array:
+class Epilogue(NamedTuple):
+    """What becomes of a convolution's sums: times the filter's scale, plus its bias, activated."""
+
+    b: Array | None = None
+    scale: Array | None = None
+    activation: str | None = None
+
+    def apply(self, block: Array, filters: slice = slice(None)) -> None:
+        """To a dense block [..., Q, K] of the sums of these filters, in place."""
+        lines = block.reshape(-1, block.shape[-2] * block.shape[-1])
+        if self.scale is not None:
+            lines *= np.tile(self.scale[filters], block.shape[-2])
+        if self.b is not None:
+            lines += np.tile(self.b[filters], block.shape[-2])
+        if self.activation:
+            activate(block, self.activation)
+
+
+def conv2d_forward(x: Array, w: Array, epilogue: Epilogue, window: Window, groups: int) -> Array:
     out = window.output_size(x.shape[2:])
     y = np.empty((x.shape[0], *out, w.shape[0]), x.dtype)
-    correlate(channels_last(x), w, b, window, groups, y, activation)
+    correlate(channels_last(x), w, epilogue, window, groups, y)
     return y.transpose(0, 3, 1, 2)
 
 
-def correlate(
-    x: Array, w: Array, b: Array | None, window: Window, groups: int, y: Array, activation: str | None = None
-) -> None:
-    """y [N,P,Q,K], which may be strided, becomes x [N,H,W,C] correlated with w [K,C/G,R,S], plus b, activated."""
+def correlate(x: Array, w: Array, epilogue: Epilogue, window: Window, groups: int, y: Array) -> None:
+    """y [N,P,Q,K], which may be strided, becomes x [N,H,W,C] correlated with w [K,C/G,R,S], and what follows."""
     _, p, q, k = y.shape
     if groups == k == x.shape[3] > 1:
-        depthwise(x, w, b, window, y, activation)
+        depthwise(x, w, epilogue, window, y)
         return
     columns = Columns(x, window, (p, q), k, groups)
     filters = columns.banded(w)
-    bias, ones = None, False
-    if b is not None and columns.copies and groups == 1:  # as one more term of each sum
-        filters, ones = np.concatenate([filters, np.tile(b, columns.side)[None, None]], axis=1), True
-    elif b is not None:
-        bias = np.tile(b, (q, 1))
+    ones = False
+    if columns.copies and groups == 1 and epilogue.b is not None and epilogue.scale is None:
+        ones = True  # the bias as one more term of each sum
+        filters = np.concatenate([filters, np.tile(epilogue.b, columns.side)[None, None]], axis=1)
+        epilogue = epilogue._replace(b=None)
     # Where many filters meet few pixels, each part of the filters is a job of its own.
     few = len(columns.blocks) < 4 and columns.work >= 4 * BLOCK_WORK
     parts = 4 if few and groups == columns.side == 1 and k >= 64 else 1
@@ -244,11 +258,7 @@ def correlate(
             np.matmul(matrix[0], band[0], out=dense.reshape(matrix.shape[1], band.shape[2]))
         else:
             dense.reshape(-1, groups, k // groups)[...] = np.matmul(matrix, band).transpose(1, 0, 2)
-        if bias is not None:
-            lines = dense.reshape((n1 - n0) * (p1 - p0), -1)
-            lines += bias[:, mine].reshape(-1)
-        if activation:
-            activate(dense, activation)
+        epilogue.apply(dense, mine)
         if dense is not target:
             np.copyto(pixels(target), pixels(dense))
 
@@ -311,7 +321,7 @@ def conv2d_backward_input(dy: Array, w: Array, window: Window, groups: int, size
             taps = swapped[:, :, rows, columns][:, :, ::-1, ::-1]
             if taps.size and part.size:
                 reverse = Window(taps.shape[2:], (1, 1), (top, 0, left, 0), (dilation_h, dilation_w))
-                correlate(dy, taps, None, reverse, groups, part)
+                correlate(dy, taps, Epilogue(), reverse, groups, part)
             else:
                 part[...] = 0
     return dx.transpose(0, 3, 1, 2)
@@ -388,7 +398,7 @@ def scatter_side(window: Window, q: int, filters: int, channels: int) -> int:
 # -- depthwise: one filter a channel, so no product; tap by tap over all channels at once ------------------------------
 
 
-def depthwise(x: Array, w: Array, b: Array | None, window: Window, y: Array, activation: str | None) -> None:
+def depthwise(x: Array, w: Array, epilogue: Epilogue, window: Window, y: Array) -> None:
     _, p, q, k = y.shape
     (dh, dw), (th, tw) = window.dilation, window.stride
     columns = Columns(x, window, (p, q), k, k)
@@ -399,14 +409,13 @@ def depthwise(x: Array, w: Array, b: Array | None, window: Window, y: Array, act
         n0, n1, p0, p1 = block
         frame = columns.frame(block)
         total = scratch("outputs", (n1 - n0, p1 - p0, q, k), y.dtype)
-        total[...] = 0 if b is None else b
+        total.fill(0)
         share = scratch("share", total.shape, y.dtype)
         for r, s, filters in taps:
             view = frame[:, r * dh : r * dh + (p1 - p0 - 1) * th + 1 : th, s * dw : s * dw + (q - 1) * tw + 1 : tw]
             np.multiply(view, filters.reshape(q, k), out=share)
             total += share
-        if activation:
-            activate(total, activation)
+        epilogue.apply(total)
         np.copyto(y[n0:n1, p0:p1], total)
 
     workers.run(job, len(columns.blocks))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gpucnn.backends import ACTIVATIONS
 from gpucnn.functional import validate
 from gpucnn.geometry import Padding, Window, pair
-from gpucnn.tensor import Tensor, record
+from gpucnn.tensor import Tensor, is_grad_enabled, record
 
 # The activations that a convolution can apply to its results: their backward pass needs no more than the output.
 FUSED = [kind for kind, saved in ACTIVATIONS.items() if saved == "output"]
@@ -46,14 +46,17 @@ def conv2d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     activation: str | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """Convolution (cross-correlation, as everywhere in deep learning) of images with filters.
 
     input [N, C, H, W], weight [K, C/groups, R, S], bias [K] -> [N, K, P, Q] with
     P = ⌊(H + padding − (dilation·(R − 1) + 1)) / stride⌋ + 1. `padding` is an int, (h, w), (top, bottom, left, right),
-    "same" (P = ⌈H / stride⌉; an odd pixel goes to the end) or "valid". `activation` ("relu", "relu6", "sigmoid" or
-    "tanh") is applied to each result on its way to memory: the same as the function of that name afterwards, with one
-    pass over memory less. (PyTorch has no such argument.)
+    "same" (P = ⌈H / stride⌉; an odd pixel goes to the end) or "valid".
+
+    Two arguments that PyTorch lacks save passes over memory: `scale` [K] multiplies each filter's sums, before the bias
+    is added; `activation` ("relu", "relu6", "sigmoid" or "tanh") is applied last, and the same as that function
+    afterwards.
 
     Raises ValueError for depths that differ, groups that do not divide, a window larger than the padded input;
     TypeError for dtypes that differ. See torch.nn.functional.conv2d.
@@ -61,11 +64,17 @@ def conv2d(
     _check("conv2d", input, weight, bias, groups, transposed=False)
     if activation is not None:
         validate.choice("conv2d", "activation", activation, FUSED)
+    if scale is not None:
+        validate.floating("conv2d", weight=weight, scale=scale)
+        validate.shape("conv2d", "scale", scale, (weight.shape[0],), "one per filter")
+        if is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias, scale)):
+            weight, scale = weight * scale.reshape(-1, 1, 1, 1), None
     backend, x, w = input.backend, input.array, weight.array
     size = x.shape[2:]
     window = Window.of(w.shape[2:], stride, padding, dilation, size=size)
     window.output_size(size)
-    y = backend.conv2d_forward(x, w, None if bias is None else bias.array, window, groups, activation)
+    b, factor = (None if t is None else t.array for t in (bias, scale))
+    y = backend.conv2d_forward(x, w, b, window, groups, activation, factor)
     linear = record(
         backend,
         y,

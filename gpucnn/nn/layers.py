@@ -57,9 +57,17 @@ class Conv2d(Module):
         self.weight = _new_weight(fan_in, out_channels, in_channels // groups, *kernel)
         self.bias = _new_weight(fan_in, out_channels) if bias else None
 
-    def forward(self, input: Tensor, activation: str | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor, activation: str | None = None, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """conv2d of the input; its results times `scale`, plus `shift` (both [out_channels]), then activated."""
+        bias: Tensor | None = self.bias
+        if scale is not None and bias is not None:
+            bias = bias * scale
+        if shift is not None:
+            bias = shift if bias is None else bias + shift
         return F.conv2d(
-            input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, activation
+            input, self.weight, bias, self.stride, self.padding, self.dilation, self.groups, activation, scale
         )
 
     def multiply_adds(self, output: Tensor) -> int:
@@ -377,6 +385,16 @@ class _BatchNorm(Module):
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.array += 1
         return output
+
+    def affine_transform(self) -> tuple[Tensor, Tensor]:
+        """(scale, shift), [C] each: what evaluation mode multiplies by and adds."""
+        if self.running_mean is None or self.running_var is None:
+            raise ValueError(f"{type(self).__name__} has no running statistics: track_running_stats=False")
+        scale = 1 / F.sqrt(self.running_var + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = -self.running_mean * scale
+        return scale, shift if self.bias is None else shift + self.bias
 
 
 class BatchNorm1d(_BatchNorm):

@@ -8,6 +8,7 @@ from typing import Literal
 from gpucnn import functional as F
 from gpucnn.functional import validate
 from gpucnn.nn import init
+from gpucnn.nn.fusion import conv_norm
 from gpucnn.nn.layers import (
     AdaptiveAvgPool2d,
     BatchNorm2d,
@@ -171,8 +172,8 @@ class BasicBlock(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         shortcut = input if self.downsample is None else self.downsample(input)
-        y = F.relu(self.bn1(self.conv1(input)))
-        return F.relu(self.bn2(self.conv2(y)) + shortcut)
+        y = conv_norm(self.conv1, self.bn1, input, "relu")
+        return F.relu(conv_norm(self.conv2, self.bn2, y) + shortcut)
 
 
 class Bottleneck(Module):
@@ -191,9 +192,9 @@ class Bottleneck(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         shortcut = input if self.downsample is None else self.downsample(input)
-        y = F.relu(self.bn1(self.conv1(input)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        return F.relu(self.bn3(self.conv3(y)) + shortcut)
+        y = conv_norm(self.conv1, self.bn1, input, "relu")
+        y = conv_norm(self.conv2, self.bn2, y, "relu")
+        return F.relu(conv_norm(self.conv3, self.bn3, y) + shortcut)
 
 
 class ResNet(Module):
@@ -243,7 +244,7 @@ class ResNet(Module):
                 init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, input: Tensor) -> Tensor:
-        y = self.maxpool(F.relu(self.bn1(self.conv1(input))))
+        y = self.maxpool(conv_norm(self.conv1, self.bn1, input, "relu"))
         for stage in range(1, self.stages + 1):
             y = getattr(self, f"layer{stage}")(y)
         logits: Tensor = self.fc(self.avgpool(y).flatten(1))

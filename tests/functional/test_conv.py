@@ -356,3 +356,37 @@ def test_an_activation_inside_gives_the_bits_of_the_activation_afterwards(
 def test_an_activation_that_needs_its_input_is_refused_by_name(conv: Any) -> None:
     with pytest.raises(ValueError, match=r"activation must be one of 'relu', 'relu6', 'sigmoid', 'tanh', got 'gelu'"):
         conv(random(1, 1, 3, 3), random(1, 1, 2, 2), activation="gelu")
+
+
+# --- the scale --------------------------------------------------------------------------------------------------------
+
+SCALED = [((2, 6, 5, 7), (5, 6, 3, 2), 1), ((1, 5, 6, 7), (5, 1, 3, 2), 5), ((1, 7, 4, 3), (3, 7, 1, 1), 1)]
+
+
+@pytest.mark.parametrize(("x", "w", "groups"), SCALED)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_scale_multiplies_the_sums_before_the_bias(
+    x: tuple[int, ...], w: tuple[int, ...], groups: int, bias: bool, conv: Any, backend: str
+) -> None:
+    image, filters, shift, scale = random(*x), random(*w), random(w[0]) if bias else None, random(w[0], seed=5)
+    got = conv(image, filters, shift, groups=groups, scale=gpucnn.tensor(scale, backend=backend))
+    sums = conv(image, filters, groups=groups)
+    expected = sums * scale[:, None, None] + (0 if shift is None else shift[:, None, None])
+    assert_within(got, expected, 3 * U * (np.abs(sums * scale[:, None, None]) + 1))
+
+
+def test_a_scale_is_learned_too(backend: str) -> None:
+    leaves = [
+        gpucnn.tensor(random(*s), backend=backend, requires_grad=True) for s in ((2, 3, 5, 4), (4, 3, 2, 2), (4,))
+    ]
+    x, w, scale = leaves
+    dy = gpucnn.tensor(random(2, 4, 4, 3), backend=backend)
+    F.conv2d(x, w, scale=scale).backward(dy)
+    sums = F.conv2d(x.detach(), w.detach()).numpy()
+    np.testing.assert_allclose(scale.grad.numpy(), (sums * dy.numpy()).sum(axis=(0, 2, 3)), rtol=1e-12)
+
+
+def test_a_scale_of_another_length_is_refused() -> None:
+    x, w = gpucnn.tensor(random(1, 1, 3, 3)), gpucnn.tensor(random(2, 1, 2, 2))
+    with pytest.raises(ValueError, match=r"scale must have shape \(2,\) \(one per filter\), got \(3,\)"):
+        F.conv2d(x, w, scale=gpucnn.tensor(random(3)))

@@ -8,7 +8,7 @@ import pytest
 
 import gpucnn
 from gpucnn import Tensor, nn
-from gpucnn.nn.sequential import fused
+from gpucnn.nn.fusion import conv_norm, fused
 
 
 def bits(tensor: Tensor) -> bytes:
@@ -19,6 +19,8 @@ CHAINS: dict[str, Callable[[], list[nn.Module]]] = {
     "conv relu": lambda: [nn.Conv2d(3, 4, 3), nn.ReLU()],
     "conv relu pool": lambda: [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)],
     "conv relu pool, overlapping": lambda: [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(3, 1, padding=1), nn.ReLU()],
+    "conv norm relu": lambda: [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()],
+    "conv norm relu pool": lambda: [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)],
     "norm relu pool": lambda: [nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()],
     "conv relu min": lambda: [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MinPool2d(2)],
     "conv conv relu relu": lambda: [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 2), nn.ReLU(), nn.ReLU()],
@@ -87,3 +89,46 @@ def test_a_subclass_keeps_its_own_forward() -> None:
 def test_a_pool_that_returns_indices_stays_behind_the_relu() -> None:
     y, index = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2, return_indices=True))(gpucnn.tensor(-np.ones((1, 1, 2, 2))))
     assert (y.item(), index.item()) == (0, 0)
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_inference_takes_the_norm_into_the_convolution(
+    affine: bool, bias: bool, activation: str | None, backend: str
+) -> None:
+    gpucnn.manual_seed(1)
+    rng = np.random.default_rng(2)
+    conv, norm = nn.Conv2d(3, 5, (3, 2), bias=bias), nn.BatchNorm2d(5, affine=affine)
+    for tensor in (norm.running_mean, norm.running_var, *norm.parameters()):
+        tensor.copy_(gpucnn.tensor(rng.uniform(0.5, 2, 5).astype("float32")))
+    model = nn.Sequential(conv, norm, *([nn.ReLU()] if activation else [])).to(backend).eval()
+    x = gpucnn.tensor(rng.standard_normal((2, 3, 6, 7)).astype("float32"), backend=backend)
+    calls: list[str] = []
+    forward = type(x.backend).batch_norm_forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(x.backend), "batch_norm_forward", lambda *a: calls.append("norm") or forward(*a))
+        apart = model(x).numpy()
+        with gpucnn.no_grad():
+            together = model(x).numpy()
+    assert calls == ["norm"]
+    # Each sum has 19 terms and each way four roundings more; terms are at most 3 · 0.5, scales at most 2 / √0.5.
+    terms = np.abs(x.numpy()).max() * np.abs(conv.weight.numpy()).max()
+    np.testing.assert_allclose(together, apart, rtol=0, atol=2.0**-24 * 23 * 19 * terms * 2 / np.sqrt(0.5) + 1e-6)
+
+
+def test_a_norm_that_still_learns_stays_by_itself() -> None:
+    conv, norm = nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)
+    with gpucnn.no_grad():
+        y = conv_norm(conv, norm, gpucnn.tensor(np.random.default_rng(0).standard_normal((4, 1, 3, 3))).float())
+    assert norm.num_batches_tracked.item() == 1
+    np.testing.assert_allclose(y.numpy().mean(axis=(0, 2, 3)), 0, atol=1e-6)
+
+
+def test_a_norm_without_running_statistics_stays_by_itself() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, track_running_stats=False)).eval()
+    with gpucnn.no_grad():
+        y = model(gpucnn.tensor(np.random.default_rng(0).standard_normal((4, 1, 3, 3))).float())
+    np.testing.assert_allclose(y.numpy().mean(axis=(0, 2, 3)), 0, atol=1e-6)
+    with pytest.raises(ValueError, match="BatchNorm2d has no running statistics: track_running_stats=False"):
+        model[1].affine_transform()
