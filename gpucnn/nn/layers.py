@@ -387,14 +387,17 @@ class _BatchNorm(Module):
         return output
 
     def affine_transform(self) -> tuple[Tensor, Tensor]:
-        """(scale, shift), [C] each: what evaluation mode multiplies by and adds."""
+        """(scale, shift), [C] each: what evaluation mode multiplies by and adds. Nothing is recorded."""
         if self.running_mean is None or self.running_var is None:
             raise ValueError(f"{type(self).__name__} has no running statistics: track_running_stats=False")
-        scale = 1 / F.sqrt(self.running_var + self.eps)
+        backend, variance = self.running_var.backend, self.running_var.array
+        scale = 1 / backend.xp.sqrt(variance + self.eps)
         if self.weight is not None:
-            scale = scale * self.weight
-        shift = -self.running_mean * scale
-        return scale, shift if self.bias is None else shift + self.bias
+            scale *= self.weight.array
+        shift = -self.running_mean.array * scale
+        if self.bias is not None:
+            shift += self.bias.array
+        return Tensor(scale, backend), Tensor(shift, backend)
 
 
 class BatchNorm1d(_BatchNorm):
