@@ -9,7 +9,7 @@ PYTHON_HERE := .venv/bin/python
 EPOCHS := 60
 OUT := runs/demo
 
-.PHONY: help demo test clean
+.PHONY: help demo test gate bench mutants clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -23,8 +23,19 @@ test: .venv/.ready-test ## lint, types and tests, as CI runs them
 	$(PYTHON_HERE) -m ruff check .
 	$(PYTHON_HERE) -m ruff format --check .
 	$(PYTHON_HERE) -m mypy
+	$(PYTHON_HERE) bench/compile_gate.py --check
 	$(PYTHON_HERE) -m pytest -n 2
-	$(PYTHON_HERE) -m pytest -n 2 --backend emulator tests/functional/test_every_op.py -k 'not finite_differences'
+	$(PYTHON_HERE) -m pytest -n 2 --backend emulator tests/functional/test_every_op.py tests/test_end_to_end.py \
+		-k 'not finite_differences'
+
+gate: .venv/.ready-test ## compile the kernels that changed for every architecture; rewrite their tables in docs
+	$(PYTHON_HERE) bench/compile_gate.py
+
+bench: .venv/.ready-bench ## time every op and network here (10 minutes); BENCH="--quick" passes options on
+	$(PYTHON_HERE) -m gpucnn bench $(BENCH)
+
+mutants: .venv/.ready-test ## change the kernels in hundreds of small ways: how many do the tests notice? (an hour)
+	nice -n 19 $(PYTHON_HERE) bench/mutants.py
 
 clean: ## remove .venv, caches and build outputs; runs/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage
@@ -39,6 +50,11 @@ clean: ## remove .venv, caches and build outputs; runs/ stays
 .venv/.ready-test: .venv/pyvenv.cfg pyproject.toml
 	@echo "installing gpucnn with what the tests need into .venv (a minute)"
 	@$(PYTHON_HERE) -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	@touch $@
+
+.venv/.ready-bench: .venv/pyvenv.cfg pyproject.toml
+	@echo "installing gpucnn with what the benchmarks need into .venv (half a minute)"
+	@$(PYTHON_HERE) -m pip install --quiet --disable-pip-version-check -e ".[bench]"
 	@touch $@
 
 .venv/pyvenv.cfg:

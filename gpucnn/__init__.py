@@ -4,14 +4,14 @@ from importlib import import_module
 from typing import Any
 
 from gpucnn import functional, nn, optim
-from gpucnn.backends import available_backends, get_backend, use_backend
+from gpucnn.backends import available_backends, get_backend, precision, use_backend
 from gpucnn.functional import cat, stack
 from gpucnn.random import Generator, manual_seed, rand, randn
 from gpucnn.tensor import Tensor, full, is_grad_enabled, no_grad, ones, tensor, zeros
 
 __version__ = "0.1.0"
 
-_LAZY = ("checkpoint", "data", "train", "viz")  # imported at first use: computing alone needs none of them
+_LAZY = ("checkpoint", "data", "onnx", "train", "viz")  # imported at first use: computing alone needs none of them
 
 
 def __getattr__(name: str) -> Any:
@@ -35,6 +35,7 @@ __all__ = [
     "no_grad",
     "ones",
     "optim",
+    "precision",
     "rand",
     "randn",
     "stack",

@@ -1,4 +1,4 @@
-"""The command `gpucnn`: train, evaluate, predict, show, info, doctor, warmup, verify, datasets."""
+"""The command `gpucnn`: train, evaluate, predict, show, info, doctor, warmup, verify, bench, datasets."""
 
 from __future__ import annotations
 
@@ -694,22 +694,45 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all digits.")] = False,
     invert: Invert = False,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="A text file with the name of a class on each line.", show_default="what the model says"),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            help="Subtracted from the pixels (0 to 1), a number or one a channel, by commas.",
+            show_default="what the model says",
+        ),
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(help="What they are divided by then.", show_default="what the model says")
+    ] = None,
     backend: Backend = None,
 ) -> None:
     """Say what pictures show, with probabilities: the likeliest classes first.
 
     A picture of any size and colour is brought to the size and colours that the model was trained on. A model trained
-    on MNIST expects a light digit on a dark ground that fills the picture: use --invert for ink on paper.
+    on MNIST expects a light digit on a dark ground that fills the picture: use --invert for ink on paper. A model may
+    be an ONNX file, of which the size and channels of the images are known, and all else is told by the options.
 
     \b
     Examples:
       gpucnn predict runs/mnist-5k digit.png
       gpucnn predict runs/mnist-5k scan.jpg --invert --top 1 --json
+      gpucnn predict net.onnx dog.jpg --labels classes.txt --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
     """
     with use_backend(get_backend(backend)):
-        loaded, description = load_model(_model_file(model))
+        loaded, description, batch_size = _to_predict(_model_file(model))
+        if labels is not None:
+            description["classes"] = labels.read_text("utf-8").splitlines()
+        if mean is not None or std is not None:
+            means, stds = _numbers("--mean", mean), _numbers("--std", std)
+            description["normalise"] = (means or [0.0] * len(stds), stds or [1.0] * len(means))
         pictures = [_picture(path, description, invert) for path in images]
-        found = train.predict(loaded, np.stack(pictures))
+        found = train.predict(loaded, np.stack(pictures), batch_size)
+    if len(_class_names(description, found.shape[1])) != found.shape[1]:
+        raise ValueError(f"the model has {found.shape[1]} classes, there are {len(description['classes'])} labels")
     if as_json:
         answers = [
             {
@@ -764,6 +787,31 @@ def show(
             say(f"wrote {folder / name}", soft_wrap=True)
 
 
+def _to_predict(path: Path) -> tuple[Module, Description, int]:
+    """A model, what it says of itself, and how many images it takes at a time."""
+    if path.suffix != ".onnx":
+        return *load_model(path), 256
+    from gpucnn import onnx
+
+    graph = onnx.load(path)
+    shapes = [spec.shape for spec in graph.inputs]
+    batch, *image = shapes[0] if len(shapes) == 1 and shapes[0] is not None else [None]
+    if len(image) != 3 or None in image:
+        shown = ", ".join(f"{spec.name} {spec.shape}" for spec in graph.inputs)
+        raise ValueError(f"{path} must take one image of a known size, [N, C, H, W]; it takes {shown}")
+    channels, height, width = image
+    if channels not in (1, 3):
+        raise ValueError(f"{path} takes images of {channels} channels, a picture has 1 or 3")
+    return graph, {**graph.metadata, "channels": channels, "image_size": [height, width]}, batch or 256
+
+
+def _numbers(option: str, text: str | None) -> list[float]:
+    try:
+        return [float(word) for word in _words(text) or ()]
+    except ValueError:
+        raise ValueError(f"{option} takes numbers, by commas, got {text!r}") from None
+
+
 def _model_file(path: Path) -> Path:
     return path / "model.safetensors" if path.is_dir() else path
 
@@ -812,7 +860,6 @@ def info() -> None:
 
     blas = [f"{p['internal_api']} {p['version']}, {p['num_threads']} threads" for p in threadpool_info()]
     chosen, why = auto_choice()
-    now = os.environ.get("GPUCNN_BACKEND") or "auto"
     extras = {"data": ("sklearn", "mlxtend", "PIL"), "viz": ("matplotlib", "PIL"), "onnx": ("onnx",)}
     rows = {
         "gpucnn": f"{gpucnn.__version__} in {Path(gpucnn.__file__).parent}",
@@ -822,12 +869,20 @@ def info() -> None:
         "cores": f"{os.cpu_count()}, the numpy backend uses {thread_count()} threads (GPUCNN_THREADS)",
         "backends": ", ".join(available_backends()),
         "auto": f"picks {chosen}: {why}",
-        "GPUCNN_BACKEND": f"{now}, so {get_backend().name} computes",
+        "GPUCNN_BACKEND": _what_computes(),
         "data sets": f"kept in {datasets_.download.cache_folder()} (GPUCNN_DATA)",
         "extras": "; ".join(_extra(name, packages) for name, packages in extras.items()),
     }
     for name, value in rows.items():
         _console().print(f"{name:<15} {value}", soft_wrap=True)
+
+
+def _what_computes() -> str:
+    """What the variable chooses, or why it can't run here and what mends that."""
+    try:
+        return f"{os.environ.get('GPUCNN_BACKEND') or 'auto'}, so {get_backend().name} computes"
+    except (ValueError, RuntimeError) as error:
+        return str(error).removeprefix("GPUCNN_BACKEND is ")
 
 
 def _extra(name: str, packages: Sequence[str]) -> str:
@@ -893,7 +948,7 @@ def warmup_command(
     start = time.perf_counter()
     with use_backend("numpy"):
         network, shape = _to_warm_up(model)
-        kernels = training_kernels(network, shape, batch_size)
+        kernels = training_kernels(network, shape, batch_size, chosen.device.capability)
     prepared = chosen.device.prepare(kernels)
     quiet = not sys.stderr.isatty()
     for _ in track(prepared, "compiling", len(kernels), console=Console(stderr=True), disable=quiet, transient=True):
@@ -946,6 +1001,105 @@ def verify_command(
     from gpucnn import verify
 
     raise typer.Exit(verify.run(backend, op, dtype, json, html))
+
+
+@app.command("bench")
+def bench_command(
+    suites: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SUITE]...", help="ops, networks, startup, memory, or real-work.", show_default="all but real-work"
+        ),
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option("-k", metavar="PATTERN", help="Only what has this in its name; * and ? are wildcards."),
+    ] = None,
+    passes: Annotated[
+        str | None,
+        typer.Option(
+            "--pass",
+            metavar="PASSES",
+            help="Only these, by commas: forward, input-gradient, weight-gradient, backward, inference, training.",
+        ),
+    ] = None,
+    providers: Annotated[
+        str | None,
+        typer.Option(
+            help="By commas: numpy, cuda, torch-cpu, torch-cuda (-channels-last, -compile), jax, tinygrad, cupy.",
+            show_default="all that can run here",
+        ),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZES", help="Batch sizes, by commas.", show_default="ops 8 (64 with a GPU); networks 1,8,64,256"
+        ),
+    ] = None,
+    precision: Annotated[
+        Literal["fp32", "tf32", "bf16", "fp16"],
+        typer.Option(help="What is multiplied; rows of different ones are never compared."),
+    ] = "fp32",
+    threads: Annotated[int, typer.Option(min=1, help="Of each provider, on the CPU.")] = 2,
+    budget: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="What does not fit is skipped.", show_default="570")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Within a minute: ops at batch 1, small networks.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder for runs.", show_default="bench/results, or gpucnn-bench")
+    ] = None,
+    readme: Annotated[bool, typer.Option("--readme", help="Put the networks' table into the README.")] = False,
+    card: Annotated[
+        str, typer.Option(metavar="CARDS", help="For the analytic part, where there is no GPU: by commas.")
+    ] = "H200,RTX 4090",
+    seeds: Annotated[int, typer.Option(min=1, help="Of real-work: how many trainings each.")] = 5,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Only say what changed from run A to run B beyond the noise."),
+    ] = None,
+    show: Annotated[Path | None, typer.Option(metavar="RUN", help="Only report an earlier run again.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Only list what there is to measure, and by whom.")] = False,
+) -> None:
+    """Time every op and network, next to the hardware's limit and to PyTorch, JAX, tinygrad and CuPy where installed.
+
+    A time is shown only if its result was right, by float64. A run is kept as a folder with run.jsonl, report.html and
+    plots. Ctrl-C keeps what was measured. Exit code 1 if a result of ours was wrong.
+
+    \b
+    Examples:
+      gpucnn bench --quick
+      gpucnn bench ops -k conv --pass forward --providers numpy,torch-cpu --batch 1,64
+      gpucnn bench networks --budget 1800 --readme
+      gpucnn bench --compare bench/results/A bench/results/B
+      gpucnn bench real-work -k mnist-5k --seeds 2
+    """
+    from gpucnn.benchmark import command
+
+    request = command.Request(
+        suites=tuple(suites or ()), pattern=pattern, passes=_words(passes), providers=_words(providers),
+        batches=None if batch is None else tuple(_whole("--batch", word) for word in _words(batch) or ()),
+        precision=precision, threads=threads, budget=budget, quick=quick, out=out, readme=readme,
+        cards=_words(card) or (), seeds=seeds,
+    )  # fmt: skip
+    if compare is not None:
+        code = command.compare(*compare, _console())
+    elif show is not None:
+        code = command.show(show, request, _console())
+    elif list_:
+        code = command.listing(request, _console())
+    else:
+        code = command.run(request, _console())
+    raise typer.Exit(code)
+
+
+def _words(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _whole(option: str, word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise ValueError(f"{option} takes numbers from 1 on, by commas, got {word!r}")
+    return int(word)
 
 
 @app.command()

@@ -123,6 +123,11 @@ def _some_ignored(*shape: int, classes: int) -> Values:
     return Values(shape, draw, integer=True)
 
 
+def _mask(*shape: int) -> Values:
+    """True at two places of five."""
+    return Values(shape, lambda rng, shape: rng.random(shape) < 0.4, integer=True)
+
+
 def _probabilities(*shape: int, seed: int = 0, logarithm: bool = False) -> Values:
     """Probabilities along axis 1, or their logarithms."""
 
@@ -287,16 +292,38 @@ def _evaluated(
 
 Bounds = Callable[[Evaluation], Sequence[Array | float]]
 
+# What one operation of float32 may lose to the flush of denormal numbers to zero: 2⁻¹²⁶, in unit roundoffs of 2⁻²⁴.
+FLUSHED = 2.0**-102
+
 
 def products(exact: Evaluation) -> list[Array]:
     """Sums of products: (n + 2) · Σ|a||b|, where the n of each element is counted by the op itself, over ones."""
     counts, sizes = exact.again(np.ones_like, np.ones_like), exact.again(np.abs, np.abs)
-    return [(n + 2) * size for n, size in zip(counts, sizes, strict=True)]
+    return [(n + 2) * (size + FLUSHED) for n, size in zip(counts, sizes, strict=True)]
+
+
+# The relative error of a product on tensor cores, by how many products of TF32 make it (kernels/mma_tile.cuh), in unit
+# roundoffs of float32: 1 of two operands off by 1.25 · 2⁻¹¹ each; 3 by 2⁻²⁰.
+_OF_A_PRODUCT = {1: 2.5 * 2.0**13 + 7, 3: 16.0}
+# And of a sum: an instruction adds eight products to it, and cuts these nine numbers and what comes out to the 24 bits
+# of the largest (Fasi et al., Numerical behavior of NVIDIA tensor cores, 2021).
+_OF_AN_INSTRUCTION = 20
+
+
+def on_tensor_cores(exact: Evaluation, tf32_products: int) -> list[Array]:
+    """Sums of products on tensor cores. With one product by TF32, n/8 instructions and a rest come after one another;
+    with three, six of them make 16 terms, and n/16 such sums and up to 64 parts are added in float32."""
+    counts, sizes = exact.again(np.ones_like, np.ones_like), exact.again(np.abs, np.abs)
+    of_a_product, found = _OF_A_PRODUCT[tf32_products], []
+    for n, size in zip(counts, sizes, strict=True):
+        of_sums = (n / 8 + 2) * _OF_AN_INSTRUCTION if tf32_products == 1 else 6 * _OF_AN_INSTRUCTION + n / 16 + 66
+        found.append((of_a_product + of_sums) * (size + FLUSHED))
+    return found
 
 
 def averages(terms: int) -> Bounds:
     """Sums of at most `terms` products that the op divides by something: (terms + 2) · Σ|a||b|."""
-    return lambda exact: [(terms + 2) * size for size in exact.again(np.abs, np.abs)]
+    return lambda exact: [(terms + 2) * (size + FLUSHED) for size in exact.again(np.abs, np.abs)]
 
 
 def selected(exact: Evaluation) -> list[Array | float]:
@@ -374,14 +401,16 @@ def _normalised(rows: Callable[[Array], Array]) -> Bounds:
 
 def _with_statistics(exact: Evaluation) -> list[Array]:
     """batch_norm with given statistics: eight roundings of (x − mean)/σ·w and b; sums over a channel."""
-    x, mean, variance, weight, bias = exact.inputs[:5]
+    x, mean, variance = exact.inputs[:3]
     across = (-1, *(1,) * (x.ndim - 2))
+    weight, bias = exact.inputs[3:] or (np.ones_like(mean), np.zeros_like(mean))
     eps = exact.arguments.get("eps", 1e-5)
     normal = np.abs(x - mean.reshape(across)) / np.sqrt(variance + eps).reshape(across)
     u, axes = np.abs(exact.cotangent), tuple(i for i in range(x.ndim) if i != 1)
     n = x.size // x.shape[1] + 8
     y = 8 * (normal * np.abs(weight).reshape(across) + np.abs(bias).reshape(across))
-    return [y, 8 * np.abs(exact.results[1]), n * (u * normal).sum(axes), n * u.sum(axes)]
+    found = [y, 8 * np.abs(exact.results[1]), n * (u * normal).sum(axes), n * u.sum(axes)]
+    return found[: len(exact.results)]
 
 
 def _responses(exact: Evaluation) -> list[Array]:
@@ -484,6 +513,11 @@ CONV2D = [
     conv((1, 129, 5, 3), (3, 129, 3, 3), padding=(1, 0)),
     conv((5, 1, 28, 27), (3, 1, 5, 4), bias=True, stride=(3, 2), padding=2),
     conv((2, 6, 19, 17), (6, 3, 2, 3), groups=2, stride=2, padding=(0, 1), dilation=(1, 2)),
+    conv((2, 1, 9, 8), (17, 1, 2, 3), bias=True, stride=(5, 4)),
+    conv((2, 4, 17, 19), (6, 2, 3, 2), bias=True, pytorch=False, groups=2, dilation=(2, 3), padding=(0, 2, 1, 3)),
+    conv((1, 5, 9, 7), (3, 5, 1, 1), bias=True, stride=2),
+    conv((2, 10, 7, 8), (34, 5, 3, 2), bias=True, pytorch=False, groups=2, stride=(2, 3), padding=(1, 0, 2, 1)),
+    conv((1, 17, 19, 23), (5, 17, 2, 3), bias=True, dilation=(2, 1), padding=1),
 ]
 
 CONV_TRANSPOSE2D = [
@@ -526,6 +560,7 @@ DENSE = [
     dense("matmul", (2, 1, 3, 5), (4, 5, 2), same_bits=False),
     dense("matmul", (0, 5), (5, 2)),
     dense("matmul", (70, 33), (33, 66)),
+    dense("matmul", (64, 16), (16, 192)),  # whole tiles, and no rest
     dense("matmul", (3, 1100), (1100, 5)),
     dense("matmul", (1, 1), (1, 1)),
 ]
@@ -554,8 +589,10 @@ WINDOWS: list[tuple[Shape, dict[str, Any]]] = [
 FOR_EXTREMES: list[tuple[Shape, dict[str, Any]]] = [
     ((1, 2, 9, 7), {"kernel_size": 3, "stride": (1, 2), "padding": 1, "dilation": (3, 2)}),
     ((2, 1, 8, 7), {"kernel_size": (2, 3), "stride": 3, "dilation": (4, 2), "ceil_mode": True}),
+    ((2, 3, 9, 11), {"kernel_size": (3, 2), "stride": (1, 2), "padding": (1, 0), "dilation": (2, 3)}),
     ((1, 1, 20, 19), {"kernel_size": 17, "stride": (2, 1), "padding": (1, 0)}),  # more taps than a byte can number
     ((1, 2, 9, 8), {"kernel_size": 2, "stride": 2, "dilation": 2}),  # windows that share an element though stride >= 2
+    ((2, 1, 19, 17), {"kernel_size": (19, 17), "stride": 1}),
 ]
 
 
@@ -665,11 +702,11 @@ def _batch_norm(shape: Shape, affine: bool = True, offset: float = 0.5, **argume
     return Case("batch_norm", inputs, bounds, arguments)
 
 
-def _batch_norm_at_rest(shape: Shape, **arguments: Any) -> Case:
+def _batch_norm_at_rest(shape: Shape, affine: bool = True, **arguments: Any) -> Case:
     c = shape[1]
     statistics = (normal(c, seed=3), uniform(c, low=0.5, high=2.0, seed=4))
-    inputs = (normal(*shape), *statistics, normal(c, seed=1), normal(c, seed=2))
-    return Case("batch_norm", inputs, _with_statistics, arguments, (1, 2))
+    affines = (normal(c, seed=1), normal(c, seed=2)) if affine else ()
+    return Case("batch_norm", (normal(*shape), *statistics, *affines), _with_statistics, arguments, (1, 2))
 
 
 def _group_norm(shape: Shape, groups: int, affine: bool = True, **arguments: Any) -> Case:
@@ -699,6 +736,7 @@ NORM = [
     _batch_norm_at_rest((5, 4), eps=1e-2),
     _batch_norm_at_rest((1, 1, 1, 1)),
     _batch_norm_at_rest((0, 3, 4, 2)),
+    _batch_norm_at_rest((2, 1, 13, 11), affine=False),
     _group_norm((2, 6, 3, 5), 3),
     _group_norm((2, 6, 3, 5), 6, affine=False, eps=1e-3),
     _group_norm((3, 4, 5, 2), 1),
@@ -757,6 +795,10 @@ VIEWS = [
     Case("index", (normal(5, 3, 7), (slice(4, None, -2), ..., None, 3)), selected, pytorch=False),
     Case("index", (normal(2, 3, 9, 7), (slice(None), slice(None), [0, 8, 8, -1])), selected, pytorch=False),
     Case("index", (normal(300, 3), [[7, 299], [7, 0]]), selected, pytorch=False),
+    Case("index", (normal(5, 3), (None, ..., slice(1, 3))), selected, pytorch=False),
+    Case("index", (normal(5, 3), (slice(None), [True, False, True])), selected, pytorch=False),
+    Case("index", (normal(9, 4), ([8, 0, 3], [1, 2, 1])), selected, pytorch=False),
+    Case("index", (normal(2, 3, 9, 7), ([0, 1, 1, 0], slice(None), [2, -1, -1, 2])), selected, pytorch=False),
 ]
 
 ARITHMETIC = [
@@ -777,6 +819,9 @@ ARITHMETIC = [
     Case("mean", (normal(2, 3, 7, 5), (2, 3)), averages(35), same_bits=False),
     Case("amax", (distinct(2, 3, 7, 5), (1, 3)), selected),
     Case("amin", (distinct(5, 3), 0), selected),
+    Case("maximum", (distinct(2, 3, 7, 5), normal(3, 1, 1)), selected, same_bits=False),
+    Case("minimum", (distinct(3, 1), normal(1, 4)), selected, same_bits=False),
+    Case("where", (_mask(2, 3, 7, 5), normal(2, 3, 7, 5), normal(3, 1, 1)), selected, same_bits=False),
 ]
 
 # -- losses ----------------------------------------------------------------------------------------------
@@ -805,6 +850,15 @@ LOSS = [
     _loss("cross_entropy", _SCORES, _LABELS, weight=_WEIGHTS, label_smoothing=0.1, ignore_index=3),
     _loss("cross_entropy", _SCORES, _LABELS, weight=_WEIGHTS, reduction="none"),
     _loss("cross_entropy", normal(1, 2), listed(1)),
+    _loss("cross_entropy", normal(1, 1), listed(0), weight=uniform(1)),
+    _loss(
+        "cross_entropy",
+        normal(9, 70),
+        _some_ignored(9, classes=70),
+        weight=uniform(70, low=0.2, high=2.0),
+        label_smoothing=0.1,
+        reduction="none",
+    ),
     _loss("cross_entropy", normal(3, 17), listed(16, 0, 9)),
     _loss("cross_entropy", normal(70, 67, scale=3), integers(70, classes=67), reduction="none"),
     _loss("cross_entropy", normal(3, 5, scale=2000), listed(4, 0, 2), reduction="none"),
@@ -854,6 +908,40 @@ NOT_A_NUMBER = [
     *(_activation(op, _HOLED) for op in ("relu", "leaky_relu", "gelu", "sigmoid", "tanh")),
 ]
 
+# -- what lies about the smallest normal number, 2⁻¹²⁶: float kernels take less for zero -------------------
+
+
+def _scaled(scale: float, *shapes: Shape) -> tuple[Values, ...]:
+    return tuple(normal(*shape, seed=i, scale=scale) for i, shape in enumerate(shapes))
+
+
+_ROOT, _SMALLEST = 2.0**-62, 2.0**-124
+SMALL = [
+    replace(conv((2, 3, 5, 7), (5, 3, 2, 3)), inputs=_scaled(_ROOT, (2, 3, 5, 7), (5, 3, 2, 3))),
+    replace(conv((1, 6, 7, 5), (4, 6, 3, 2)), inputs=_scaled(_ROOT, (1, 6, 7, 5), (4, 6, 3, 2))),
+    replace(dense("linear", (4, 7), (3, 7)), inputs=_scaled(_ROOT, (4, 7), (3, 7))),
+    replace(_pool("avg_pool2d", (2, 3, 7, 5), kernel_size=(3, 2)), inputs=_scaled(_SMALLEST, (2, 3, 7, 5))),
+]
+
+# -- what tensor cores take: channels, filters and the last axes of matrices by fours ----------------------
+# CASES has few of those, since by an ordinary device they are computed like the others.
+
+TENSOR_CORES = [
+    conv((1, 12, 7, 5), (20, 12, 3, 2), bias=True, padding=1),
+    conv((2, 8, 9, 7), (12, 8, 2, 3), pytorch=False, stride=(2, 1), dilation=(1, 2), padding=(1, 0, 2, 3)),
+    conv((2, 16, 5, 6), (8, 8, 3, 3), bias=True, groups=2, stride=(1, 2), padding=(2, 0)),
+    conv((1, 36, 3, 23), (68, 36, 1, 1), bias=True),
+    dense("linear", (70, 36), (8, 36), (8,)),
+    dense("matmul", (12, 20), (20, 72)),
+    dense("matmul", (2, 1, 8, 20), (3, 20, 12)),
+]
+# Large enough for the larger tile; for devices that are fast, or do not compute at all.
+TENSOR_CORES_FILLED = [
+    conv((12, 68, 32, 33), (132, 68, 3, 3), padding=1),
+    dense("matmul", (1540, 1540), (1540, 1540)),
+    dense("linear", (1540, 1540), (1540, 1540)),
+]
+
 CASES = [
     *CONV2D,
     *CONV_TRANSPOSE2D,
@@ -867,4 +955,5 @@ CASES = [
     *ARITHMETIC,
     *LOSS,
     *NOT_A_NUMBER,
+    *SMALL,
 ]

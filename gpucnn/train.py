@@ -537,6 +537,8 @@ def _output(model: Module, images: NDArray[Any], dataset: Dataset | None = None)
     backend = get_backend() if reference is None else reference.backend
     dtype = np.float32 if reference is None else reference.dtype
     output: Tensor = model(Tensor(backend.asarray(images, dtype), backend))
+    if output.ndim > 2 and output.shape[2:] == (1,) * (output.ndim - 2):  # as global pooling leaves it
+        output = output.flatten(1)
     if output.ndim != 2:
         raise ValueError(f"the model must return [N, classes], got {output.shape}; put a Flatten at its end")
     if (
@@ -560,10 +562,10 @@ def _loss(loss: Loss, output: Tensor, labels: NDArray[np.int64]) -> Tensor:
 
 def _probabilities(model: Module, output: Tensor) -> NDArray[np.float32]:
     """[N, classes], from logits unless the model's last layer has made probabilities of them; two of one output."""
-    last = list(model.modules())[-1]
-    if isinstance(last, nn.LogSoftmax):
+    last = {kind.__name__ for kind in type(list(model.modules())[-1]).__mro__}  # by name: of an ONNX file's nodes too
+    if "LogSoftmax" in last:
         output = output.exp()
-    elif not isinstance(last, nn.Sigmoid | nn.Softmax):
+    elif not last & {"Sigmoid", "Softmax"}:
         output = output.softmax(1) if output.shape[1] > 1 else output.sigmoid()
     values: NDArray[np.float32] = output.numpy().astype(np.float32)
     return values if output.shape[1] > 1 else np.concatenate([1 - values, values], axis=1)

@@ -18,6 +18,7 @@ import platform
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +34,7 @@ import numpy as np
 import gpucnn
 from gpucnn.backends import Backend, get_backend
 from gpucnn.checkpoint import write_atomically
-from gpucnn.testing import CASES, Array, Case, Evaluation, evaluate
+from gpucnn.testing import CASES, Array, Case, Evaluation, evaluate, on_tensor_cores
 
 OnCase = Callable[[Case], None]
 MOST_TERMS = 64  # of a window that a report lists
@@ -253,7 +254,7 @@ def verify(
         if wrong:
             errors.append((case, wrong))
         else:
-            results += _compared(ours, exact, dtype)
+            results += _compared(ours, exact, dtype, _tf32_products(case, engine, dtype))
     return Report(_about(engine, dtype), tuple(results), tuple(errors))
 
 
@@ -278,9 +279,22 @@ def _wrong_shape(ours: Evaluation, exact: Evaluation, dtype: str) -> str:
     return ""
 
 
-def _compared(ours: Evaluation, exact: Evaluation, dtype: str) -> list[Result]:
+def _tf32_products(case: Case, backend: Backend, dtype: str) -> int:
+    """How many products of TF32 make one where a backend computes a case on tensor cores; 0 if it does not."""
+    from gpucnn.backends.kernel_backend import KernelBackend
+    from gpucnn.devices.recorder import RecorderDevice
+
+    if not isinstance(backend, KernelBackend) or backend.device.capability is None:
+        return 0
+    recorder = RecorderDevice(backend.device.capability)
+    with warnings.catch_warnings(action="ignore"):  # what the recorder returns is any number, also NaN
+        evaluate(case, KernelBackend(recorder), dtype)
+    return max((int(dict(launch.constants).get("PRODUCTS", 0)) for launch in recorder.launches), default=0)
+
+
+def _compared(ours: Evaluation, exact: Evaluation, dtype: str, tf32_products: int = 0) -> list[Result]:
     unit = float(np.finfo(dtype).eps) / 2 * (2 if dtype == "float64" else 1)  # there the reference rounds as well
-    bounds, found = exact.case.bounds(exact), []
+    bounds, found = on_tensor_cores(exact, tf32_products) if tf32_products else exact.case.bounds(exact), []
     for i, name in enumerate(exact.case.results):
         got, expected = ours.results[i], exact.results[i]
         bound = np.broadcast_to(unit * np.asarray(bounds[i]), expected.shape)

@@ -19,12 +19,18 @@ from gpucnn.tensor import no_grad, zeros
 SHORT_BATCH = 2  # stands for the last batch of an epoch, which may get other tiles; batch norm needs two values
 
 
-def training_kernels(model: Module, image_shape: Sequence[int], batch_size: int = 64) -> list[Specialisation]:
+def training_kernels(
+    model: Module,
+    image_shape: Sequence[int],
+    batch_size: int = 64,
+    capability: tuple[int, int] | None = None,
+) -> list[Specialisation]:
     """The kernels of `train_once` for batches of that size and short ones, in order; nothing is computed.
 
-    image_shape: [C, H, W]. The model stays as it is. Raises ValueError if it does not take such images.
+    image_shape: [C, H, W]; capability: the device's, for which kernels are chosen. The model stays as it is. Raises
+    ValueError if it does not take such images.
     """
-    recorder = RecorderDevice()
+    recorder = RecorderDevice(capability)
     twin = copy.deepcopy(model).to(KernelBackend(recorder))
     with warnings.catch_warnings(action="ignore"):  # what the recorder returns is any number, also NaN
         for n in (batch_size, SHORT_BATCH):

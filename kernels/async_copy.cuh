@@ -6,16 +6,24 @@
 // after the barrier that follows. The emulator lands a copy only there, so a wait that is missing shows.
 #pragma once
 
+// Of what is not inside, zeros come instead, and nothing is read.
 #ifdef EMULATOR
-static inline void async_copy(void* shared, const void* global) { emulator_async_copy(shared, global, 16, __LINE__); }
+static inline void async_copy_or_zero(void* shared, const void* global, bool inside) {
+    emulator_async_copy(shared, global, inside ? 16 : 0, __LINE__);
+}
 static inline void async_commit() { emulator_async_commit(); }
 template <int NEWEST>
 static inline void async_wait() { emulator_async_wait(NEWEST); }
 #else
-static __device__ __forceinline__ void async_copy(void* shared, const void* global) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((unsigned int)__cvta_generic_to_shared(shared)), "l"(global));
+static __device__ __forceinline__ void async_copy_or_zero(void* shared, const void* global, bool inside) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned int)__cvta_generic_to_shared(shared)),
+                 "l"(global), "r"(inside ? 16 : 0));
 }
 static __device__ __forceinline__ void async_commit() { asm volatile("cp.async.commit_group;"); }
 template <int NEWEST>
 static __device__ __forceinline__ void async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(NEWEST)); }
 #endif
+
+static __device__ __forceinline__ void async_copy(void* shared, const void* global) {
+    async_copy_or_zero(shared, global, true);
+}

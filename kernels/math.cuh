@@ -44,7 +44,7 @@ static __device__ __forceinline__ float scalar_expm1(float x) {
     int n;
     const float t = reduced_expm1(x, n);
     const float power = power_of_two(n);
-    return n == 0 ? t : fmaf(power, t, power - 1.0f);
+    return fmaf(power, t, power - 1.0f);
 }
 
 // log(2^n (1 + f)) for -1/3 <= f <= 1/3.
@@ -70,10 +70,9 @@ static __device__ __forceinline__ float reduced_log(float u, int& n) {
 
 static __device__ __forceinline__ float scalar_log(float x) {
     if (!(x > 0) || x == POSITIVE_INFINITY) return x == 0 ? -POSITIVE_INFINITY : x > 0 ? x : NOT_A_NUMBER;
-    const bool small = x < 1.17549435e-38f;  // below the normal numbers the exponent is not in its bits
     int n;
-    const float f = reduced_log(small ? x * 8388608.0f : x, n);
-    return log_of_reduced(f, (float)(small ? n - 23 : n));
+    const float f = reduced_log(x, n);
+    return log_of_reduced(f, (float)n);
 }
 
 // log(1 + x). What 1 + x rounds off is put back into f.

@@ -32,6 +32,7 @@ class FakeCupy(ModuleType):
         self.modules: list[tuple[str, tuple[str, ...], str]] = []
         self.launches: list[tuple[Any, ...]] = []
         self.runtime_version, self.gpus, self.nvrtc = 12090, 1, (12, 9)
+        self.compute_capability = "75"
         runtime = SimpleNamespace(
             CUDARuntimeError=CUDARuntimeError,
             getDeviceCount=lambda: self._given(self.gpus),
@@ -44,6 +45,7 @@ class FakeCupy(ModuleType):
             nvrtc=SimpleNamespace(getVersion=lambda: self._given(self.nvrtc)),
             get_current_stream=lambda: SimpleNamespace(synchronize=lambda: None),
             Event=Event,
+            Device=lambda: SimpleNamespace(compute_capability=self.compute_capability),
             get_elapsed_time=lambda start, end: end.at - start.at,
         )
 

@@ -856,6 +856,23 @@ def _no_gpu(monkeypatch):
 
 
 @pytest.mark.usefixtures("_no_gpu")
+@pytest.mark.parametrize(
+    ("chosen", "line"),
+    [
+        ("cuda", "GPUCNN_BACKEND  'cuda', which can't run here: there is no NVIDIA driver (libcuda can't be loaded): "),
+        ("tpu", "GPUCNN_BACKEND  'tpu', but the backends are auto, numpy, cuda, emulator"),
+    ],
+)
+def test_info_shows_the_rest_and_the_remedy_where_the_chosen_backend_can_not_run(monkeypatch, chosen, line):
+    monkeypatch.setenv("GPUCNN_BACKEND", chosen)
+    result = command("info")
+    assert result.code == 0
+    assert any(text.startswith(line) for text in result.out.splitlines())
+    assert "backends        numpy, emulator" in result.out
+    assert "data sets " in result.out
+
+
+@pytest.mark.usefixtures("_no_gpu")
 @pytest.mark.parametrize(("words", "code"), [((), 0), (("--backend", "emulator"), 0), (("--backend", "cuda"), 1)])
 def test_doctor_says_what_is_missing_and_its_exit_code_whether_it_is_needed(words, code):
     result = command("doctor", *words)

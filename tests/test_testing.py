@@ -125,7 +125,8 @@ def test_every_kernel_of_an_op_with_a_gradient_is_launched_with_several_blocks()
         most[launch.name] = max(most.get(launch.name, 0), launch.grid[0])
     assert len(most) >= 18
     alone = {name for name, blocks in most.items() if blocks == 1}
-    assert alone <= {"batch_norm_statistics_combine", "batch_norm_backward_combine"}  # a thread a channel
+    # A thread a channel; and what a case converts is short (tests/kernels/test_convert.py has longer rows).
+    assert alone <= {"batch_norm_statistics_combine", "batch_norm_backward_combine", "convert"}
 
 
 @pytest.mark.parametrize("name", ["conv2d_forward", "conv2d_backward_input", "conv2d_backward_weight", "matmul"])
@@ -161,7 +162,7 @@ def test_values_are_the_same_each_time_and_float32_rounds_them() -> None:
                 assert a.shape == declared.shape
                 np.testing.assert_array_equal(a, b)
                 np.testing.assert_array_equal(a.astype(c.dtype), c)
-                assert c.dtype == (np.int64 if declared.integer else np.float32)
+                assert c.dtype.kind in "ib" if declared.integer else c.dtype == np.float32
 
 
 def test_operands_of_one_shape_have_different_values() -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from gpucnn.backends.base import ACTIVATIONS, Array, Backend, Divisor
+from gpucnn.backends.precision import get_precision, precision
 
 __all__ = [
     "ACTIVATIONS",
@@ -22,6 +23,8 @@ __all__ = [
     "auto_choice",
     "available_backends",
     "get_backend",
+    "get_precision",
+    "precision",
     "use_backend",
 ]
 

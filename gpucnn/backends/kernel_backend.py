@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gpucnn.backends.base import Array, Backend, Divisor
+from gpucnn.backends.precision import get_precision
 from gpucnn.devices import Device
 from gpucnn.geometry import Size, Window
 
@@ -76,9 +77,19 @@ def _tile(rows: int, columns: int) -> dict[str, int]:
     return {"TILE_M": 64, "TILE_N": 16, "TILE_K": 8, "THREAD_M": 4, "THREAD_N": 2}
 
 
-def _tiles(rows: int, columns: int) -> int:
-    tile = _tile(rows, columns)
+def _tiles(tile: dict[str, int], rows: int, columns: int) -> int:
     return _ceil_div(rows, tile["TILE_M"]) * _ceil_div(columns, tile["TILE_N"])
+
+
+def _mma_tile(rows: int, columns: int, layers: int, products: int) -> dict[str, int]:
+    """The tile of mma_tile.cuh: the large one where it is filled, and there are blocks enough for most of a GPU.
+
+    A warp's part is larger for TF32, which needs two thirds of the shared memory's speed then. With three products it
+    would not fit into the registers.
+    """
+    if min(rows, columns) > 64 and _ceil_div(rows, 128) * _ceil_div(columns, 128) * layers >= 96:
+        return {"TILE_M": 128, "TILE_N": 128, "WARP_M": 64, "WARP_N": 64 if products == 1 else 32, "PRODUCTS": products}
+    return {"TILE_M": 64, "TILE_N": 64, "WARP_M": 32, "WARP_N": 32, "PRODUCTS": products}
 
 
 def _parts(terms: int, blocks: int) -> tuple[int, int]:
@@ -91,14 +102,48 @@ def _parts(terms: int, blocks: int) -> tuple[int, int]:
     return length, max(_ceil_div(terms, length), 1)
 
 
-def conv2d_variant(name: str, channels: int, filters: int) -> Literal["gemm", "direct"]:
+def _mma_parts(rows: int, columns: int, layers: int, terms: int, products: int) -> tuple[dict[str, int], int, int]:
+    """The tile of a product whose sum may be cut into parts, their length, a multiple of a step, and their number.
+
+    A large tile takes the time of four small ones, so a fourth as many blocks will do.
+    """
+    tile = _mma_tile(rows, columns, layers * max(min(terms // 256, 64), 1), products)
+    length, _ = _parts(terms, _ceil_div(rows, 64) * _ceil_div(columns, 64) * layers)
+    length = 16 * _ceil_div(length, 16)
+    return tile, length, max(_ceil_div(terms, length), 1)
+
+
+# Where three TF32 products take less time than a multiply-add in float32: tensor cores of TF32 are 7 to 8 times as fast
+# there (A100, H100, H200; of B200 it is expected), and 1 to 2 times on GPUs for graphics.
+_FAST_TF32 = {(8, 0), (9, 0), (10, 0), (10, 3)}
+
+
+def tf32_products(capability: tuple[int, int] | None, precision: str, dtype: Any) -> int:
+    """How many products on tensor cores make one: 1 in TF32, 3 with the accuracy of float32, 0 for none there."""
+    if dtype != np.float32 or capability is None or capability < (8, 0):
+        return 0
+    if precision == "tf32":
+        return 1
+    return 3 if capability in _FAST_TF32 else 0
+
+
+def conv2d_variant(name: str, channels: int, filters: int, products: int = 0) -> Literal["gemm", "direct", "mma"]:
     """Which kernel computes conv2d_forward, conv2d_backward_input or conv2d_backward_weight, given C and K per group.
 
     With few input channels the tiles of the matrix product would be mostly empty; the weight gradient's tile has
-    filters for rows, so there both must be few.
+    filters for rows, so there both must be few. Tensor cores, if there are `products` on them, take channels by fours.
     """
-    few = channels <= 4 and (name != "conv2d_backward_weight" or filters <= 4)
-    return "direct" if few else "gemm"
+    if channels <= 4 and (name != "conv2d_backward_weight" or filters <= 4):
+        return "direct"
+    return "mma" if products and channels % 4 == 0 and filters % 4 == 0 else "gemm"
+
+
+def matmul_variant(
+    rows: int, columns: int, depth: int, trans_a: bool, trans_b: bool, products: int = 0
+) -> Literal["gemm", "mma"]:
+    """Which kernel computes a product: tensor cores take the last axis of y and of both operands by fours."""
+    last = (columns, rows if trans_a else depth, depth if trans_b else columns)
+    return "mma" if products and all(length % 4 == 0 for length in last) else "gemm"
 
 
 class KernelBackend(Backend):
@@ -150,6 +195,13 @@ class KernelBackend(Backend):
             array = array.transpose(0, 2, 3, 1)
         return self.xp.asarray(array, order="C")
 
+    def _aligned(self, storage: Array) -> Array:
+        """The same for tensor cores: they read 16 bytes at once, from a multiple of 16."""
+        return self.xp.array(storage) if self.device.address(storage) % 16 else storage
+
+    def _products(self, array: Array) -> int:
+        return tf32_products(self.device.capability, get_precision(), array.dtype)
+
     def _empty(self, shape: Sequence[int], dtype: Any) -> tuple[Array, Array]:
         """A new array of that shape and its storage, the same memory."""
         _check_size(shape)
@@ -163,13 +215,28 @@ class KernelBackend(Backend):
     # -- launches -----------------------------------------------------------------------------------------------------
 
     def _gemm(
-        self, file: str, name: str, rows: int, columns: int, layers: int, constants: dict[str, Any], *arguments: Any
+        self,
+        family: str,
+        operation: str,
+        size: tuple[int, int, int],
+        tile: dict[str, int],
+        constants: dict[str, Any],
+        operands: Sequence[Array],
+        *others: Any,
     ) -> None:
-        """Launch a kernel made of gemm_tile over a rows × columns matrix, `layers` times (groups, parts, batch)."""
-        tile = _tile(rows, columns)
-        threads = tile["TILE_M"] // tile["THREAD_M"] * (tile["TILE_N"] // tile["THREAD_N"])
-        grid = (_tiles(rows, columns) * layers, 1, 1)
-        self.device.launch(file, name, constants | tile, grid, (threads, 1, 1), *arguments)
+        """Launch a kernel made of gemm_tile, or of mma_tile if the tile is one of those, over matrices of this size:
+        rows, columns, and how many of them (groups, parts, batch)."""
+        rows, columns, layers = size
+        if "PRODUCTS" in tile:
+            family += "_mma"
+            operands = [self._aligned(operand) for operand in operands]
+            threads = 32 * (tile["TILE_M"] // tile["WARP_M"]) * (tile["TILE_N"] // tile["WARP_N"])
+        else:
+            threads = tile["TILE_M"] // tile["THREAD_M"] * (tile["TILE_N"] // tile["THREAD_N"])
+        grid = (_tiles(tile, rows, columns) * layers, 1, 1)
+        self.device.launch(
+            f"{family}.cu", family + operation, constants | tile, grid, (threads, 1, 1), *operands, *others
+        )
 
     def _each(self, file: str, name: str, constants: dict[str, Any], threads: int, *arguments: Any) -> None:
         """Launch a kernel with that many threads in a row."""
@@ -220,12 +287,16 @@ class KernelBackend(Backend):
             return y
         bias, factor = (None if a is None else self._storage(a) for a in (b, scale))
         constants = _convolution(x, window, activation)
-        arguments = (self._storage(x), self._storage(w), bias, factor, storage, n, h, width, c, k, p, q, groups)
-        if conv2d_variant("conv2d_forward", c // groups, k // groups) == "direct":
+        operands = (self._storage(x), self._storage(w))
+        others = (bias, factor, storage, n, h, width, c, k, p, q, groups)
+        products, size = self._products(x), (n * p * q, k // groups, groups)
+        variant = conv2d_variant("conv2d_forward", c // groups, k // groups, products)
+        if variant == "direct":
             constants["CHANNELS"] = c // groups
-            self._each("conv2d_direct.cu", "conv2d_direct_forward", constants, y.size, *arguments)
+            self._each("conv2d_direct.cu", "conv2d_direct_forward", constants, y.size, *operands, *others)
         else:
-            self._gemm("conv2d.cu", "conv2d_forward", n * p * q, k // groups, groups, constants, *arguments)
+            tile = _mma_tile(*size, products) if variant == "mma" else _tile(*size[:2])
+            self._gemm("conv2d", "_forward", size, tile, constants, operands, *others)
         return y
 
     def conv2d_backward_input(self, dy: Array, w: Array, window: Window, groups: int, size: Size) -> Array:
@@ -235,12 +306,16 @@ class KernelBackend(Backend):
         if not dx.size:
             return dx
         constants = _convolution(dy, window)
-        arguments = (self._storage(dy), self._storage(w), storage, n, h, width, c, k, p, q, groups)
-        if conv2d_variant("conv2d_backward_input", c // groups, k // groups) == "direct":
+        operands = (self._storage(dy), self._storage(w))
+        others = (storage, n, h, width, c, k, p, q, groups)
+        products, matrix = self._products(dy), (n * h * width, c // groups, groups)
+        variant = conv2d_variant("conv2d_backward_input", c // groups, k // groups, products)
+        if variant == "direct":
             constants["CHANNELS"] = c // groups
-            self._each("conv2d_direct.cu", "conv2d_direct_backward_input", constants, dx.size, *arguments)
+            self._each("conv2d_direct.cu", "conv2d_direct_backward_input", constants, dx.size, *operands, *others)
         else:
-            self._gemm("conv2d.cu", "conv2d_backward_input", n * h * width, c // groups, groups, constants, *arguments)
+            tile = _mma_tile(*matrix, products) if variant == "mma" else _tile(*matrix[:2])
+            self._gemm("conv2d", "_backward_input", matrix, tile, constants, operands, *others)
         return dx
 
     def conv2d_backward_weight(self, dy: Array, x: Array, window: Window, groups: int) -> Array:
@@ -250,22 +325,28 @@ class KernelBackend(Backend):
         if not n * p * q:
             storage[...] = 0
             return dw
-        depth = window.taps * channels
+        depth, terms = window.taps * channels, n * p * q
         constants = _convolution(dy, window)
-        inputs = (self._storage(dy), self._storage(x))
-        direct = conv2d_variant("conv2d_backward_weight", channels, filters) == "direct"
-        blocks = _ceil_div(dw.size, _THREADS) if direct else _tiles(filters, depth) * groups
-        length, parts = _parts(n * p * q, blocks)
+        operands = (self._storage(dy), self._storage(x))
+        products = self._products(dy)
+        variant = conv2d_variant("conv2d_backward_weight", channels, filters, products)
+        if variant == "mma":
+            tile, length, parts = _mma_parts(filters, depth, groups, terms, products)
+        else:
+            tile = _tile(filters, depth)
+            direct = variant == "direct"
+            blocks = _ceil_div(dw.size, _THREADS) if direct else _tiles(tile, filters, depth) * groups
+            length, parts = _parts(terms, blocks)
         numbers = (n, h, width, c, k, p, q, groups, parts, length)
 
         def launch(out: Array) -> None:
-            if direct:
+            if variant == "direct":
                 constants["CHANNELS"] = channels
                 name = "conv2d_direct_backward_weight"
-                self._each("conv2d_direct.cu", name, constants, out.size, *inputs, out, *numbers)
+                self._each("conv2d_direct.cu", name, constants, out.size, *operands, out, *numbers)
             else:
-                name = "conv2d_backward_weight"
-                self._gemm("conv2d.cu", name, filters, depth, groups * parts, constants, *inputs, out, *numbers)
+                size = (filters, depth, groups * parts)
+                self._gemm("conv2d", "_backward_weight", size, tile, constants, operands, out, *numbers)
 
         self._in_parts(storage, parts, launch)
         return dw
@@ -411,12 +492,18 @@ class KernelBackend(Backend):
         b, trans_b = self._matrices(b, trans_b)
         batch = math.prod(lead)
         constants = _scalar(y) | {"TRANS_A": int(trans_a), "TRANS_B": int(trans_b)}
-        length, parts = _parts(depth, _tiles(rows, columns) * batch)
+        products = self._products(y)
+        if matmul_variant(rows, columns, depth, trans_a, trans_b, products) == "mma":
+            tile, length, parts = _mma_parts(rows, columns, batch, depth, products)
+        else:
+            tile = _tile(rows, columns)
+            length, parts = _parts(depth, _tiles(tile, rows, columns) * batch)
         of_a, of_b = self._matrix_numbers(a.shape[:-2], lead), self._matrix_numbers(b.shape[:-2], lead)
         numbers = (math.prod(a.shape[:-2]), math.prod(b.shape[:-2]), batch, rows, columns, depth, parts, length)
 
         def launch(out: Array) -> None:
-            self._gemm("matmul.cu", "matmul", rows, columns, batch * parts, constants, a, b, of_a, of_b, out, *numbers)
+            size = (rows, columns, batch * parts)
+            self._gemm("matmul", "", size, tile, constants, (a, b), of_a, of_b, out, *numbers)
 
         self._in_parts(y, parts, launch)
         return self.contiguous(y)

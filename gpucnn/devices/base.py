@@ -198,6 +198,7 @@ class Device(ABC):
 
     name: str
     xp: ModuleType
+    capability: tuple[int, int] | None = None  # the compute capability that kernels are chosen for; None for the oldest
 
     @abstractmethod
     def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:
@@ -212,6 +213,10 @@ class Device(ABC):
         """The array's values on the host, when what was launched before is done."""
 
     # What follows has an answer for every device; one that knows better overrides it.
+
+    def address(self, array: Any) -> int:
+        """Where the array's memory begins."""
+        return int(array.ctypes.data)
 
     def prepare(self, specialisations: Iterable[Specialisation]) -> Iterator[Specialisation]:
         """Compile these ahead of their first launch, and yield each when it is done. Compiles nothing by itself."""

@@ -36,6 +36,8 @@ class CudaDevice(Device):
 
     def __init__(self) -> None:
         self.xp = usable_cupy()
+        major, minor = divmod(int(self.xp.cuda.Device().compute_capability), 10)
+        self.capability = (major, minor)
         folder = kernel_folder()
         # CuPy's cache of compiled kernels does not look into the headers that a kernel includes: their content is made
         # part of the options, which it does look at.
@@ -56,6 +58,9 @@ class CudaDevice(Device):
     def to_numpy(self, array: Any) -> np.ndarray[Any, Any]:
         return np.asarray(self.xp.asnumpy(array))
 
+    def address(self, array: Any) -> int:
+        return int(array.data.ptr)
+
     def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:
         signature = Signature.of(kernel_folder() / file, name)
         types = signature.check(arguments, constants, self.xp)
@@ -67,7 +72,7 @@ class CudaDevice(Device):
 
     def _table(self, arrays: list[Any]) -> Any:
         """The arrays' addresses, on the device."""
-        return self.xp.asarray(np.array([array.data.ptr for array in arrays], np.uint64))
+        return self.xp.asarray(np.array([self.address(array) for array in arrays], np.uint64))
 
     def _function(self, kernel: Specialisation) -> Any:
         if kernel not in self._functions:

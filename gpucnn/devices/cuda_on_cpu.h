@@ -27,6 +27,8 @@ extern struct {
 void emulator_barrier(int line);
 unsigned long long emulator_warp_exchange(unsigned long long value, int source_lane, int line);
 int emulator_lane();
+void emulator_load_matrices(float* to, const void* row, int line);
+void emulator_multiply_tiles(float* sum, const float* a, const float* b, int line);
 void emulator_async_copy(void* shared, const void* global, int bytes, int line);
 void emulator_async_commit();
 void emulator_async_wait(int newest);

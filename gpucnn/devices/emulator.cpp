@@ -15,8 +15,13 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <random>
 #include <vector>
+
+#ifdef __x86_64__
+#include <xmmintrin.h>
+#endif
 
 struct uint3 {
     unsigned int x, y, z;
@@ -29,7 +34,8 @@ struct Buffer {
     int32_t element;      // bytes of an element: the grain of the shadow
     int32_t initialised;  // 0: nothing written yet, reading is an error until somebody does
 };
-enum Kind { OK, OUT_OF_BOUNDS, UNINITIALISED, RACE_BLOCKS, RACE_THREADS, DIVERGENT, TIMEOUT, STATIC_BOUNDS };
+enum Kind { OK, OUT_OF_BOUNDS, UNINITIALISED, RACE_BLOCKS, RACE_THREADS, DIVERGENT, TIMEOUT, STATIC_BOUNDS, MISALIGNED,
+            PARTIAL_WARP };
 struct Report {
     int32_t kind, write, bytes, buffer;  // buffer: index, -1 shared memory, -2 neither
     int64_t offset;                      // bytes from the start of the buffer; line of the other barrier if DIVERGENT
@@ -46,7 +52,9 @@ struct Launch {
     int32_t buffer_count;
     char *shared_start, *shared_stop, *constant_start, *constant_stop;
     int32_t order;      // 0 forward, 1 reversed, else the seed of a shuffle
-    int64_t max_steps;  // watchdog: accesses and barriers a launch may make; basic blocks too where the kernel counts them
+    int64_t max_steps;  // watchdog: accesses and barriers a thread may make; basic blocks too where the kernel counts them
+    int32_t flush;      // whether denormal numbers are zeros while the kernel runs
+    int32_t watch;      // whether the kernel's own accesses are reported
     Report* report;
 };
 
@@ -58,10 +66,43 @@ struct {
 
 namespace {
 
+// While it lives and is on: denormal arguments and results of this thread's operations are zeros of their sign, as -ftz
+// of CUDA has it for float. The processor does it for double too, so it is on for kernels that add no doubles only.
+class Flushing {
+#if defined(__x86_64__)
+    static constexpr uint64_t FLUSH = 0x8040;  // FTZ, results; DAZ, arguments
+    static uint64_t mode() { return _mm_getcsr(); }
+    static void set_mode(uint64_t mode) { _mm_setcsr((unsigned int)mode); }
+#elif defined(__aarch64__)
+    static constexpr uint64_t FLUSH = 1 << 24;  // FZ, both
+    static uint64_t mode() {
+        uint64_t mode;
+        asm volatile("mrs %0, fpcr" : "=r"(mode));
+        return mode;
+    }
+    static void set_mode(uint64_t mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
+#else
+#error "how does this processor flush denormal numbers to zero? emulator.cpp knows x86-64 and aarch64"
+#endif
+    const uint64_t before = mode();
+
+   public:
+    explicit Flushing(bool on) {
+        if (on) set_mode(before | FLUSH);
+    }
+    ~Flushing() { set_mode(before); }
+};
+
+constexpr int CHUNK = 16;  // bytes of an asynchronous copy, and of a row of load_matrices
 struct AsyncCopy {
     char* to;
     const char* from;
-    int bytes;
+    int bytes;  // of the chunk that are read; the rest becomes zeros
+};
+
+// What a lane shows the other lanes of its warp where they meet.
+struct Words {
+    uint32_t at[6];
 };
 
 enum Status { FRESH, READY, AT_BARRIER, AT_WARP, DONE };
@@ -75,8 +116,8 @@ struct Fiber {
     Status status = FRESH;
     int line = 0;
     uint3 index;
-    uint64_t value = 0;
-    int lane_wanted = 0;
+    Words shown;
+    int64_t steps = 0;
     std::vector<std::vector<AsyncCopy>> copies;  // groups in flight, oldest first; the last one is still open
 };
 
@@ -96,10 +137,11 @@ struct Shadow {
 
 std::vector<Fiber> fibers;
 std::vector<Shadow> shadows;
+std::vector<std::array<Words, 32>> warps;  // what the lanes of each warp showed when they met last
 jmp_buf scheduler, abort_launch;
 Launch* launch;
 int current, block_number;
-int64_t epoch, steps;
+int64_t epoch, steps;  // steps of the fiber that runs
 bool running = false;
 
 [[noreturn]] void stop(Kind kind, const void* code) {
@@ -127,6 +169,7 @@ void wait(Status status, int line) {
     Fiber& f = fibers[current];
     f.status = status;
     f.line = line;
+    f.steps = steps;
     if (!_setjmp(f.state)) _longjmp(scheduler, 1);
 }
 
@@ -135,6 +178,7 @@ void resume(int i) {
     Fiber& f = fibers[i];
     emulator_indices.thread = f.index;
     f.status = READY;
+    steps = f.steps;
     if (_setjmp(scheduler)) return;
     if (f.started) _longjmp(f.state, 1);
     f.started = true;
@@ -163,11 +207,8 @@ bool release(int count) {
         bool all = true;
         for (int i = first; i < last; ++i) all &= fibers[i].status == AT_WARP && fibers[i].line == fibers[first].line;
         if (!all) continue;
-        std::vector<uint64_t> values;
-        for (int i = first; i < last; ++i) values.push_back(fibers[i].value);
         for (int i = first; i < last; ++i) {
-            int lane = fibers[i].lane_wanted;
-            fibers[i].value = values[lane < last - first ? lane : i - first];
+            warps[first / 32][i - first] = fibers[i].shown;
             fibers[i].status = READY;
         }
         moved = true;
@@ -191,6 +232,7 @@ void run_block(const std::vector<int>& order) {
         if (s.buffer == -1) std::fill(s.touches.begin(), s.touches.end(), Touch());
     for (Fiber& f : fibers) {
         f.status = READY;
+        f.steps = 0;
         f.copies.assign(1, {});
     }
     ++epoch;
@@ -205,7 +247,7 @@ void run_block(const std::vector<int>& order) {
     }
 }
 
-void access(const void* pointer, int bytes, bool write, const void* code) {
+void access(const void* pointer, int bytes, bool write, const void* code, int alignment = 1) {
     step(code);
     char* p = (char*)pointer;
     char* stack = fibers[current].stack;
@@ -215,10 +257,13 @@ void access(const void* pointer, int bytes, bool write, const void* code) {
     Report& r = *launch->report;
     r.write = write;
     r.bytes = bytes;
-    Shadow* near = nullptr;
+    Shadow* near = nullptr;  // the buffer that was missed, if it was not by far
+    int64_t nearest = 4096;
     for (Shadow& s : shadows) {
         if (p >= s.start && p + bytes <= s.start + s.bytes) {
             r.buffer = s.buffer;
+            r.offset = p - s.start;
+            if ((uintptr_t)p % alignment) stop(MISALIGNED, code);
             int me = current + 1, block = block_number + 1;
             for (int64_t at = p - s.start; at < p - s.start + bytes; at += s.element) {
                 Touch& t = s.touches[at / s.element];
@@ -246,11 +291,29 @@ void access(const void* pointer, int bytes, bool write, const void* code) {
             }
             return;
         }
-        if (p + bytes > s.start - 4096 && p < s.start + s.bytes + 4096) near = &s;
+        const int64_t away = std::max(s.start - p, p + bytes - (s.start + s.bytes));
+        if (away < nearest) {
+            near = &s;
+            nearest = away;
+        }
     }
     r.buffer = near ? near->buffer : -2;
     r.offset = near ? p - near->start : 0;
     stop(OUT_OF_BOUNDS, code);
+}
+
+// Wait for the other lanes of the warp, and see what each of them shows.
+const std::array<Words, 32>& meet(const Words& mine, int line) {
+    fibers[current].shown = mine;
+    wait(AT_WARP, line);
+    return warps[current / 32];
+}
+
+// For instructions that need 32 lanes; a shuffle in a block that ends within a warp does not.
+void need_whole_warp(int line) {
+    if (current / 32 * 32 + 32 <= (int)fibers.size()) return;
+    launch->report->line = line;
+    stop(PARTIAL_WARP, nullptr);
 }
 
 }  // namespace
@@ -270,6 +333,7 @@ void emulator_launch(Launch* l) {
         if (fibers.back().stack) munmap(fibers.back().stack, STACK);
         fibers.pop_back();
     }
+    warps.resize((count + 31) / 32);
     for (int i = 0; i < count; ++i)
         fibers[i].index = {i % l->block.x, i / l->block.x % l->block.y, i / (l->block.x * l->block.y)};
     shadows.clear();
@@ -293,8 +357,9 @@ void emulator_launch(Launch* l) {
         std::shuffle(order.begin(), order.end(), random);
         std::shuffle(block_order.begin(), block_order.end(), random);
     }
-    epoch = steps = 0;
+    epoch = 0;
     running = true;
+    Flushing flushing(l->flush);
     if (_setjmp(abort_launch)) {
         running = false;
         for (Fiber& f : fibers) f.started = false;  // they stopped midway
@@ -322,21 +387,62 @@ int emulator_lane() { return current & 31; }
 
 uint64_t emulator_warp_exchange(uint64_t value, int source_lane, int line) {
     step(__builtin_return_address(0));
-    fibers[current].value = value;
-    fibers[current].lane_wanted = source_lane;
-    wait(AT_WARP, line);
-    return fibers[current].value;
+    const int first = current / 32 * 32, source = first + source_lane < (int)fibers.size() ? source_lane : current - first;
+    const Words& theirs = meet({{(uint32_t)value, (uint32_t)(value >> 32)}}, line)[source];
+    return theirs.at[0] | (uint64_t)theirs.at[1] << 32;
+}
+
+// ldmatrix: each lane reads a row of 16 bytes in shared memory, and gets a word of four rows.
+void emulator_load_matrices(float* to, const void* row, int line) {
+    const void* code = __builtin_return_address(0);
+    need_whole_warp(line);
+    if (launch->watch) access(row, CHUNK, false, code, CHUNK);
+    const char* p = (const char*)row;
+    if (p < launch->shared_start || p + CHUNK > launch->shared_stop) {
+        launch->report->buffer = -2;
+        stop(OUT_OF_BOUNDS, code);
+    }
+    Words mine;
+    memcpy(mine.at, row, CHUNK);
+    const auto& rows = meet(mine, line);
+    const int lane = current & 31;
+    for (int tile = 0; tile < 4; ++tile) memcpy(&to[tile], &rows[tile * 8 + lane / 4].at[lane % 4], 4);
+}
+
+// mma.m16n8k8 of TF32: the products are added to the sum in double, k = 0 ... 7, and rounded to float once.
+void emulator_multiply_tiles(float* sum, const float* a, const float* b, int line) {
+    step(__builtin_return_address(0));
+    need_whole_warp(line);
+    Words mine;
+    memcpy(mine.at, a, 16);
+    memcpy(mine.at + 4, b, 8);
+    for (uint32_t& word : mine.at) word &= ~0x1fffu;  // what TF32 lacks is not looked at
+    const auto& lanes = meet(mine, line);
+    const auto value = [&](int lane, int word) {
+        float value;
+        memcpy(&value, &lanes[lane].at[word], 4);
+        return (double)value;
+    };
+    const int lane = current & 31;
+    for (int i = 0; i < 4; ++i) {
+        const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        double total = sum[i];
+        for (int k = 0; k < 8; ++k)
+            total += value(row % 8 * 4 + k % 4, row / 8 + k / 4 * 2) * value(column * 4 + k % 4, 4 + k / 4);
+        sum[i] = (float)total;
+    }
 }
 
 // An asynchronous copy lands when its thread waits for its group; until then its target counts as not written.
+// Of the 16 bytes the first `bytes` are read, the others become zeros.
 void emulator_async_copy(void* shared, const void* global, int bytes, int line) {
     const void* code = __builtin_return_address(0);
-    access(global, bytes, false, code);
-    access(shared, bytes, true, code);
+    if (bytes) access(global, bytes, false, code, bytes);
+    access(shared, CHUNK, true, code, CHUNK);
     for (Shadow& s : shadows)
         if (s.buffer == -1)
-            for (int at = 0; at < bytes; at += 4) s.touches[((char*)shared - s.start + at) / 4].written = false;
-    memset(shared, 0xFF, bytes);
+            for (int at = 0; at < CHUNK; at += 4) s.touches[((char*)shared - s.start + at) / 4].written = false;
+    memset(shared, 0xFF, CHUNK);
     fibers[current].copies.back().push_back({(char*)shared, (const char*)global, bytes});
 }
 
@@ -347,15 +453,16 @@ void emulator_async_wait(int newest) {
     while ((int)copies.size() - 1 > newest) {
         for (AsyncCopy& c : copies.front()) {
             memcpy(c.to, c.from, c.bytes);
-            access(c.to, c.bytes, true, __builtin_return_address(0));
+            memset(c.to + c.bytes, 0, CHUNK - c.bytes);
+            access(c.to, CHUNK, true, __builtin_return_address(0));
         }
         copies.erase(copies.begin());
     }
 }
 
 #define WATCH(n)                                                                                          \
-    void __tsan_read##n(void* p) { access(p, n, false, __builtin_return_address(0)); }                    \
-    void __tsan_write##n(void* p) { access(p, n, true, __builtin_return_address(0)); }                    \
+    void __tsan_read##n(void* p) { access(p, n, false, __builtin_return_address(0), n); }                 \
+    void __tsan_write##n(void* p) { access(p, n, true, __builtin_return_address(0), n); }                 \
     void __tsan_unaligned_read##n(void* p) { access(p, n, false, __builtin_return_address(0)); }          \
     void __tsan_unaligned_write##n(void* p) { access(p, n, true, __builtin_return_address(0)); }          \
     void __tsan_read_write##n(void* p) { access(p, n, false, __builtin_return_address(0)); access(p, n, true, __builtin_return_address(0)); }
@@ -364,8 +471,10 @@ WATCH(2)
 WATCH(4)
 WATCH(8)
 WATCH(16)
-void __tsan_read_range(void* p, unsigned long n) { access(p, (int)n, false, __builtin_return_address(0)); }
-void __tsan_write_range(void* p, unsigned long n) { access(p, (int)n, true, __builtin_return_address(0)); }
+// A struct: our only ones in memory are for wide accesses, and aligned to their size or to 16 bytes.
+int boundary(unsigned long n) { return n % 16 ? n % 8 ? 4 : 8 : 16; }
+void __tsan_read_range(void* p, unsigned long n) { access(p, (int)n, false, __builtin_return_address(0), boundary(n)); }
+void __tsan_write_range(void* p, unsigned long n) { access(p, (int)n, true, __builtin_return_address(0), boundary(n)); }
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_init() {}

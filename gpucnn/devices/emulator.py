@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -29,7 +30,10 @@ _HERE = Path(__file__).parent
 # -ffp-contract=off: only what is written fmaf is fused, so the bits are those of nvcc's -fmad=false.
 _FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing"]
 # -ftrivial-auto-var-init: a local variable that nobody set holds a wild number, the same in every run.
+# -fno-tree-sra: an access of 16 bytes stays one, and is seen where it is off its boundary.
 _WATCH = [
+    "-fno-tree-sra",
+    "-Wno-ignored-optimization-argument",  # clang's word for not knowing it
     "-ftrivial-auto-var-init=pattern",
     "-fsanitize=thread,bounds",
     "-fsanitize-coverage=trace-pc",
@@ -89,24 +93,40 @@ class _Launch(ctypes.Structure):
         ("constant_stop", ctypes.c_void_p),
         ("order", ctypes.c_int32),
         ("max_steps", ctypes.c_int64),
+        ("flush", ctypes.c_int32),
+        ("watch", ctypes.c_int32),
         ("report", ctypes.POINTER(_Report)),
     ]
 
 
-_OK, _BOUNDS, _UNINITIALISED, _RACE_BLOCKS, _RACE_THREADS, _DIVERGENT, _TIMEOUT, _STATIC_BOUNDS = range(8)
+(
+    _OK, _BOUNDS, _UNINITIALISED, _RACE_BLOCKS, _RACE_THREADS, _DIVERGENT, _TIMEOUT, _STATIC_BOUNDS, _MISALIGNED,
+    _PARTIAL_WARP,
+) = range(10)  # fmt: skip
 
 
 class EmulatorDevice(Device):
     """Runs kernels on the CPU. `order` 0 runs threads and blocks forward, 1 backward, more is a shuffle's seed.
 
-    watch=False leaves the checks out, for longer runs. Raises KernelError for a bug that it catches in a kernel, for a
-    launch that does not fit the kernel's signature, and if there is no C++ compiler.
+    watch=False leaves the checks out, for longer runs. A thread that makes more than `max_steps` accesses and branches
+    is stopped: those of the case table make less than a hundred thousand. `kernels` is the folder of the .cu files,
+    gpucnn's own if None. Kernels are chosen as for a GPU of that `capability`. Raises KernelError for a bug that it
+    catches in a kernel, for a launch that does not fit the kernel's signature, and if there is no C++ compiler.
     """
 
     name = "emulator"
     xp = np
 
-    def __init__(self, watch: bool = True, order: int = 0, max_steps: int = 2_000_000_000) -> None:
+    def __init__(
+        self,
+        watch: bool = True,
+        order: int = 0,
+        max_steps: int = 20_000_000,
+        kernels: Path | None = None,
+        capability: tuple[int, int] | None = None,
+    ) -> None:
+        self.capability = capability
+        self.kernels = kernels or kernel_folder()
         self.watch = watch
         self.order = order
         self.max_steps = max_steps
@@ -132,11 +152,11 @@ class EmulatorDevice(Device):
             pool.shutdown(cancel_futures=True)
 
     def _library(self, file: str, name: str, constants: tuple[tuple[str, Any], ...]) -> _Library:
-        path = kernel_folder() / file
+        path = self.kernels / file
         return _compiled(path, name, constants, self.watch, Signature.of(path, name))
 
     def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:
-        path = kernel_folder() / file
+        path = self.kernels / file
         signature = Signature.of(path, name)
         types = signature.check(arguments, constants, np)
         if min(grid) < 1 or min(block) < 1 or block[0] * block[1] * block[2] > 1024:
@@ -171,6 +191,8 @@ class EmulatorDevice(Device):
             *library.sections,
             self.order,
             self.max_steps,
+            "float" in constants.values(),  # CuPy compiles with -ftz=true, which is about float alone
+            self.watch,
             ctypes.pointer(report),
         )
         with self._lock:
@@ -210,6 +232,8 @@ def _explained(name: str, r: _Report, buffers: list[str], request: _Launch, libr
         action += f" at byte {r.offset}"
     if r.kind == _BOUNDS:
         return f"{where}: {action}, out of bounds"
+    if r.kind == _MISALIGNED:
+        return f"{where}: {action} as {r.bytes} bytes, but its address is no multiple of {r.bytes}"
     if r.kind == _STATIC_BOUNDS:
         return f"{where}: index {r.offset} is out of the bounds of its array"
     if r.kind == _UNINITIALISED:
@@ -220,6 +244,8 @@ def _explained(name: str, r: _Report, buffers: list[str], request: _Launch, libr
     if r.kind == _RACE_THREADS:
         other = linear(r.other_thread, request.block) if r.other_thread >= 0 else "several"
         return f"{where}: {action}, a race with thread {other}: no barrier stands between them"
+    if r.kind == _PARTIAL_WARP:
+        return f"{where}: a tensor core needs all 32 threads of a warp, but the block ends within this one"
     if r.kind == _DIVERGENT:
         other = f"waits at line {r.offset}" if r.offset else "has ended"
         return (
@@ -288,8 +314,16 @@ UNWATCHED unsigned long emulator_base() {{
 """
     flags = [f"-D{key}={value}" for key, value in constants]
     flags += ["-include", "cuda_on_cpu.h", *_STRICT, *(_WATCH if watch else [])]
-    sources = [path, *sorted(path.parent.glob("*.cuh")), _HERE / "cuda_on_cpu.h"]
-    return _Library(_build(wrapper, flags, sources))
+    return _Library(_build(wrapper, flags, [*_with_headers(path), _HERE / "cuda_on_cpu.h"]))
+
+
+def _with_headers(file: Path) -> list[Path]:
+    """The file, the headers that it includes, and those that they include."""
+    found = [file]
+    for source in found:  # which grows
+        names = re.findall(r'^#include "(.+)"', source.read_text("utf-8"), re.MULTILINE)
+        found += [source.parent / name for name in names if source.parent / name not in found]
+    return found
 
 
 def cache_folder() -> Path:

@@ -22,12 +22,16 @@ class Launched:
 
 
 class RecorderDevice(Device):
-    """Checks each launch as every device does, then appends it to `launches`. Results hold nothing."""
+    """Checks each launch as every device does, then appends it to `launches`. Results hold nothing.
+
+    Kernels are chosen as for a GPU of that `capability`.
+    """
 
     name = "recorder"
     xp = np
 
-    def __init__(self) -> None:
+    def __init__(self, capability: tuple[int, int] | None = None) -> None:
+        self.capability = capability
         self.launches: list[Launched] = []
 
     def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:

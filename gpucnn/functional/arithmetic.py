@@ -118,6 +118,46 @@ def pow(input: Operand, exponent: Operand) -> Tensor:
     return _binary("pow", "power", input, exponent, vjp_base, vjp_exponent)
 
 
+def maximum(input: Tensor, other: Tensor) -> Tensor:
+    """The larger of each two elements, with broadcasting; NaN wins, and equal ones share the gradient evenly."""
+    return _larger("maximum", "greater", input, other)
+
+
+def minimum(input: Tensor, other: Tensor) -> Tensor:
+    """The smaller of each two elements; see maximum."""
+    return _larger("minimum", "less", input, other)
+
+
+def _larger(op: str, comparison: str, a: Tensor, b: Tensor) -> Tensor:
+    def share(backend: Backend, dy: Array, x: Any, y: Any) -> Array:
+        wins = getattr(backend.xp, comparison)
+        return in_storage_order(lambda d, p, q: d * (wins(p, q) + (p == q) * 0.5).astype(d.dtype), dy, x, y)
+
+    return _binary(op, op, a, b, share, lambda backend, dy, x, y: share(backend, dy, y, x))
+
+
+def where(condition: Tensor, input: Operand, other: Operand) -> Tensor:
+    """input where condition (a bool tensor, such as x > 0) is true, else other, with broadcasting."""
+    backend, x, y = _operands("where", input, other)
+    tensors = {name: t for name, t in (("input", input), ("other", other)) if isinstance(t, Tensor)}
+    validate.one_backend("where", condition=condition, **tensors)
+    if condition.dtype != np.bool_:
+        raise TypeError(f"where: condition must be a bool tensor, such as x > 0, got {condition.dtype}")
+    chosen, choose = condition.array, backend.xp.where
+    try:
+        result = in_storage_order(choose, chosen, x, y)
+    except ValueError:
+        raise ValueError(f"where: shapes {chosen.shape}, {np.shape(x)} and {np.shape(y)} do not broadcast") from None
+
+    def share(if_true: bool) -> Any:
+        shape = np.shape(x if if_true else y)
+        take = (lambda d, c: choose(c, d, 0)) if if_true else (lambda d, c: choose(c, 0, d))
+        return lambda dy: _sum_to(backend, in_storage_order(take, dy, chosen), shape)
+
+    given = ((input, True), (other, False))
+    return record(backend, result, *((t, share(first)) for t, first in given if isinstance(t, Tensor)))
+
+
 def neg(input: Tensor) -> Tensor:
     """−input."""
     backend = validate.one_backend("neg", input=input)

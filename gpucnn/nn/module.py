@@ -211,6 +211,8 @@ class Module:
 
         def note(name: str, module: Module) -> RemovableHandle:
             def hook(module: Module, inputs: tuple[Any, ...], output: Any) -> None:
+                if isinstance(output, tuple):
+                    output = output[0]
                 earlier = rows.get(name)  # a layer that runs twice spends twice
                 work = module.multiply_adds(output) + (earlier.multiply_adds if earlier else 0)
                 kind = type(module).__name__

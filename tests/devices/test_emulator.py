@@ -49,6 +49,11 @@ def run(kernel, bug=0, **options):
         x, y = f32(128), np.empty(128, np.float32)
         launch(kernel, bug, 1, 32, x, y, **options)
         return y, x
+    if kernel == "tensor_core":
+        a, b = (np.round(32 * f32(rows, 8)) / 32 for rows in (16, 8))  # TF32 holds them
+        y = np.empty((16, 8), np.float32)
+        launch(kernel, bug, 1, 32, a, b, y, **options)
+        return y, a @ b
     x, y = f32(64), np.empty(64, np.float32)
     launch(kernel, bug, 1, 64, x, y, **options)
     return y, x.reshape(-1, 2)[:, ::-1].ravel()
@@ -56,7 +61,7 @@ def run(kernel, bug=0, **options):
 
 @pytest.mark.parametrize("order", [0, 1, 7])
 @pytest.mark.parametrize("watch", [True, False])
-@pytest.mark.parametrize("kernel", ["tree_sum", "twice", "row_sum", "copy_async", "swap_neighbours"])
+@pytest.mark.parametrize("kernel", ["tree_sum", "twice", "row_sum", "copy_async", "swap_neighbours", "tensor_core"])
 def test_a_clean_kernel_gives_its_result_and_no_report_in_every_order(kernel, watch, order):
     result, expected = run(kernel, watch=watch, order=order)
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
@@ -73,6 +78,8 @@ BUGS = [
     ("row_sum", 11, r"reads x\[\d+\], out of bounds", "x[h * H + w]"),
     ("copy_async", 12, r"reads shared memory .*which nothing has written", "y[32 * i + t] = tile"),
     ("swap_neighbours", 13, r"waits at a barrier that thread", "if (t % 32 < 16)"),
+    ("tensor_core", 14, r"reads memory that is no buffer|reads a\[\d+\].*out of bounds", "load_matrices(left, a"),
+    ("tensor_core", 15, r"waits at a barrier that thread \(5, 0, 0\) never reaches", "if (lane != 5)"),
 ]
 
 
@@ -85,6 +92,24 @@ def test_a_seeded_bug_is_caught_with_kernel_block_thread_and_line(kernel, bug, m
     assert code in ZOO.read_text().splitlines()[int(found[1]) - 1]
 
 
+def test_a_warp_that_lacks_lanes_can_not_use_a_tensor_core():
+    a, b, y = f32(16, 8), f32(8, 8), np.empty((16, 8), np.float32)
+    with pytest.raises(KernelError, match=r"line \d+: a tensor core needs all 32 threads of a warp, but the block"):
+        launch("tensor_core", 0, 1, 15, a, b, y)
+
+
+def test_an_access_out_of_bounds_is_told_of_the_nearest_buffer():
+    memory = np.zeros(154, np.float32)
+    with pytest.raises(KernelError, match=r"reads x\[75\], out of bounds"):
+        launch("twice", 5, 3, 32, memory[:75], memory[79:], 75)
+
+
+def test_steps_are_counted_for_each_thread_not_for_the_launch():
+    x, y = f32(3200), np.empty(3200, np.float32)
+    launch("twice", 0, 100, 32, x, y, 3200, max_steps=100)
+    np.testing.assert_array_equal(y, 2 * x)
+
+
 def test_an_element_that_no_thread_writes_is_named():
     with pytest.raises(KernelError, match=r"twice: left 1 of 75 elements of y unwritten, the first is element 5"):
         run("twice", 6)
@@ -93,6 +118,20 @@ def test_an_element_that_no_thread_writes_is_named():
 def test_a_read_of_an_output_that_nothing_has_written_is_caught():
     with pytest.raises(KernelError, match=r"reads y\[0\], which nothing has written"):
         launch("reads_its_output", 0, 1, 4, np.zeros(4, np.float32), 4)
+
+
+@pytest.mark.parametrize(("offsets", "message"), [
+    ((0, 1), r"line \d+: writes y\[0\] as 16 bytes, but its address is no multiple of 16"),
+    ((2, 0), r"line \d+: reads x\[0\] as 16 bytes, but its address is no multiple of 16"),
+])  # fmt: skip
+def test_a_wide_access_off_its_boundary_is_caught(offsets, message):
+    x, y = (np.zeros(32, np.float32) for _ in range(2))
+    boundary = [(-a.ctypes.data % 16) // 4 for a in (x, y)]
+    aligned = [a[start : start + 8] for a, start in zip((x, y), boundary, strict=True)]
+    launch("copy_fours", 0, 1, 2, *aligned, 8)
+    moved = [a[start + i : start + i + 8] for a, start, i in zip((x, y), boundary, offsets, strict=True)]
+    with pytest.raises(KernelError, match=message):
+        launch("copy_fours", 0, 1, 2, *moved, 8)
 
 
 def test_an_index_beyond_a_local_array_is_caught_when_it_runs():
@@ -114,6 +153,42 @@ def test_a_launch_after_a_caught_bug_is_not_disturbed():
         run("tree_sum", 1)
     result, expected = run("tree_sum")
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
+# -- denormal numbers (what kernels compute with them: tests/kernels/test_denormals.py) ---------------
+
+
+def denormal_is_kept():
+    return np.full(3, 2.0**-126, np.float32)[1] * np.float32(0.5) > 0
+
+
+def test_the_hosts_own_denormal_numbers_stay_after_a_launch():
+    x, y = np.full(75, 2.0**-127, np.float32), np.empty(75, np.float32)
+    launch("twice", 0, 3, 32, x, y, 75)
+    np.testing.assert_array_equal(y, 0)
+    assert denormal_is_kept()
+
+
+def test_the_hosts_own_denormal_numbers_stay_after_a_launch_that_was_stopped():
+    with pytest.raises(KernelError):
+        run("tree_sum", 1)
+    assert denormal_is_kept()
+
+
+def test_denormal_numbers_are_flushed_in_any_thread_of_the_host():
+    x, y = np.full(75, 2.0**-127, np.float32), np.ones(75, np.float32)
+    thread = threading.Thread(target=launch, args=("twice", 0, 3, 32, x, y, 75))
+    thread.start()
+    thread.join()
+    np.testing.assert_array_equal(y, 0)
+
+
+def test_a_launch_of_double_after_one_of_float_keeps_denormal_numbers():
+    """The same fibers run both."""
+    x, y = np.full(75, 2.0**-1023), np.empty(75)
+    launch("twice", 0, 3, 32, f32(75), np.empty(75, np.float32), 75)
+    EmulatorDevice().launch("zoo.cu", "twice", {"SCALAR": "double", "BUG": 0}, (3, 1, 1), (32, 1, 1), x, y, 75)
+    np.testing.assert_array_equal(y, 2.0**-1022)
 
 
 # -- the typed launch --------------------------------------------------------------------------------

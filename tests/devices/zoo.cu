@@ -1,6 +1,7 @@
 // A zoo of seeded bugs: every kernel is right as it stands and has the one bug that its BUG constant puts in.
 #include "async_copy.cuh"
 #include "common.cuh"
+#include "mma.cuh"
 
 #ifndef BUG
 #define BUG 0
@@ -110,6 +111,31 @@ extern "C" __global__ void __launch_bounds__(64) swap_neighbours(
     y[t] = value;
 }
 
+// y = a b on a tensor core, by one warp.
+extern "C" __global__ void tensor_core(
+    const float* __restrict__ a,  // [16, 8]
+    const float* __restrict__ b,  // [8, 8]
+    float* __restrict__ y         // [16, 8]
+) {
+    __shared__ __align__(16) float tile[16][8];
+    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    for (int i = lane; i < 128; i += 32) tile[i / 8][i % 8] = a[i];
+    __syncthreads();
+    float left[4], sum[4] = {0, 0, 0, 0};
+#if BUG == 14  // rows that are not in shared memory
+    load_matrices(left, a + lane % 16 * 8 + lane / 16 * 4);
+#else
+    load_matrices(left, &tile[lane % 16][lane / 16 * 4]);
+#endif
+    const float right[2] = {b[q * 8 + g], b[(q + 4) * 8 + g]};
+#if BUG == 15  // a lane that does not come
+    if (lane != 5) multiply_tiles(sum, left, right);
+#else
+    multiply_tiles(sum, left, right);
+#endif
+    for (int i = 0; i < 4; ++i) y[(g + i / 2 * 8) * 8 + 2 * q + i % 2] = sum[i];
+}
+
 // Reads an output before anything is in it.
 extern "C" __global__ void reads_its_output(
     SCALAR* __restrict__ y,  // [count]
@@ -125,4 +151,16 @@ extern "C" __global__ void local_array(
     Scalar values[4];
     for (int i = 0; i < 4; ++i) values[i] = Scalar(i);
     y[0] = values[at[0]];
+}
+
+// y = x, four elements a thread, by 16-byte accesses.
+extern "C" __global__ void copy_fours(
+    const SCALAR* __restrict__ x,  // [count]
+    SCALAR* __restrict__ y,        // [count]
+    int count) {
+    const int i = 4 * threadIdx.x;
+    if (i >= count) return;
+    Four four = *(const Four*)(x + i);
+    for (int j = 0; j < 4; ++j) four.at[j] += 0;
+    *(Four*)(y + i) = four;
 }

@@ -53,6 +53,43 @@ def test_operators_broadcast_as_numpy_does(op: str, left: Any, right: Any, backe
         check_gradients(getattr(F, op), [x, y], backend, most=2)
 
 
+@pytest.mark.parametrize(("left", "right"), SHAPES)
+@pytest.mark.parametrize("op", ["maximum", "minimum"])
+def test_larger_and_smaller_elements_broadcast_as_numpy_does(op: str, left: Any, right: Any, backend: str) -> None:
+    a, b = distinct(*left), np.asarray(distinct(*right, seed=1) + 1 / 16)
+    result = getattr(F, op)(*named(backend, a=a, b=b))
+    np.testing.assert_array_equal(result.numpy(), getattr(np, op)(a, b))
+    check_gradients(getattr(F, op), [a, b], backend, most=10)
+
+
+@pytest.mark.parametrize("op", ["maximum", "minimum"])
+def test_equal_elements_share_the_gradient_and_nan_wins(op: str, backend: str) -> None:
+    a, b = (gpucnn.tensor(v, requires_grad=True, backend=backend) for v in ([2.0, 1.0, np.nan], [2.0, np.nan, 1.0]))
+    y = getattr(F, op)(a, b)
+    y[:1].sum().backward()
+    np.testing.assert_array_equal(y.numpy(), [2.0, np.nan, np.nan])
+    assert [t.grad.numpy().tolist() for t in (a, b)] == [[0.5, 0.0, 0.0]] * 2  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("left", "right"), SHAPES)
+def test_where_chooses_and_broadcasts_as_numpy_does(left: Any, right: Any, backend: str) -> None:
+    a, b = np.asarray(random(*left)), np.asarray(random(*right, seed=1))
+    for mask in (a > 0.3, b > 0.3):
+        chosen = gpucnn.tensor(mask, backend=backend)
+        result = F.where(chosen, *named(backend, a=a, b=b))
+        np.testing.assert_array_equal(result.numpy(), np.where(mask, a, b))
+        check_gradients(lambda x, y, chosen=chosen: F.where(chosen, x, y), [a, b], backend, most=10)
+
+
+def test_where_takes_a_number_and_what_is_not_chosen_does_no_harm(backend: str) -> None:
+    x = gpucnn.tensor([-1.0, 4.0], requires_grad=True, backend=backend)
+    y = F.where(x > 0, x.sqrt(), 0.5)
+    assert y.dtype == np.float32
+    y.sum().backward()
+    assert y.tolist() == [0.5, 2.0]
+    assert F.where(x > 0, 1.0, x).tolist() == [-1.0, 1.0]
+
+
 @pytest.mark.parametrize("op", BINARY)
 @pytest.mark.parametrize("number", [2, 0.5, np.float64(0.5), np.int64(3)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -277,6 +314,8 @@ WRONG: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("compare", lambda: ones(2, 3) < ones(2), ValueError, r"\(2, 3\) and \(2,\)"),
     ("list", lambda: ones(2) * [1, 2], TypeError, "mul: other .*number.*list"),
     ("string", lambda: "a" + ones(2), TypeError, "add: .*number.*str"),
+    ("where", lambda: F.where(ones(2), ones(2), 0.0), TypeError, "bool tensor, such as x > 0, got float64"),
+    ("where", lambda: F.where(ones(2) > 0, ones(3), 0.0), ValueError, r"shapes \(2,\), \(3,\) and \(\) do not"),
     ("clamp", lambda: ones(2).clamp(), ValueError, "min, max"),
     ("axis", lambda: ones(2, 3).sum(2), IndexError, "sum: dim 2 .*2 axes"),
     ("axis-twice", lambda: ones(2, 3).sum((0, -2)), ValueError, r"twice.*\(0, -2\)"),

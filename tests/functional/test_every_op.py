@@ -10,7 +10,7 @@ from numerics import Array, assert_within, check_gradients, unit_roundoff, value
 import gpucnn
 from functional.cases import REFERENCED, arrays, reference_result
 from gpucnn import Tensor
-from gpucnn.testing import CASES, NOT_A_NUMBER, Case, evaluate
+from gpucnn.testing import CASES, NOT_A_NUMBER, SMALL, Case, evaluate
 
 FINITE = [case for case in CASES if case not in NOT_A_NUMBER]
 every_case = pytest.mark.parametrize("case", FINITE, ids=str)
@@ -43,7 +43,7 @@ def test_forward_agrees_with_the_scalar_reference(position: int, dtype: str, bac
     assert_within(y.numpy(), reference_result(position, dtype), unit_roundoff(dtype) * np.asarray(bound))
 
 
-@every_case
+@pytest.mark.parametrize("case", [case for case in FINITE if case not in SMALL], ids=str)  # no step is small to those
 def test_gradients_agree_with_finite_differences(case: Case, backend: str) -> None:
     check_gradients(lambda *floats: call(case, "float64", backend, *floats), arrays(case, "float64"), backend)
 
@@ -80,21 +80,22 @@ def backwards(xp: Any, array: Any) -> Any:
 
 
 @every_case
-@pytest.mark.parametrize("layout", [in_rows, in_columns, every_second, backwards])
-def test_strides_of_the_input_change_no_result(case: Case, layout: Any, backend: str) -> None:
+def test_strides_of_the_input_change_no_result(case: Case, backend: str) -> None:
     """A tensor is made straight around the backend's array, so that the op itself meets the strides."""
     plain = [gpucnn.tensor(array, requires_grad=True, backend=backend) for array in arrays(case, "float64")]
-    engine = plain[0].backend
-    odd = [Tensor(layout(engine.xp, tensor.array), engine, requires_grad=True) for tensor in plain]
-    expected, y = (call(case, "float64", backend, *tensors) for tensors in (plain, odd))
-    assert_within(y.numpy(), expected.numpy(), ROUNDING * largest(expected.numpy()))
-    u = gpucnn.tensor(np.random.default_rng(5).standard_normal(y.shape), backend=backend)
+    expected = call(case, "float64", backend, *plain)
+    u = gpucnn.tensor(np.random.default_rng(5).standard_normal(expected.shape), backend=backend)
     expected.backward(u)
-    y.backward(Tensor(layout(engine.xp, u.array), engine))
-    for ours, theirs in zip(odd, plain, strict=True):
-        assert ours.grad is not None
-        assert theirs.grad is not None
-        assert_within(ours.grad.numpy(), theirs.grad.numpy(), ROUNDING * largest(theirs.grad.numpy()))
+    engine = expected.backend
+    for layout in (in_rows, in_columns, every_second, backwards):
+        odd = [Tensor(layout(engine.xp, tensor.array), engine, requires_grad=True) for tensor in plain]
+        y = call(case, "float64", backend, *odd)
+        y.backward(Tensor(layout(engine.xp, u.array), engine))
+        assert_within(y.numpy(), expected.numpy(), ROUNDING * largest(expected.numpy()))
+        for ours, theirs in zip(odd, plain, strict=True):
+            assert ours.grad is not None
+            assert theirs.grad is not None
+            assert_within(ours.grad.numpy(), theirs.grad.numpy(), ROUNDING * largest(theirs.grad.numpy()))
 
 
 @every_case

@@ -4,6 +4,7 @@ The scalar loops would take minutes here. The second opinion is shift-and-add: o
 one comparison for each tap of the window, in float64. It agrees with the scalar loops on small shapes (tested below).
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -85,30 +86,38 @@ def test_shift_and_add_is_the_scalar_loops_and_their_transpose(x: Any, w: Any, a
         assert np.vdot(dw, v) == pytest.approx(np.vdot(dy, reference.conv2d(image, v, **arguments)), abs=1e-11)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("x", "w", "arguments"), CONVOLUTIONS)
-def test_large_convolution_and_its_gradients_are_shift_and_add(
-    x: Any, w: Any, arguments: dict[str, Any], dtype: str, backend: str
-) -> None:
+def convolved(number: int, dtype: str, backend: str) -> tuple[list[Array], Array, list[Array]]:
+    """CONVOLUTIONS[number] forward and backward: [y, dx, dw, db], the cotangent of y, and the arrays."""
+    x, w, arguments = CONVOLUTIONS[number]
     arrays = [random(*x).astype(dtype), random(*w, seed=1).astype(dtype), random(w[0], seed=2).astype(dtype)]
     y, u, gradients = value_and_gradients(lambda *t: F.conv2d(*t, **arguments), arrays, backend)
-    wide = [array.astype(np.float64) for array in arrays]
-    bias = wide[2][:, None, None]
-    expected, dx, dw = shift_and_add(wide[0], wide[1], u, **arguments)
-    sizes, dx_sizes, dw_sizes = shift_and_add(*map(np.abs, wide[:2]), np.abs(u), **arguments)
+    return [y, *gradients], u, arrays
+
+
+kept = functools.cache(convolved)
+every_convolution = pytest.mark.parametrize("number", range(len(CONVOLUTIONS)), ids=[f"{c[0]}" for c in CONVOLUTIONS])
+
+
+@every_convolution
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_large_convolution_and_its_gradients_are_shift_and_add(number: int, dtype: str, backend: str) -> None:
+    (y, *gradients), u, arrays = (kept if dtype == "float32" else convolved)(number, dtype, backend)
+    arguments = CONVOLUTIONS[number][2]
+    x, w, b = (array.astype(np.float64) for array in arrays)
+    bias = b[:, None, None]
+    expected, dx, dw = shift_and_add(x, w, u, **arguments)
+    sizes, dx_sizes, dw_sizes = shift_and_add(np.abs(x), np.abs(w), np.abs(u), **arguments)
     unit, outputs = unit_roundoff(dtype), y.shape[0] * y.shape[2] * y.shape[3]
-    assert_within(y, expected + bias, (np.prod(w[1:]) + 2) * unit * (sizes + np.abs(bias)))
-    assert_within(gradients[0], dx, (w[0] * w[2] * w[3] + 2) * unit * dx_sizes)
+    assert_within(y, expected + bias, (np.prod(w.shape[1:]) + 2) * unit * (sizes + np.abs(bias)))
+    assert_within(gradients[0], dx, (w.shape[0] * w.shape[2] * w.shape[3] + 2) * unit * dx_sizes)
     assert_within(gradients[1], dw, (outputs + 2) * unit * dw_sizes)
     db, db_sizes = u.astype(np.float64).sum((0, 2, 3)), np.abs(u).sum((0, 2, 3), dtype=np.float64)
     assert_within(gradients[2], db, (outputs + 2) * unit * db_sizes)
 
 
-@pytest.mark.parametrize(("x", "w", "arguments"), CONVOLUTIONS)
-def test_large_convolution_gives_equal_bits_twice(x: Any, w: Any, arguments: dict[str, Any], backend: str) -> None:
-    arrays = [random(*x).astype(np.float32), random(*w, seed=1).astype(np.float32)]
-    first, second = (value_and_gradients(lambda *t: F.conv2d(*t, **arguments), arrays, backend) for _ in range(2))
-    for ours, theirs in zip([first[0], *first[2]], [second[0], *second[2]], strict=True):
+@every_convolution
+def test_large_convolution_gives_equal_bits_twice(number: int, backend: str) -> None:
+    for ours, theirs in zip(convolved(number, "float32", backend)[0], kept(number, "float32", backend)[0], strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 

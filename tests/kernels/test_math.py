@@ -42,7 +42,7 @@ def computed(name: str, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def exact(name: str, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     with np.errstate(all="ignore"):
-        return FUNCTIONS[name](x.astype(np.float64))
+        return FUNCTIONS[name](np.where(np.abs(x) < np.finfo(x.dtype).tiny, np.copysign(0, x), x).astype(np.float64))
 
 
 def floats(step: int) -> np.ndarray[Any, Any]:
@@ -51,12 +51,14 @@ def floats(step: int) -> np.ndarray[Any, Any]:
 
 
 def error_in_ulp(y: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """0 where a result below the normal numbers, or up to two ulp above their end, has become 0."""
     with np.errstate(over="ignore"):
         rounded = expected.astype(np.float32)
     ulp = np.where(np.isfinite(rounded), np.spacing(np.abs(rounded)), np.float32(2.0**104)).astype(np.float64)
     with np.errstate(invalid="ignore"):
         error = np.abs(y - expected) / ulp
-    return np.where((y == rounded) | (np.isnan(y) & np.isnan(rounded)), 0, error)
+    flushed = (y == 0) & (np.abs(expected) < (1 + 2.0**-22) * np.finfo(np.float32).tiny)
+    return np.where((y == rounded) | (np.isnan(y) & np.isnan(rounded)) | flushed, 0, error)
 
 
 @every_function

@@ -1,0 +1,604 @@
+"""The compile gate: NVRTC compiles every kernel of the case table for every architecture, without a GPU.
+
+    python bench/compile_gate.py            # compile what changed; write docs/compile_gate.csv and docs/kernels.md
+    python bench/compile_gate.py --check    # are both current? Exits with 1 if not
+    ... --all                               # compile everything anew, also what has not changed
+
+A specialisation passes if it compiles, spills no register and has no stack frame (no array in local memory). The table
+has a row for each, with a key: a hash of its source without comments, its constants, the options and NVRTC's version.
+What is compiled are the launches of `gpucnn.testing.CASES`, forward and backward, and of training LeNet-5, which adds
+the optimisers; in float32 and float64; and those of the cases for tensor cores, in each precision. A kernel that none
+of them launches does not pass either. A file with a line `// Needs      sm_80` is compiled for that and later ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import ctypes
+import hashlib
+import json
+import os
+import re
+import subprocess
+import tempfile
+import time
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+import gpucnn
+from gpucnn.backends.kernel_backend import KernelBackend
+from gpucnn.backends.precision import PRECISIONS
+from gpucnn.checkpoint import write_atomically
+from gpucnn.devices import Specialisation
+from gpucnn.devices.base import kernel_folder
+from gpucnn.devices.recorder import RecorderDevice
+from gpucnn.nn import models
+from gpucnn.testing import CASES, TENSOR_CORES, TENSOR_CORES_FILLED, evaluate
+from gpucnn.warmup import train_once
+
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+WITH_TENSOR_CORES = (9, 0)  # the compute capability for which kernels with them are chosen
+DISASSEMBLED = 90  # nvdisasm takes longer than the compiler, so one architecture stands for all
+OPTIONS = ("-std=c++17", "-fmad=false", "-ftz=true")  # CudaDevice's, and the one that CuPy adds
+NVRTC, NVDISASM = "nvidia-cuda-nvrtc", "nvidia-cuda-nvdisasm"  # on PyPI
+MOST_LINES = 20  # that are printed of what is wrong
+MEND = "to mend it: make gate"
+MEND_ALL = "the keys are right, the figures are not; to mend it: .venv/bin/python bench/compile_gate.py --all"
+
+DOCS = Path(__file__).parent.parent / "docs"
+TABLE, PAGE = DOCS / "compile_gate.csv", DOCS / "kernels.md"
+BEGIN, END = "<!-- made by bench/compile_gate.py -->", "<!-- end of what it made -->"
+
+Row = dict[str, str]
+Figures = dict[str, int]  # some columns of a row
+IDENTITY = ("kernel", "file", "scalar", "constants")
+
+
+# -- what is compiled --------------------------------------------------------------------------------
+
+
+class Unit(NamedTuple):
+    """One compilation: a file, its constants, and the kernels of the file that are launched with them."""
+
+    path: Path
+    constants: tuple[tuple[str, int | float | str], ...]
+    kernels: tuple[str, ...]
+
+    def named(self, kernel: str) -> Row:
+        """The columns of a kernel's row that say what it is of."""
+        constants = " ".join(f"{name}={value}" for name, value in self.constants if name != "SCALAR")
+        scalar = str(dict(self.constants).get("SCALAR", ""))
+        return dict(zip(IDENTITY, (kernel, self.path.name, scalar, constants), strict=True))
+
+    def rows(self, version: str) -> dict[str, Row]:
+        """What is known of each kernel's row before it is compiled."""
+        own = {"key": key(self, version), "nvrtc": version}
+        return {kernel: self.named(kernel) | own for kernel in self.kernels}
+
+
+def launched() -> list[Specialisation]:
+    """Every specialisation of the case table and of training LeNet-5."""
+    recorder = RecorderDevice()
+    backend = KernelBackend(recorder)
+    with warnings.catch_warnings(action="ignore"):  # what the recorder returns is any number, also NaN
+        for dtype in ("float32", "float64"):
+            for case in CASES:
+                evaluate(case, backend, dtype)
+            train_once(models.LeNet5().to(np.dtype(dtype)).to(backend), (1, 28, 28), 2)
+        recorder.capability = WITH_TENSOR_CORES
+        for precision in PRECISIONS:
+            with gpucnn.precision(precision):
+                for case in (*TENSOR_CORES, *TENSOR_CORES_FILLED):
+                    evaluate(case, backend)
+    return recorder.specialisations()
+
+
+def units(specialisations: Iterable[Specialisation], folder: Path) -> list[Unit]:
+    """The specialisations, those of one file with the same constants together: they are compiled at once."""
+    kernels = defaultdict(set)
+    for one in specialisations:
+        kernels[one.file, one.constants].add(one.name)
+    return [
+        Unit(folder / file, constants, tuple(sorted(names)))
+        for (file, constants), names in sorted(kernels.items(), key=str)
+    ]
+
+
+def never_launched(specialisations: Iterable[Specialisation], folder: Path) -> list[str]:
+    """A line for each kernel of the folder that no case launches."""
+    known = {(one.file, one.name) for one in specialisations}
+    entry = re.compile(r'extern "C" __global__ void(?:\s+__launch_bounds__\([^)]*\))?\s+(\w+)\(')
+    return [
+        f"{path.name}: no case launches {name}; add one to gpucnn/testing.py"
+        for path in sorted(folder.glob("*.cu"))
+        for name in entry.findall(path.read_text("utf-8"))
+        if (path.name, name) not in known
+    ]
+
+
+def architectures(path: Path) -> list[int]:
+    """Those that a file is for: from the one that its header says it needs."""
+    needs = re.search(r"^// Needs +sm_(\d+)$", path.read_text("utf-8"), re.MULTILINE)
+    return [a for a in ARCHITECTURES if a >= int(needs[1] if needs else 0)]
+
+
+@cache
+def source(path: Path) -> str:
+    """The file with its headers in their places, without comments and blank lines: the same as long as the code is."""
+    code = re.sub(r"//.*", "", path.read_text("utf-8"))
+    code = re.sub(r'#include "(.+?)"', lambda header: source(path.parent / header[1]), code)
+    return "\n".join(line.strip() for line in code.splitlines() if line.strip())
+
+
+def key(unit: Unit, version: str) -> str:
+    """A hash of all that the figures of a unit depend on."""
+    of_unit = (source(unit.path), unit.constants, OPTIONS, architectures(unit.path))
+    parts = (*of_unit, version, DISASSEMBLED, CLASSES, COLUMNS)
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+# -- compiling ---------------------------------------------------------------------------------------
+
+
+class Tools:
+    """NVRTC and nvdisasm, from their wheels. Raises RuntimeError with the remedy where they are not installed."""
+
+    def __init__(self) -> None:
+        self.version = self._installed(NVRTC).version
+        self._nvrtc = ctypes.CDLL(self._file(NVRTC, "libnvrtc.so"))
+        self._nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
+        self._nvdisasm = self._file(NVDISASM, "nvdisasm")
+
+    @staticmethod
+    def _installed(name: str) -> metadata.Distribution:
+        try:
+            return metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            raise RuntimeError(f'{name} is not installed: pip install -e ".[test]" (on Linux)') from None
+
+    def _file(self, wheel: str, name: str) -> str:
+        files = self._installed(wheel).files or []
+        return str(next(file for file in files if file.name.startswith(name)).locate())
+
+    def _call(self, function: str, *arguments: Any) -> None:
+        result = getattr(self._nvrtc, function)(*arguments)
+        if result:
+            raise RuntimeError(f"{function}: {self._nvrtc.nvrtcGetErrorString(result).decode()}")
+
+    def _output(self, name: str, program: ctypes.c_void_p) -> bytes:
+        size = ctypes.c_size_t()
+        self._call(f"nvrtcGet{name}Size", program, ctypes.byref(size))
+        output = ctypes.create_string_buffer(size.value)
+        self._call(f"nvrtcGet{name}", program, output)
+        return output.raw
+
+    def compile(self, unit: Unit, architecture: int) -> tuple[str, bytes]:
+        """(what the assembler says of each kernel, the cubin). Raises RuntimeError with NVRTC's errors. Threads may
+        compile at the same time: NVRTC takes no lock, and ctypes lets go of Python's."""
+        options = [
+            f"-arch=sm_{architecture}",
+            *OPTIONS,
+            f"-I{unit.path.parent}",
+            f"-I{kernel_folder()}",
+            *(f"-D{name}={value}" for name, value in unit.constants),
+            "--ptxas-options=-v",
+        ]
+        code, name = unit.path.read_bytes(), unit.path.name.encode()
+        program = ctypes.c_void_p()
+        self._call("nvrtcCreateProgram", ctypes.byref(program), code, name, 0, None, None)
+        try:
+            encoded = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+            failed = self._nvrtc.nvrtcCompileProgram(program, len(options), encoded)
+            log = self._output("ProgramLog", program).rstrip(b"\0").decode()
+            if failed:
+                raise RuntimeError(log)
+            return log, self._output("CUBIN", program)
+        finally:
+            self._call("nvrtcDestroyProgram", ctypes.byref(program))
+
+    def disassemble(self, cubin: bytes) -> dict[str, list[Instruction]]:
+        """The machine code (SASS) of each kernel in a cubin."""
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(cubin)
+            file.flush()
+            command = [self._nvdisasm, "-json", file.name]
+            _, functions = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        return {
+            function["function-name"]: [
+                Instruction(one["opcode"], one.get("operands", ""), "predicate" in one)
+                for one in function["sass-instructions"]
+            ]
+            for function in functions
+        }
+
+
+class Usage(NamedTuple):
+    """What a kernel needs: registers a thread, bytes of static shared memory a block, bytes of stack and spills."""
+
+    registers: int
+    shared: int
+    stack: int
+    spilled: int
+
+
+def usage(log: str) -> dict[str, Usage]:
+    """What the assembler says of each kernel."""
+    found = {}
+    for part in log.split("Compiling entry function '")[1:]:
+        stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
+        registers = re.search(r"Used (\d+) registers", part)
+        if not stacks or not registers:
+            raise RuntimeError(f"can't read the assembler's report:\n{part}")
+        shared = re.search(r"(\d+) bytes smem", part)
+        frames, *spills = (sum(map(int, column)) for column in zip(*stacks, strict=True))
+        found[part.partition("'")[0]] = Usage(int(registers[1]), int(shared[1]) if shared else 0, frames, sum(spills))
+    return found
+
+
+# -- machine code ------------------------------------------------------------------------------------
+
+
+class Instruction(NamedTuple):
+    """One instruction of 16 bytes, and whether it is predicated."""
+
+    opcode: str
+    operands: str = ""
+    predicated: bool = False
+
+
+CLASSES = {
+    "tensor": r"\w*MMA",
+    "fma": r"[FDH]FMA2?",
+    "arithmetic": r"[FDH](ADD|MUL|MNMX|SET|SEL|CHK)\w*|MUFU|F2\w+|I2F\w*|FRND",
+    "shared_memory": r"(LD|ST)SM?|ATOMS|SHFL",
+    "global_memory": r"(LD|ST)G?|LDGSTS|RED\w*|ATOMG?|UTMA\w+|UBLK\w+",
+    "barrier": r"BAR|\w*DEPBAR|MEMBAR|ERRBAR|FENCE|SYNCS|CCTL",
+    "control": r"BRA|BRX\w*|JM[PX]\w*|CALL|RET|EXIT|BSSY|BSYNC|BREAK|BMOV|WARPSYNC|YIELD|NANOSLEEP|BPT|KILL",
+}
+
+
+def class_of(instruction: Instruction) -> str:
+    """The first class that names the opcode; what none names counts, moves and finds addresses: "integer"."""
+    opcode = instruction.opcode.partition(".")[0]
+    if opcode == "HFMA2" and "RZ,RZ" in instruction.operands.replace("-", ""):
+        return "integer"  # 0 · 0 + constant is how the compiler writes a move
+    return next((name for name, pattern in CLASSES.items() if re.fullmatch(pattern, opcode)), "integer")
+
+
+def mix(code: Sequence[Instruction]) -> Figures:
+    """How many instructions of each class; padding (NOP) is not counted."""
+    classes = Counter(class_of(one) for one in code if one.opcode != "NOP")
+    return {"instructions": classes.total()} | {name: classes[name] for name in (*CLASSES, "integer")}
+
+
+def followers(code: Sequence[Instruction], i: int) -> list[int]:
+    """The instructions that may come after the i-th. A called function is left out: the call comes back."""
+    opcode, operands, predicated = code[i]
+    opcode = opcode.partition(".")[0]
+    after = [i + 1] if i + 1 < len(code) else []
+    if opcode == "BRA":
+        target = int(operands.rpartition(",")[2], 16) // 16
+        return [target, *after] if predicated or "," in operands else [target]
+    return [] if opcode in ("EXIT", "RET") and not predicated else after
+
+
+def loops(code: Sequence[Instruction]) -> dict[int, set[int]]:
+    """The natural loops: the instructions of each by its first one, which every way into it passes.
+
+    A depth-first walk finds the branches back to an instruction it has come through. What leads to such a branch
+    without passing that instruction is the loop's body (Aho et al., Compilers, §9.6).
+    """
+    before = defaultdict(list)
+    backward = []
+    path, seen = [(0, iter(followers(code, 0)))], {0}
+    through = {0}
+    while path:
+        i, left = path[-1]
+        for j in left:
+            before[j].append(i)
+            if j in through:
+                backward.append((i, j))
+            elif j not in seen:
+                path.append((j, iter(followers(code, j))))
+                seen.add(j)
+                through.add(j)
+                break
+        else:
+            path.pop()
+            through.remove(i)
+    bodies: dict[int, set[int]] = {}
+    for last, first in backward:
+        body, todo = bodies.setdefault(first, {first}), [last]
+        while todo:
+            i = todo.pop()
+            if i not in body:
+                body.add(i)
+                todo += before[i]
+    return bodies
+
+
+def hot_loop(code: Sequence[Instruction]) -> list[Instruction]:
+    """The loop with the most products (tensor, else multiply-adds) of its own, outside of the loops in it.
+
+    Its instructions are returned with those of the loops in it; none if the code has no loop.
+    """
+    bodies = loops(code)
+
+    def weight(first: int) -> tuple[int, int, int]:
+        inner = (body for other, body in bodies.items() if other != first and other in bodies[first])
+        own = mix([code[i] for i in bodies[first].difference(*inner)])
+        return own["tensor"], own["fma"], own["instructions"]
+
+    hottest = max(bodies, key=weight, default=None)
+    return [] if hottest is None else [code[i] for i in sorted(bodies[hottest])]
+
+
+# -- measuring ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The figures of a unit's kernels on one architecture, and why any of them is refused."""
+
+    figures: dict[str, Figures]
+    refused: list[str]
+
+
+def compiled(unit: Unit, architecture: int, tools: Tools) -> Compiled:
+    """Compile a unit for an architecture and read what came out."""
+
+    def line(kernel: str, why: str) -> str:
+        return f"{described(unit.named(kernel))} for sm_{architecture} {why}"
+
+    try:
+        log, cubin = tools.compile(unit, architecture)
+    except RuntimeError as error:
+        message = re.search(r".*\berror\b.*", str(error))
+        return Compiled({}, [line(unit.kernels[0], f"does not compile: {message[0] if message else error}")])
+    used = usage(log)
+    codes = tools.disassemble(cubin) if architecture == DISASSEMBLED else {}
+    refused, figures = [], {}
+    for kernel in unit.kernels:
+        registers, shared, stack, spilled = used[kernel]
+        if stack or spilled:
+            refused.append(line(kernel, f"has a stack of {stack} bytes and {spilled} bytes of spills"))
+        figures[kernel] = {f"sm_{architecture}": registers}
+        if architecture == DISASSEMBLED:
+            loop = {f"loop_{name}": count for name, count in mix(hot_loop(codes[kernel])).items()}
+            figures[kernel] |= {"shared": shared} | mix(codes[kernel]) | loop
+    return Compiled(figures, refused)
+
+
+def compile_all(work: Sequence[tuple[Unit, int]], tools: Tools) -> list[Compiled]:
+    """Compile units for architectures, as many at once as there are processors."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(lambda one: compiled(one[0], one[1], tools), work)
+        return list(track(results, "compiling", len(work), console=Console(stderr=True)))
+
+
+# -- the table and the page --------------------------------------------------------------------------
+
+REGISTERS = [f"sm_{a}" for a in ARCHITECTURES]
+COUNTS = list(mix([]))
+COLUMNS = [*IDENTITY, "key", "nvrtc", *REGISTERS, "shared", *COUNTS, *(f"loop_{name}" for name in COUNTS)]
+
+
+def identity(row: Mapping[str, str]) -> tuple[str, ...]:
+    """Which specialisation a row is of."""
+    return tuple(row[name] for name in IDENTITY)
+
+
+def described(row: Mapping[str, str]) -> str:
+    """The same for people."""
+    constants = ", ".join(filter(None, (row["scalar"], row["constants"])))
+    return f"{row['file']}: {row['kernel']} ({constants})"
+
+
+def read_table(path: Path) -> dict[tuple[str, ...], Row]:
+    """The table's rows by their identity; none if there is no such file."""
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:
+        return {identity(row): row for row in csv.DictReader(file)}
+
+
+def write_table(path: Path, rows: Iterable[Row]) -> None:
+    """One row for each specialisation."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)
+
+
+def write_text(path: Path, text: str) -> None:
+    """The text as a whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, "utf-8")
+
+    write_atomically(path, write)
+
+
+def section(rows: Sequence[Row]) -> str:
+    """The part of the page that shows the rows: the worst of each kernel, and its hot loop. Double is one column."""
+    kernels: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        of_tf32 = re.search(r"\bPRODUCTS=(\d)", row["constants"])  # how many make one of float32
+        kernels[row["kernel"], row["scalar"], of_tf32[1] if of_tf32 else ""].append(row)
+
+    def most(of: Sequence[Row], *names: str) -> str:
+        return str(max((int(row[name]) for row in of for name in names if row.get(name)), default="–"))
+
+    usages, hot = [], []
+    for (kernel, scalar, products), variants in kernels.items():
+        if scalar == "double":
+            continue
+        label = f"`{kernel}`" if scalar == "float" else f"`{kernel}`, {scalar}"
+        label += f", {products} TF32" if products else ""
+        double = most(kernels.get((kernel, "double", ""), []), *REGISTERS)
+        worst = [most(variants, name) for name in REGISTERS]
+        usages.append([label, str(len(variants)), *worst, double, most(variants, "shared")])
+        row = max(variants, key=lambda row: (int(row["loop_tensor"]), int(row["loop_fma"])))
+        loop = {name: int(row[f"loop_{name}"]) for name in COUNTS}
+        multiplied = loop["tensor"] or loop["fma"]
+        if multiplied:
+            kinds = ("instructions", "fma", "tensor", "shared_memory", "global_memory", "integer")
+            hot.append([label, *(str(loop[kind]) for kind in kinds), f"{multiplied / loop['instructions']:.1%}"])
+    numbers = f"{len(rows)} specialisations of {len({row['kernel'] for row in rows})} kernels"
+    return "\n".join(
+        (
+            f"NVRTC {rows[0]['nvrtc']}, `{' '.join(OPTIONS)}`: {numbers}.",
+            "",
+            "Registers a thread:",
+            "",
+            *table(["kernel", "variants", *REGISTERS, "double", "shared bytes"], usages),
+            "",
+            f"Instructions of the hot loop, on sm_{DISASSEMBLED}:",
+            "",
+            *table(["kernel", "all", "FMA", "tensor", "shared", "global", "integer", "products"], hot),
+        )
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table in Markdown."""
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---", *["--:"] * (len(head) - 1)], *rows)]
+
+
+def with_section(page: str, text: str) -> str:
+    """The page with the part between the marks replaced. Raises ValueError if it lacks them."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page needs the lines {BEGIN} and {END}: the tables go between them")
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+
+
+# -- the two commands --------------------------------------------------------------------------------
+
+
+def gate(wanted: Sequence[Unit], tools: Tools, path: Path, page: Path, anew: bool = False) -> list[str]:
+    """Compile what has no current row in the table, or everything `anew`, and write what passes into the table.
+
+    The page is written if everything passes. Returns a line for each compilation that is refused.
+    """
+    with_section(page.read_text("utf-8"), "")  # an error now, not after minutes
+    known = {} if anew else read_table(path)
+    rows: dict[tuple[Unit, str], Row] = {}
+    for unit in wanted:
+        for kernel, row in unit.rows(tools.version).items():
+            old = known.get(identity(row))
+            rows[unit, kernel] = old if old is not None and old["key"] == row["key"] else row
+    todo = [unit for unit in wanted if any("shared" not in rows[unit, kernel] for kernel in unit.kernels)]
+    work = [(unit, architecture) for unit in todo for architecture in architectures(unit.path)]
+    of_all = sum(len(architectures(unit.path)) for unit in wanted)
+    print(f"{len(rows)} specialisations: {len(work)} of {of_all} compilations are to be done")
+    refused: dict[Unit, list[str]] = defaultdict(list)
+    for (unit, _), result in zip(work, compile_all(work, tools), strict=True):
+        if result.refused:
+            refused[unit] += result.refused
+        for kernel, figures in result.figures.items():
+            rows[unit, kernel].update((name, str(figure)) for name, figure in figures.items())
+    source.cache_clear()
+    for (unit, _), row in rows.items():
+        if row["key"] != key(unit, tools.version):
+            refused[unit].append(f"{described(row)} was edited while it was compiled")
+    passed = sorted((row for (unit, _), row in rows.items() if unit not in refused), key=identity)
+    write_table(path, passed)
+    if not refused:
+        write_text(page, with_section(page.read_text("utf-8"), section(passed)))
+    return [line for lines in refused.values() for line in lines]
+
+
+def check(wanted: Sequence[Unit], tools: Tools, path: Path, page: Path, anew: bool = False) -> list[str]:
+    """A line for each way in which table or page are not what `gate` would write; the last says how to mend it.
+
+    All keys are compared. If they are current, each unit is compiled again, for one architecture that its key chooses
+    (for all of them `anew`), and the figures are compared.
+    """
+    committed = read_table(path)
+    others = {row["nvrtc"] for row in committed.values()} - {tools.version}
+    if others:
+        made = f"{path.name} was made with NVRTC {', '.join(sorted(others))}, but {tools.version} is installed"
+        return [made, f'install the one that pyproject.toml pins (pip install -e ".[test]"), else {MEND}']
+    rows = {identity(row): row for unit in wanted for row in unit.rows(tools.version).values()}
+    states: Counter[tuple[str, str]] = Counter()
+    for name in sorted(rows.keys() | committed.keys()):
+        if name not in committed:
+            states[name[0], "not in the table"] += 1
+        elif name not in rows:
+            states[name[0], "in the table, but no longer launched"] += 1
+        elif committed[name]["key"] != rows[name]["key"]:
+            states[name[0], "changed since the table was made"] += 1
+    if states:
+        return [*(f"{kernel}: {count} {state}" for (kernel, state), count in states.items()), MEND]
+    text = page.read_text("utf-8")
+    if with_section(text, section(list(committed.values()))) != text:
+        return [f"{page.name} does not show what {path.name} says", MEND]
+    work = [
+        (unit, architecture)
+        for unit in wanted
+        for those in [architectures(unit.path)]
+        for architecture in (those if anew else [chosen(those, key(unit, tools.version))])
+    ]
+    problems = []
+    for (unit, _), result in zip(work, compile_all(work, tools), strict=True):
+        problems += result.refused
+        for kernel, figures in result.figures.items():
+            row = committed[identity(unit.named(kernel))]
+            wrong = [
+                f"{name} {figure}, not {row[name]}" for name, figure in figures.items() if row[name] != str(figure)
+            ]
+            problems += [f"{described(row)}: {', '.join(wrong)}"] if wrong else []
+    return [*problems, MEND_ALL] if problems else []
+
+
+def chosen(architectures: Sequence[int], key: str) -> int:
+    """One of the architectures; the same for the same key."""
+    return architectures[int(key, 16) % len(architectures)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="say whether the table is current; write nothing")
+    parser.add_argument("--all", action="store_true", help="compile everything anew, also what has not changed")
+    arguments = parser.parse_args()
+    try:
+        tools = Tools()
+    except RuntimeError as error:
+        if not arguments.check or os.environ.get("CI"):
+            raise SystemExit(f"compile gate: {error}") from None
+        print(f"compile gate: skipped, {error}")
+        return
+    start = time.perf_counter()
+    specialisations = launched()
+    wanted = units(specialisations, kernel_folder())
+    command = check if arguments.check else gate
+    problems = never_launched(specialisations, kernel_folder())
+    problems = problems or command(wanted, tools, TABLE, PAGE, arguments.all)
+    if problems:
+        *lines, last = problems
+        shown = lines[:MOST_LINES] + [f"... and {len(lines) - MOST_LINES} more"] * (len(lines) > MOST_LINES)
+        raise SystemExit("\n".join([*shown, last, "compile gate: failed"]))
+    done = "current" if arguments.check else "written"
+    print(f"compile gate: {TABLE.name} and {PAGE.name} are {done} ({time.perf_counter() - start:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()

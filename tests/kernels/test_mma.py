@@ -1,0 +1,394 @@
+"""The kernels for tensor cores, on the emulator as if it were a GPU that has some; and which precision chooses them."""
+
+import csv
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numerics import assert_within, unit_roundoff
+
+import gpucnn
+from gpucnn.backends import get_backend, kernel_backend
+from gpucnn.backends.kernel_backend import KernelBackend, conv2d_variant, matmul_variant, tf32_products
+from gpucnn.backends.precision import get_precision
+from gpucnn.devices import KernelError
+from gpucnn.devices.base import kernel_folder
+from gpucnn.devices.emulator import EmulatorDevice
+from gpucnn.devices.recorder import RecorderDevice
+from gpucnn.geometry import Window
+from gpucnn.testing import (
+    TENSOR_CORES,
+    TENSOR_CORES_FILLED,
+    Case,
+    conv,
+    dense,
+    evaluate,
+    normal,
+    on_tensor_cores,
+    products,
+)
+from gpucnn.verify import verify
+
+Array = np.ndarray[Any, np.dtype[Any]]
+H100 = (9, 0)
+PRODUCTS = {"fp32": 3, "tf32": 1}
+FLOAT = unit_roundoff("float32")
+
+every_case = pytest.mark.parametrize("case", TENSOR_CORES, ids=str)
+both = pytest.mark.parametrize("precision", ["fp32", "tf32"])
+
+
+@pytest.fixture(scope="module")
+def tensor_cores() -> KernelBackend:
+    return KernelBackend(EmulatorDevice(capability=H100))
+
+
+def names(case: Case, capability: tuple[int, int] | None = H100, dtype: str = "float32") -> set[str]:
+    """The kernels that a case launches on such a device."""
+    recorder = RecorderDevice(capability)
+    evaluate(case, KernelBackend(recorder), dtype)
+    return {launch.name for launch in recorder.launches}
+
+
+def assert_right(case: Case, backend: KernelBackend, precision: str) -> None:
+    exact = evaluate(case, precision="float64")
+    with gpucnn.precision(precision):
+        ours = evaluate(case, backend)
+    bounds = on_tensor_cores(exact, PRODUCTS[precision])
+    for result, expected, bound in zip(ours.results, exact.results, bounds, strict=True):
+        assert_within(result, expected, FLOAT * bound)
+
+
+# -- what they compute ---------------------------------------------------------------------------------
+
+
+@every_case
+@both
+def test_tensor_cores_are_within_the_bound_of_their_precision(
+    case: Case, precision: str, tensor_cores: KernelBackend
+) -> None:
+    assert_right(case, tensor_cores, precision)
+
+
+@every_case
+def test_a_case_for_tensor_cores_runs_on_them_forward_and_backward(case: Case) -> None:
+    launched = names(case)
+    if case.op == "conv2d":
+        assert {f"conv2d_mma_{name}" for name in ("forward", "backward_input", "backward_weight")} <= launched
+    else:
+        assert "matmul_mma" in launched
+        assert "matmul" not in launched
+
+
+@pytest.mark.parametrize(("case", "precision"), [
+    (TENSOR_CORES[0], "tf32"), (dense("matmul", (12, 132), (132, 136)), "fp32"),
+], ids=str)  # fmt: skip
+def test_the_large_tile_is_right_where_it_is_not_filled(
+    case: Case, precision: str, tensor_cores: KernelBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = kernel_backend._mma_tile(128, 128, 1000, PRODUCTS[precision])
+    monkeypatch.setattr(kernel_backend, "_mma_tile", lambda *_: large)
+    assert_right(case, tensor_cores, precision)
+
+
+@pytest.mark.parametrize("case", TENSOR_CORES_FILLED, ids=str)
+@both
+def test_the_large_tile_is_taken_where_it_is_filled(case: Case, precision: str) -> None:
+    recorder = RecorderDevice(H100)
+    with gpucnn.precision(precision):
+        evaluate(case, KernelBackend(recorder))
+    tiles = {dict(one.constants)["TILE_M"] for one in recorder.launches if "_mma" in one.name}
+    assert tiles == {128}
+
+
+def error(case: Case, backend: KernelBackend) -> float:
+    """Of the output, relative: both as vectors."""
+    exact, ours = evaluate(case, precision="float64").results[0], evaluate(case, backend).results[0]
+    return float(np.linalg.norm(ours - exact) / np.linalg.norm(exact))
+
+
+@pytest.mark.parametrize("depth", [28, 572])
+def test_fp32_is_as_exact_as_float32_and_tf32_loses_what_it_says(depth: int, tensor_cores: KernelBackend) -> None:
+    case = dense("matmul", (24, depth), (depth, 36))
+    assert error(case, tensor_cores) < 1e-6
+    with gpucnn.precision("tf32"):
+        assert 1e-4 < error(case, tensor_cores) < 1.25 * 2.0**-11
+
+
+@both
+def test_numbers_of_tf32_are_multiplied_exactly(precision: str, tensor_cores: KernelBackend) -> None:
+    a, b = (np.round(normal(12, 20, seed=seed).make("float32") * 32) / 32 for seed in (0, 1))
+    with gpucnn.precision(precision):
+        y = tensor_cores.matmul(a, b, trans_b=True)
+    np.testing.assert_array_equal(y, a.astype(np.float64) @ b.T.astype(np.float64))
+
+
+@both
+@pytest.mark.parametrize("nan", [0x7FC00000, 0x7FFFFFFF, 0x7F800001, 0xFFFFFFFF])
+def test_a_nan_stays_one_and_reaches_its_own_outputs_alone(
+    precision: str, nan: int, tensor_cores: KernelBackend
+) -> None:
+    for operand in (0, 1):
+        arrays = [np.ones((8, 12), np.float32), np.ones((20, 12), np.float32)]
+        arrays[operand].view(np.uint32)[3, 5] = nan
+        with gpucnn.precision(precision):
+            y = tensor_cores.matmul(*arrays, trans_b=True)
+        assert np.isnan(np.moveaxis(y, operand, 0)[3]).all()
+        assert np.isnan(y).sum() == y.shape[1 - operand]
+
+
+def test_bias_scale_and_activation_are_applied_to_the_sums(tensor_cores: KernelBackend) -> None:
+    x, w, b, scale = (normal(*shape).make("float32") for shape in ((1, 12, 7, 5), (20, 12, 3, 2), (20,), (20,)))
+    window = Window((3, 2), padding=(1, 1, 1, 1))
+    plain = tensor_cores.conv2d_forward(x, w, None, window, 1)
+    fused = tensor_cores.conv2d_forward(x, w, b, window, 1, "relu", scale)
+    expected = np.maximum(plain * scale.reshape(-1, 1, 1) + b.reshape(-1, 1, 1), 0)
+    np.testing.assert_allclose(fused, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_operands_off_a_boundary_of_16_bytes_give_the_same_bits(tensor_cores: KernelBackend) -> None:
+    a, b = normal(12, 20).make("float32"), normal(20, 8, seed=1).make("float32")
+    moved = []
+    for array in (a, b):
+        memory = np.empty(array.size + 4, np.float32)
+        start = (-memory.ctypes.data % 16) // 4 + 1
+        moved.append(memory[start : start + array.size].reshape(array.shape))
+        moved[-1][...] = array
+        assert moved[-1].ctypes.data % 16
+    np.testing.assert_array_equal(tensor_cores.matmul(*moved), tensor_cores.matmul(a, b))
+
+
+@both
+@pytest.mark.parametrize("case", [TENSOR_CORES[2], TENSOR_CORES[6]], ids=str)
+def test_any_order_of_the_threads_gives_equal_bits(case: Case, precision: str) -> None:
+    with gpucnn.precision(precision):
+        first, *others = (
+            evaluate(case, KernelBackend(EmulatorDevice(order=order, capability=H100))).results for order in (0, 1, 7)
+        )
+    for results in others:
+        for ours, theirs in zip(results, first, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_weights_gradient_in_parts_is_right(tensor_cores: KernelBackend) -> None:
+    case = conv((5, 8, 19, 17), (4, 8, 1, 1))
+    recorder = RecorderDevice(H100)
+    evaluate(case, KernelBackend(recorder))
+    assert "sum_parts" in {launch.name for launch in recorder.launches}
+    assert_right(case, tensor_cores, "fp32")
+
+
+# -- bugs that are planted in a copy of the kernels ------------------------------------------------------
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Callable[[str, str, str], KernelBackend]:
+    shutil.copytree(kernel_folder(), tmp_path / "kernels")
+
+    def plant(file: str, old: str, new: str) -> KernelBackend:
+        path = tmp_path / "kernels" / file
+        text = path.read_text("utf-8")
+        assert text.count(old) == 1, f"{file} has {text.count(old)} times {old!r}"
+        path.write_text(text.replace(old, new), "utf-8")
+        return KernelBackend(EmulatorDevice(kernels=tmp_path / "kernels", capability=H100))
+
+    return plant
+
+
+A, B = normal(12, 68).make("float32"), normal(20, 68, seed=1).make("float32")
+UNWRITTEN, RACE = "which nothing has written", "a race with thread"
+PLACE = "Scalar* to = tile + place(row(0), k(0));"
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("async_wait<STAGES - 2>();", "", UNWRITTEN),
+    ("async_wait<STAGES - 2>();", "async_wait<STAGES - 1>();", UNWRITTEN),
+    ("        __syncthreads();  // the stage", "        // the stage", f"{UNWRITTEN}|{RACE}"),
+    (PLACE, PLACE.replace("k(0)", "0"), RACE),
+    ("(row * 4 + k / 4) ^ (row / 4 & 7)", "(row * 4 + k / 4) ^ ((row / 4 + k / 8) & 7)", RACE),
+    ("to + i * 4 * MMA_THREADS, chunk", "to + i * 2 * MMA_THREADS, chunk", RACE),
+    ("load_matrices(to[0], from);", "if (threadIdx.x % 32) load_matrices(to[0], from);", "never reaches"),
+    ("load_matrices(to[1], from + 2 * STEP);", "load_matrices(to[1], from + 2);", "no multiple of 16"),
+])  # fmt: skip
+def test_the_emulator_catches_a_broken_pipeline_of_copies(old: str, new: str, message: str, planted: Any) -> None:
+    with pytest.raises(KernelError, match=message):
+        planted("mma_tile.cuh", old, new).matmul(A, B, trans_b=True)
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("place(first + lane % 8 * 4 + lane / 8 % 2,", "place(first + (lane % 8 ^ 1) * 4 + lane / 8 % 2,"),
+    ("small[i / 4][i % 4] = x - big[i / 4][i % 4];", "small[i / 4][i % 4] = 0;"),
+    ("row = m + x * 32 + lane / 4 * 4 + t;", "row = m + x * 32 + lane / 4 * 4 + (t ^ 1);"),
+])  # fmt: skip
+def test_a_wrong_swizzle_place_or_split_is_beyond_the_bound(old: str, new: str, planted: Any) -> None:
+    exact = A.astype(np.float64) @ B.T.astype(np.float64)
+    bound = 300 * FLOAT * (np.abs(A) @ np.abs(B).T)
+    assert_within(KernelBackend(EmulatorDevice(capability=H100)).matmul(A, B, trans_b=True), exact, bound)
+    with pytest.raises(AssertionError, match="values are off"):
+        assert_within(planted("mma_tile.cuh", old, new).matmul(A, B, trans_b=True), exact, bound)
+
+
+X, W, DY = (normal(*shape).make("float32") for shape in ((3, 12, 9, 7), (20, 12, 3, 2), (3, 20, 7, 8)))
+WINDOW = Window((3, 2), padding=(1, 1, 1, 1), dilation=(2, 1))
+CONVOLUTIONS: dict[str, Callable[..., Any]] = {
+    "forward": lambda backend, x, w, dy: backend.conv2d_forward(x, w, None, WINDOW, 1),
+    "backward_input": lambda backend, x, w, dy: backend.conv2d_backward_input(dy, w, WINDOW, 1, (9, 7)),
+    "backward_weight": lambda backend, x, w, dy: backend.conv2d_backward_weight(dy, x, WINDOW, 1),
+}
+
+
+@pytest.mark.parametrize(("name", "old", "new"), [
+    ("forward", "const int down = tap.high * DILATION_H, right", "const int down = tap.high, right"),
+    ("forward", "inside && tap.high < KERNEL_H};", "inside && tap.high < KERNEL_H && (tap.high || tap.middle)};"),
+    ("backward_input", "right >= 0 &&", "right > 0 &&"),
+    ("backward_input", "tap[i].high < KERNEL_H}", "tap[i].high < KERNEL_H && (tap[i].high || tap[i].middle)}"),
+    ("backward_weight", "add(pixel[i], step, P, Q);", "add(pixel[i], step, Q, P);"),
+])  # fmt: skip
+def test_a_wrong_tap_of_a_convolution_is_beyond_the_bound(name: str, old: str, new: str, planted: Any) -> None:
+    compute, arrays = CONVOLUTIONS[name], (X, W, DY)
+    exact = compute(get_backend("numpy"), *(array.astype(np.float64) for array in arrays))
+    bound = 300 * FLOAT * compute(get_backend("numpy"), *(np.abs(array.astype(np.float64)) for array in arrays))
+    with pytest.raises(AssertionError, match="values are off"):
+        assert_within(compute(planted("conv2d_mma.cu", old, new), *arrays), exact, bound)
+
+
+def test_under_tf32_a_dropped_tap_is_beyond_the_bound(planted: Any) -> None:
+    case, old = TENSOR_CORES[1], "inside && tap.high < KERNEL_H};"
+    backend = planted("conv2d_mma.cu", old, "inside && tap.high < KERNEL_H && (tap.high || tap.middle)};")
+    exact = evaluate(case, precision="float64")
+    with gpucnn.precision("tf32"), gpucnn.no_grad():
+        y = case.apply(backend, case.made_inputs("float32"), case.arguments).numpy()
+    with pytest.raises(AssertionError, match="values are off"):
+        assert_within(y, exact.results[0], FLOAT * on_tensor_cores(exact, 1)[0])
+
+
+def test_the_bound_of_fp32_is_missed_by_tf32() -> None:
+    """So that a kernel that forgets the small halves is noticed."""
+    backend = KernelBackend(EmulatorDevice(capability=H100))
+    case = dense("matmul", (24, 572), (572, 36))
+    exact = evaluate(case, precision="float64")
+    with gpucnn.precision("tf32"):
+        result = evaluate(case, backend).results[0]
+    with pytest.raises(AssertionError, match="values are off"):
+        assert_within(result, exact.results[0], FLOAT * on_tensor_cores(exact, 3)[0])
+
+
+# -- which kernel is chosen ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("capability", "fp32", "tf32"), [
+    (None, 0, 0), ((7, 5), 0, 0), ((8, 0), 3, 1), ((8, 6), 0, 1), ((8, 9), 0, 1), ((9, 0), 3, 1), ((12, 0), 0, 1),
+])  # fmt: skip
+def test_products_follow_from_capability_and_precision(capability: Any, fp32: int, tf32: int) -> None:
+    assert tf32_products(capability, "fp32", np.float32) == fp32
+    assert tf32_products(capability, "tf32", np.float32) == tf32
+    assert tf32_products(capability, "tf32", np.float64) == 0
+
+
+def test_a_convolution_that_does_not_fit_tensor_cores_stays_where_it_was() -> None:
+    forward = "conv2d_forward"
+    assert [conv2d_variant(forward, c, k, 3) for c, k in ((8, 8), (6, 8), (8, 6), (4, 8), (1, 1))] == [
+        "mma", "gemm", "gemm", "direct", "direct",
+    ]  # fmt: skip
+    assert conv2d_variant(forward, 8, 8) == "gemm"
+
+
+def test_a_product_that_does_not_fit_tensor_cores_stays_where_it_was() -> None:
+    assert matmul_variant(3, 8, 12, False, False, 1) == "mma"
+    assert matmul_variant(3, 8, 12, True, False, 1) == "gemm"  # a's last axis is 3
+    assert matmul_variant(4, 8, 11, True, False, 1) == "mma"
+    assert matmul_variant(4, 8, 11, False, False, 1) == "gemm"
+    assert matmul_variant(4, 6, 12, False, False, 1) == "gemm"
+    assert matmul_variant(4, 8, 12, False, False) == "gemm"
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [(None, "float32"), ((7, 5), "float32"), (H100, "float64")])
+def test_without_tensor_cores_and_in_float64_the_kernels_are_todays(capability: Any, dtype: str) -> None:
+    with gpucnn.precision("tf32"):
+        for case in TENSOR_CORES:
+            assert not [name for name in names(case, capability, dtype) if "mma" in name]
+
+
+def test_a_graphics_card_multiplies_float32_by_multiply_adds() -> None:
+    assert not [name for name in names(TENSOR_CORES[0], (8, 9)) if "mma" in name]
+    with gpucnn.precision("tf32"):
+        assert [name for name in names(TENSOR_CORES[0], (8, 9)) if "mma" in name]
+
+
+def test_verify_takes_the_bound_of_what_a_case_runs_on(
+    tensor_cores: KernelBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide, narrow = dense("matmul", (12, 20), (20, 8)), dense("matmul", (3, 5), (5, 2))
+    monkeypatch.setattr("gpucnn.verify.CASES", [wide, narrow])
+    exact = evaluate(wide, precision="float64")
+    with gpucnn.precision("tf32"):
+        report = verify(tensor_cores)
+    assert report.passed
+    np.testing.assert_array_equal(report.results[0].bound, FLOAT * on_tensor_cores(exact, 1)[0])
+    assert (report.results[0].error > FLOAT * products(exact)[0]).any()
+    narrow_exact = evaluate(narrow, precision="float64")
+    np.testing.assert_array_equal(report.results[3].bound, FLOAT * products(narrow_exact)[0])
+
+
+# -- the choice of precision -----------------------------------------------------------------------------
+
+
+def test_the_default_is_fp32_and_the_innermost_scope_wins_over_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GPUCNN_PRECISION", raising=False)
+    assert get_precision() == "fp32"
+    monkeypatch.setenv("GPUCNN_PRECISION", "tf32")
+    assert get_precision() == "tf32"
+    with gpucnn.precision("fp32"):
+        assert get_precision() == "fp32"
+        with gpucnn.precision("tf32"):
+            assert get_precision() == "tf32"
+        assert get_precision() == "fp32"
+    assert get_precision() == "tf32"
+
+
+def test_a_scope_is_its_threads_own() -> None:
+    seen = []
+    with gpucnn.precision("tf32"):
+        thread = threading.Thread(target=lambda: seen.append(get_precision()))
+        thread.start()
+        thread.join()
+    assert seen == ["fp32"]
+
+
+def test_an_unknown_precision_is_refused_with_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="precision is 'bf16', but the precisions are fp32, tf32"), \
+            gpucnn.precision("bf16"):  # fmt: skip
+        pass
+    monkeypatch.setenv("GPUCNN_PRECISION", "TF32")
+    with pytest.raises(ValueError, match="GPUCNN_PRECISION is 'TF32', but the precisions are fp32, tf32"):
+        names(TENSOR_CORES[0])
+
+
+def test_numpy_computes_as_ever_under_tf32() -> None:
+    case = TENSOR_CORES[5]
+    plain = evaluate(case, "numpy").results
+    with gpucnn.precision("tf32"):
+        for ours, theirs in zip(evaluate(case, "numpy").results, plain, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+# -- what the compiler made of them ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kernel", "tf32", "three"), [
+    ("conv2d_mma_forward", 0.25, 0.27), ("conv2d_mma_backward_input", 0.19, 0.23),
+    ("conv2d_mma_backward_weight", 0.21, 0.23), ("matmul_mma", 0.3, 0.26),
+])  # fmt: skip
+def test_the_hot_loop_of_the_large_tile_has_that_share_of_products(kernel: str, tf32: float, three: float) -> None:
+    table = Path(__file__).parent.parent.parent / "docs" / "compile_gate.csv"
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["kernel"] == kernel and "TILE_M=128" in row["constants"]]
+    for count, least in ((1, tf32), (3, three)):
+        of_these = [row for row in rows if f"PRODUCTS={count}" in row["constants"]]
+        assert of_these
+        for row in of_these:
+            assert int(row["loop_tensor"]) / int(row["loop_instructions"]) >= least
