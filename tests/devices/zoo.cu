@@ -123,6 +123,7 @@ extern "C" __global__ void tensor_core(
     __syncthreads();
     float left[4], sum[4] = {0, 0, 0, 0};
 #if BUG == 14  // rows that are not in shared memory
+    (void)tile;
     load_matrices(left, a + lane % 16 * 8 + lane / 16 * 4);
 #else
     load_matrices(left, &tile[lane % 16][lane / 16 * 4]);
