@@ -396,12 +396,14 @@ uint64_t emulator_warp_exchange(uint64_t value, int source_lane, int line) {
 void emulator_load_matrices(float* to, const void* row, int line) {
     const void* code = __builtin_return_address(0);
     need_whole_warp(line);
+    launch->report->line = line;  // of a report from here: the return address lies in mma.cuh
     if (launch->watch) access(row, CHUNK, false, code, CHUNK);
     const char* p = (const char*)row;
     if (p < launch->shared_start || p + CHUNK > launch->shared_stop) {
         launch->report->buffer = -2;
         stop(OUT_OF_BOUNDS, code);
     }
+    launch->report->line = 0;
     Words mine;
     memcpy(mine.at, row, CHUNK);
     const auto& rows = meet(mine, line);
