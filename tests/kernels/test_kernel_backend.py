@@ -150,10 +150,13 @@ def test_ties_go_to_the_first_in_row_major_order(kernels: KernelBackend) -> None
     np.testing.assert_array_equal(tap[0, 0], [[4, 3], [1, 0], [1, 0]])
 
 
+@pytest.mark.parametrize("dilation", [(2, 3), (3, 2)])
 @pytest.mark.parametrize("divisor", ["window", "real", 7])
-def test_an_average_over_a_dilated_window_is_numpys(divisor: Any, kernels: KernelBackend) -> None:
+def test_an_average_over_a_dilated_window_is_numpys(
+    divisor: Any, dilation: tuple[int, int], kernels: KernelBackend
+) -> None:
     """No op of ours dilates one, but a window may be; each share has four roundings, and at most six are summed."""
-    x, window = random(2, 3, 9, 8), Window((3, 2), (2, 1), (1, 1, 2, 0), (2, 3))
+    x, window = random(2, 3, 9, 8), Window((3, 2), (2, 1), (1, 1, 2, 0), dilation)
     [y] = computed(kernels, "avg_pool2d_forward", x, window, divisor)
     bound = 10 * unit_roundoff("float32")
     exact = REFERENCE.avg_pool2d_forward(x.astype(np.float64), window, divisor)
