@@ -596,7 +596,8 @@ FOR_EXTREMES: list[tuple[Shape, dict[str, Any]]] = [
 ]
 
 
-def _pool(op: str, shape: Shape, pytorch: bool = True, **arguments: Any) -> Case:
+def pooled(op: str, shape: Shape, pytorch: bool = True, **arguments: Any) -> Case:
+    """max_pool2d or another pooling, by its name, of x [N, C, H, W]."""
     moves = {k: v for k, v in arguments.items() if k in ("stride", "padding", "dilation", "ceil_mode")}
     window = Window.of(arguments["kernel_size"], **{"stride": None, "padding": 0} | moves)
     operations = math.prod(shape[:2]) * math.prod(window.output_size((shape[2], shape[3]))) * window.taps
@@ -606,12 +607,12 @@ def _pool(op: str, shape: Shape, pytorch: bool = True, **arguments: Any) -> Case
 
 
 POOL = [
-    *(_pool("max_pool2d", shape, **window) for shape, window in WINDOWS + FOR_EXTREMES),
-    *(_pool("min_pool2d", shape, pytorch=False, **window) for shape, window in WINDOWS + FOR_EXTREMES),
-    *(_pool("avg_pool2d", shape, **window) for shape, window in WINDOWS),
-    *(_pool("avg_pool2d", shape, **window, count_include_pad=False) for shape, window in WINDOWS),
-    *(_pool("avg_pool2d", shape, **window, divisor_override=7) for shape, window in WINDOWS[1:4]),
-    *(_pool("sum_pool2d", shape, pytorch=False, **window) for shape, window in WINDOWS),
+    *(pooled("max_pool2d", shape, **window) for shape, window in WINDOWS + FOR_EXTREMES),
+    *(pooled("min_pool2d", shape, pytorch=False, **window) for shape, window in WINDOWS + FOR_EXTREMES),
+    *(pooled("avg_pool2d", shape, **window) for shape, window in WINDOWS),
+    *(pooled("avg_pool2d", shape, **window, count_include_pad=False) for shape, window in WINDOWS),
+    *(pooled("avg_pool2d", shape, **window, divisor_override=7) for shape, window in WINDOWS[1:4]),
+    *(pooled("sum_pool2d", shape, pytorch=False, **window) for shape, window in WINDOWS),
 ]
 
 ADAPTIVE_SIZES: list[Any] = [1, (3, None), (None, 1), (5, 8), (7, 5), (4, 2)]
@@ -694,7 +695,8 @@ ACTIVATION = [
 # -- normalisation ---------------------------------------------------------------------------------------
 
 
-def _batch_norm(shape: Shape, affine: bool = True, offset: float = 0.5, **arguments: Any) -> Case:
+def batch_normalized(shape: Shape, affine: bool = True, offset: float = 0.5, **arguments: Any) -> Case:
+    """batch_norm in training of x [N, C, ...] with that mean."""
     c = shape[1]
     affines = (normal(c, seed=1), normal(c, seed=2)) if affine else (None, None)
     bounds = _normalised(lambda x: np.moveaxis(x, 1, 0).reshape(c, -1))
@@ -726,12 +728,12 @@ def _local_response_norm(shape: Shape, size: int, **arguments: Any) -> Case:
 
 
 NORM = [
-    _batch_norm((2, 3, 7, 5)),
-    _batch_norm((2, 3, 7, 5), affine=False, eps=1e-3),
-    _batch_norm((37, 6)),
-    _batch_norm((2, 1, 13, 11), offset=3.0),
-    _batch_norm((3, 35, 11, 9)),
-    _batch_norm((5, 17, 1, 1)),
+    batch_normalized((2, 3, 7, 5)),
+    batch_normalized((2, 3, 7, 5), affine=False, eps=1e-3),
+    batch_normalized((37, 6)),
+    batch_normalized((2, 1, 13, 11), offset=3.0),
+    batch_normalized((3, 35, 11, 9)),
+    batch_normalized((5, 17, 1, 1)),
     _batch_norm_at_rest((2, 3, 7, 5)),
     _batch_norm_at_rest((5, 4), eps=1e-2),
     _batch_norm_at_rest((1, 1, 1, 1)),
@@ -827,7 +829,8 @@ ARITHMETIC = [
 # -- losses ----------------------------------------------------------------------------------------------
 
 
-def _loss(op: str, *inputs: Values, constants: tuple[int, ...] = (1,), pytorch: bool = True, **arguments: Any) -> Case:
+def loss(op: str, *inputs: Values, constants: tuple[int, ...] = (1,), pytorch: bool = True, **arguments: Any) -> Case:
+    """A loss, by its name, of predictions and targets; the inputs in `constants` get no gradient."""
     by_itself = op in ("nll_loss", "mse_loss", "l1_loss") or (op == "cross_entropy" and inputs[1].integer)
     same_bits = by_itself and arguments.get("reduction") == "none"
     return Case(op, inputs, _losses, arguments, constants, same_bits=same_bits, pytorch=pytorch)
@@ -841,17 +844,17 @@ _ANSWERS, _TRUTHS = uniform(3, 4), uniform(3, 4, seed=1)
 _GUESSES, _FACTS = distinct(4, 3), distinct(4, 3, seed=1, offset=1 / 17)
 
 LOSS = [
-    _loss("cross_entropy", _SCORES, _LABELS),
-    _loss("cross_entropy", _SCORES, _LABELS, label_smoothing=0.2),
-    _loss("cross_entropy", _SCORES, _LABELS, reduction="none"),
-    _loss("cross_entropy", _SCORES, _LABELS, reduction="sum", label_smoothing=0.1),
-    _loss("cross_entropy", _SCORES, _LABELS, weight=_WEIGHTS),
-    _loss("cross_entropy", _SCORES, _LABELS, weight=_WEIGHTS, label_smoothing=0.1),
-    _loss("cross_entropy", _SCORES, _LABELS, weight=_WEIGHTS, label_smoothing=0.1, ignore_index=3),
-    _loss("cross_entropy", _SCORES, _LABELS, weight=_WEIGHTS, reduction="none"),
-    _loss("cross_entropy", normal(1, 2), listed(1)),
-    _loss("cross_entropy", normal(1, 1), listed(0), weight=uniform(1)),
-    _loss(
+    loss("cross_entropy", _SCORES, _LABELS),
+    loss("cross_entropy", _SCORES, _LABELS, label_smoothing=0.2),
+    loss("cross_entropy", _SCORES, _LABELS, reduction="none"),
+    loss("cross_entropy", _SCORES, _LABELS, reduction="sum", label_smoothing=0.1),
+    loss("cross_entropy", _SCORES, _LABELS, weight=_WEIGHTS),
+    loss("cross_entropy", _SCORES, _LABELS, weight=_WEIGHTS, label_smoothing=0.1),
+    loss("cross_entropy", _SCORES, _LABELS, weight=_WEIGHTS, label_smoothing=0.1, ignore_index=3),
+    loss("cross_entropy", _SCORES, _LABELS, weight=_WEIGHTS, reduction="none"),
+    loss("cross_entropy", normal(1, 2), listed(1)),
+    loss("cross_entropy", normal(1, 1), listed(0), weight=uniform(1)),
+    loss(
         "cross_entropy",
         normal(9, 70),
         _some_ignored(9, classes=70),
@@ -859,41 +862,41 @@ LOSS = [
         label_smoothing=0.1,
         reduction="none",
     ),
-    _loss("cross_entropy", normal(3, 17), listed(16, 0, 9)),
-    _loss("cross_entropy", normal(70, 67, scale=3), integers(70, classes=67), reduction="none"),
-    _loss("cross_entropy", normal(3, 5, scale=2000), listed(4, 0, 2), reduction="none"),
-    _loss("cross_entropy", _MAPS, _MAP_LABELS),
-    _loss("cross_entropy", _MAPS, _MAP_LABELS, reduction="none", label_smoothing=0.1),
-    _loss("cross_entropy", _MAPS, _MAP_LABELS, weight=uniform(3, low=0.2, high=2.0)),
-    _loss("cross_entropy", _SCORES, _TARGETS),
-    _loss("cross_entropy", _SCORES, _TARGETS, reduction="none"),
-    _loss("cross_entropy", _SCORES, _TARGETS, weight=_WEIGHTS, label_smoothing=0.1),
-    _loss("cross_entropy", _MAPS, _probabilities(2, 3, 3, 4, seed=5)),
-    _loss("nll_loss", _LOG_PROBABILITIES, _LABELS),
-    _loss("nll_loss", _LOG_PROBABILITIES, _LABELS, weight=_WEIGHTS),
-    _loss("nll_loss", _LOG_PROBABILITIES, _LABELS, ignore_index=3, reduction="sum"),
-    _loss("nll_loss", _MAPS, _MAP_LABELS, reduction="none"),
-    _loss("binary_cross_entropy", _ANSWERS, _TRUTHS),
-    _loss("binary_cross_entropy", _ANSWERS, _TRUTHS, reduction="none"),
-    _loss("binary_cross_entropy", _ANSWERS, _TRUTHS, weight=uniform(3, 4, high=3.0), reduction="sum"),
-    _loss("binary_cross_entropy_with_logits", normal(3, 4), _TRUTHS),
-    _loss("binary_cross_entropy_with_logits", normal(3, 4, scale=9), _TRUTHS, reduction="none"),
-    _loss(
+    loss("cross_entropy", normal(3, 17), listed(16, 0, 9)),
+    loss("cross_entropy", normal(70, 67, scale=3), integers(70, classes=67), reduction="none"),
+    loss("cross_entropy", normal(3, 5, scale=2000), listed(4, 0, 2), reduction="none"),
+    loss("cross_entropy", _MAPS, _MAP_LABELS),
+    loss("cross_entropy", _MAPS, _MAP_LABELS, reduction="none", label_smoothing=0.1),
+    loss("cross_entropy", _MAPS, _MAP_LABELS, weight=uniform(3, low=0.2, high=2.0)),
+    loss("cross_entropy", _SCORES, _TARGETS),
+    loss("cross_entropy", _SCORES, _TARGETS, reduction="none"),
+    loss("cross_entropy", _SCORES, _TARGETS, weight=_WEIGHTS, label_smoothing=0.1),
+    loss("cross_entropy", _MAPS, _probabilities(2, 3, 3, 4, seed=5)),
+    loss("nll_loss", _LOG_PROBABILITIES, _LABELS),
+    loss("nll_loss", _LOG_PROBABILITIES, _LABELS, weight=_WEIGHTS),
+    loss("nll_loss", _LOG_PROBABILITIES, _LABELS, ignore_index=3, reduction="sum"),
+    loss("nll_loss", _MAPS, _MAP_LABELS, reduction="none"),
+    loss("binary_cross_entropy", _ANSWERS, _TRUTHS),
+    loss("binary_cross_entropy", _ANSWERS, _TRUTHS, reduction="none"),
+    loss("binary_cross_entropy", _ANSWERS, _TRUTHS, weight=uniform(3, 4, high=3.0), reduction="sum"),
+    loss("binary_cross_entropy_with_logits", normal(3, 4), _TRUTHS),
+    loss("binary_cross_entropy_with_logits", normal(3, 4, scale=9), _TRUTHS, reduction="none"),
+    loss(
         "binary_cross_entropy_with_logits",
         normal(3, 4),
         _TRUTHS,
         weight=uniform(3, 4, high=3.0),
         pos_weight=listed(1.0, 2.0, 3.0, 4.0),
     ),
-    _loss("mse_loss", _GUESSES, _FACTS, constants=()),
-    _loss("mse_loss", _GUESSES, _FACTS, reduction="sum", constants=()),
-    _loss("mse_loss", _GUESSES, _FACTS, reduction="none", constants=()),
-    _loss("l1_loss", _GUESSES, _FACTS, constants=()),
-    _loss("l1_loss", _GUESSES, _FACTS, reduction="none", constants=()),
-    _loss("smooth_l1_loss", _GUESSES, _FACTS, constants=()),
-    _loss("smooth_l1_loss", _GUESSES, _FACTS, beta=0.5, reduction="sum", constants=()),
-    _loss("smooth_l1_loss", _GUESSES, _FACTS, beta=0.0, constants=()),
-    _loss("half_squared_error", _GUESSES, _FACTS, pytorch=False, constants=()),
+    loss("mse_loss", _GUESSES, _FACTS, constants=()),
+    loss("mse_loss", _GUESSES, _FACTS, reduction="sum", constants=()),
+    loss("mse_loss", _GUESSES, _FACTS, reduction="none", constants=()),
+    loss("l1_loss", _GUESSES, _FACTS, constants=()),
+    loss("l1_loss", _GUESSES, _FACTS, reduction="none", constants=()),
+    loss("smooth_l1_loss", _GUESSES, _FACTS, constants=()),
+    loss("smooth_l1_loss", _GUESSES, _FACTS, beta=0.5, reduction="sum", constants=()),
+    loss("smooth_l1_loss", _GUESSES, _FACTS, beta=0.0, constants=()),
+    loss("half_squared_error", _GUESSES, _FACTS, pytorch=False, constants=()),
 ]
 
 # -- what is no number: NaN in, NaN out, in its windows and nowhere else ----------------------------------
@@ -902,7 +905,7 @@ _HOLED = with_nan(2, 3, 7, 5)
 NOT_A_NUMBER = [
     replace(conv(_HOLED.shape, (6, 1, 3, 2), groups=3, stride=(2, 1)), inputs=(_HOLED, normal(6, 1, 3, 2, seed=1))),
     *(
-        replace(_pool(op, _HOLED.shape, pytorch, kernel_size=(3, 2), stride=(2, 1)), inputs=(_HOLED,))
+        replace(pooled(op, _HOLED.shape, pytorch, kernel_size=(3, 2), stride=(2, 1)), inputs=(_HOLED,))
         for op, pytorch in (("max_pool2d", True), ("min_pool2d", False), ("avg_pool2d", True))
     ),
     *(_activation(op, _HOLED) for op in ("relu", "leaky_relu", "gelu", "sigmoid", "tanh")),
@@ -920,7 +923,7 @@ SMALL = [
     replace(conv((2, 3, 5, 7), (5, 3, 2, 3)), inputs=_scaled(_ROOT, (2, 3, 5, 7), (5, 3, 2, 3))),
     replace(conv((1, 6, 7, 5), (4, 6, 3, 2)), inputs=_scaled(_ROOT, (1, 6, 7, 5), (4, 6, 3, 2))),
     replace(dense("linear", (4, 7), (3, 7)), inputs=_scaled(_ROOT, (4, 7), (3, 7))),
-    replace(_pool("avg_pool2d", (2, 3, 7, 5), kernel_size=(3, 2)), inputs=_scaled(_SMALLEST, (2, 3, 7, 5))),
+    replace(pooled("avg_pool2d", (2, 3, 7, 5), kernel_size=(3, 2)), inputs=_scaled(_SMALLEST, (2, 3, 7, 5))),
 ]
 
 # -- what tensor cores take: channels, filters and the last axes of matrices by fours ----------------------

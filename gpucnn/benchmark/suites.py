@@ -63,7 +63,7 @@ def _bottleneck(stage: int, width: int, size: int) -> Iterable[Op]:
 
 def _pool(where: str, x: tuple[int, int, int], kernel: int, **arguments: Any) -> Op:
     op, name = where.partition(".")[0], f"{where}.{kernel}x{kernel}.{x[0]}.{x[1]}"
-    return Op(name, lambda n: testing._pool(op, (n, *x), kernel_size=kernel, **arguments))
+    return Op(name, lambda n: testing.pooled(op, (n, *x), kernel_size=kernel, **arguments))
 
 
 OPS = (
@@ -84,12 +84,12 @@ OPS = (
     _pool("avg_pool2d.densenet", (128, 56, 56), 2),
     _pool("avg_pool2d.resnet50", (2048, 7, 7), 7),
     Op("relu.resnet50.256.56", lambda n: Case("relu", (normal(n, 256, 56, 56),), selected)),
-    Op("batch_norm.resnet50.256.56", lambda n: testing._batch_norm((n, 256, 56, 56))),
+    Op("batch_norm.resnet50.256.56", lambda n: testing.batch_normalized((n, 256, 56, 56))),
     Op("linear.lenet5.400-120", lambda n: dense("linear", (n, 400), (120, 400), (120,))),
     Op("linear.resnet50.2048-1000", lambda n: dense("linear", (n, 2048), (1000, 2048), (1000,))),
     Op(
         "cross_entropy.imagenet.1000",
-        lambda n: testing._loss("cross_entropy", normal(n, 1000), integers(n, classes=1000)),
+        lambda n: testing.loss("cross_entropy", normal(n, 1000), integers(n, classes=1000)),
     ),
 )
 
