@@ -291,11 +291,11 @@ def plots(run: Run) -> dict[str, Any]:
     return figures
 
 
-def _axes(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+def _axes(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure((width, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -304,6 +304,8 @@ def _axes(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
 
 def _plot_ratios(run: Run) -> Any:
     """How many times as fast as the best peer, on each task."""
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
+
     found: list[tuple[str, float, str]] = []
     shown = [row for row in run.rows if row.suite in ("ops", "networks")]
     for of_task in Run(run.about, shown).tasks().values():
@@ -320,6 +322,9 @@ def _plot_ratios(run: Run) -> Any:
     axis.set_yticks(range(len(found)), [label for label, _, _ in found], fontsize=7)
     axis.axvline(1, color="black", linewidth=0.8)
     axis.set(xscale="log", xlabel="times as fast as the best peer on the same device (right of 1: faster)")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.minorticks_off()
     axis.invert_yaxis()
     axis.margins(y=0.01)
     return figure
@@ -366,17 +371,28 @@ def _plot_roofline(run: Run) -> Any:
 
 def _plot_batches(run: Run) -> Any:
     """Images a second over the batch size, by provider: a panel for each network and pass."""
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
+
     found = _batches(run)
     if not found:
         return None
-    figure, axes = _axes(3.6 * len(found), 3.6, len(found))
-    for axis, ((name, part), batches) in zip(axes, found.items(), strict=True):
+    order = list(dict.fromkeys(name for name, _ in found))
+    panels = sorted(found.items(), key=lambda panel: (order.index(panel[0][0]), panel[0][1]))
+    rows = -(-len(panels) // 4)
+    figure, axes = _axes(3.6 * min(len(panels), 4), 3.4 * rows, min(len(panels), 4), rows)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, ((name, part), batches) in zip(axes, panels, strict=False):
         for provider in dict.fromkeys(row.provider for rows in batches.values() for row in rows):
             points = sorted(
                 (n, n / row.median) for n, rows in batches.items() for row in rows if row.provider == provider
             )
             axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=provider)
         axis.set(xscale="log", yscale="log", title=f"{name} {part}", xlabel="batch", ylabel="images/s")
+        axis.set_xticks(sorted(batches), [str(n) for n in sorted(batches)])
+        axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         axis.legend(fontsize=6)
     return figure
 
@@ -473,27 +489,31 @@ def update_readme(run: Run, path: Path) -> None:
 
 
 def readme_table(run: Run) -> str:
-    """Images a second of our backends and the best peer, for each network's step that was measured."""
-    lines = []
+    """Images a second of our backends, and their ratio to the best peer, for each network's step that was measured."""
+    cells: dict[tuple[str, str, str], dict[int, str]] = {}
+    peers: set[str] = set()
     for of_task in run.tasks().values():
         for row in of_task:
-            peer = best_peer(row, of_task)
             if row.suite != "networks" or row.provider not in OURS or not row.values:
                 continue
-            rate = (
-                f"{_rate(row)} | {_rate(peer)} {peer.provider} | {statistics.median(ratios(row, peer)):.2f}"
-                if peer
-                else f"{_rate(row)} | – | –"
-            )
-            lines.append(f"| {row.name}, {row.part}, batch {row.batch} | {row.provider} | {rate} |")
-    if not lines:
+            peer = best_peer(row, of_task)
+            ratio = f" ({statistics.median(ratios(row, peer)):.2f}×)" if peer else ""
+            cells.setdefault((row.name, row.part, row.provider), {})[row.batch] = _rate(row) + ratio
+            peers |= {other.provider for other in of_task if other.provider not in OURS and other.values}
+    if not cells:
         raise ValueError("this run measured no network, so there is no table to make of it")
-    known = [run.about.get(name) for name in ("device", "gpu", "date", "commit")]
-    where = ", ".join(str(value) for value in known if value)
-    head = "| images a second | | gpucnn | best peer | ratio |\n|---|---|--:|--:|--:|\n"
-    return (
-        f"{head}{chr(10).join(lines)}\n\n{where}; {run.about.get('threads')} threads, {run.about.get('precision')}.\n"
-    )
+    batches = sorted({batch for row in cells.values() for batch in row})
+    order = list(dict.fromkeys(name for name, _, _ in cells))
+    lines = [
+        f"| {name}, {part} | {provider} | {' | '.join(cells[name, part, provider].get(n, '–') for n in batches)} |\n"
+        for name, part, provider in sorted(cells, key=lambda key: (order.index(key[0]), *key[1:]))
+    ]
+    head = f"| images a second | | {' | '.join(f'batch {n}' for n in batches)} |\n|---|---{'|--:' * len(batches)}|\n"
+    known = [(name, run.about.get(name)) for name in ("device", "gpu", "date", "commit")]
+    where = [str(value).partition(" ")[0] if name == "date" else str(value) for name, value in known if value]
+    threads = f"{run.about.get('threads')} threads, {run.about.get('precision')}"
+    beside = f" In brackets, how many times as fast as the fastest of {', '.join(sorted(peers))}." if peers else ""
+    return f"{head}{''.join(lines)}\n{', '.join(where)}; {threads}.{beside}\n"
 
 
 def _rate(row: Row) -> str:

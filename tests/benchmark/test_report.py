@@ -210,11 +210,18 @@ def test_the_table_stands_between_the_markers_and_the_rest_is_untouched(quiet, t
 
 
 def test_the_readmes_figures_are_images_a_second():
-    rows = [row(values=[0.004] * 3), row("torch-cpu", values=[0.002] * 3)]
+    rows = [
+        row(values=[0.004] * 3),
+        row("torch-cpu", values=[0.002] * 3),
+        row(values=[0.02] * 3, batch=64),
+        row(values=[0.002] * 3, part="inference"),
+    ]
     text = report.readme_table(Run({"device": "a CPU", "threads": 2, "precision": "fp32"}, rows))
-    assert "| lenet5, training, batch 8 | numpy | 2,000 | 4,000 torch-cpu | 0.50 |" in text
-    assert text.endswith("a CPU; 2 threads, fp32.\n")
-    assert "| lenet5, training, batch 8 | numpy | 2,000 | – | – |" in report.readme_table(Run({}, rows[:1]))
+    assert text.splitlines()[0] == "| images a second | | batch 8 | batch 64 |"
+    assert text.splitlines()[2] == "| lenet5, inference | numpy | 4,000 | – |"
+    assert text.splitlines()[3] == "| lenet5, training | numpy | 2,000 (0.50×) | 3,200 |"
+    assert text.endswith("a CPU; 2 threads, fp32. In brackets, how many times as fast as the fastest of torch-cpu.\n")
+    assert "In brackets" not in report.readme_table(Run({}, rows[:1]))
 
 
 @pytest.mark.parametrize("page", ["nothing", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{BEGIN}\n{END}\n"])
