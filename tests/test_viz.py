@@ -188,6 +188,7 @@ def test_misclassified_images_come_with_the_surest_mistake_first():
     assert [axes.get_title() for axes in figure.axes] == [
         "cat, not eel\n0.70", "eel, not dog\n0.60", "dog, not cat\n0.50",
     ]  # fmt: skip
+    assert figure.get_supxlabel() == "what it was taken for, what it is, and the probability of the former"
     np.testing.assert_allclose(drawn(figure.axes[0]), dataset.images[4, :, :, 0] / 255, rtol=1e-6)
 
 
@@ -337,3 +338,72 @@ def test_pyplot_is_never_imported_and_nothing_global_changes(tmp_path):
         "assert matplotlib.rcParams.copy() == before\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "filters.png")], check=True)
+
+
+# -- where a network looks -------------------------------------------------------------------------
+
+
+def two_images(channels):
+    return np.random.default_rng(2).standard_normal((2, channels, 9, 12)).astype(np.float32)
+
+
+def small_network(channels):
+    return nn.Sequential(nn.Conv2d(channels, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 4 * 5, 3))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("draw", [viz.saliency, viz.occlusion, viz.grad_cam])
+def test_each_image_stands_beside_its_map(draw, channels, tmp_path):
+    model, x = small_network(channels), two_images(channels)
+    figure = draw(model, x, tmp_path / "why.png", NAMES, target=[2, 0])
+    found = getattr(gpucnn.attribution, draw.__name__)(model, x, target=[2, 0])
+    pictures = [axes for axes in figure.axes if axes.images]
+    assert len(pictures) == 4
+    assert [axes.get_title(loc="left").split(",")[0] for axes in pictures[::2]] == ["eel", "cat"]
+    for n in (0, 1):
+        left, right = pictures[2 * n : 2 * n + 2]
+        np.testing.assert_allclose(right.images[-1].get_array(), found.maps[n])
+        assert left.images[0].get_array().shape == ((9, 12) if channels == 1 else (9, 12, 3))
+        assert right.images[-1].get_extent() == [-0.5, 11.5, 8.5, -0.5], "a map covers its image"
+        assert right.get_xlabel() == "column (pixels)"
+    with Image.open(tmp_path / "why.png") as saved:
+        assert len(np.unique(np.asarray(saved.convert("RGB")).reshape(-1, 3), axis=0)) > 50
+    units = {"saliency": "|Δ score / Δ pixel|", "occlusion": "score lost", "grad_cam": "Σ importance · map"}
+    bars = [axes.get_ylabel() for axes in figure.axes if axes not in pictures]
+    assert bars == [units[draw.__name__]] * 2
+
+
+def test_normalisation_is_undone_in_the_picture():
+    pixels = np.random.default_rng(3).random((1, 3, 9, 12))
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    x = (pixels - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    figure = viz.saliency(small_network(3), x, normalise=(mean, std))
+    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), pixels[0].transpose(1, 2, 0), atol=1e-12)
+
+
+def test_without_normalisation_an_image_is_stretched_from_its_darkest_to_its_brightest():
+    x = two_images(1)
+    shown = viz.saliency(small_network(1), x[0]).axes[0].images[0].get_array()
+    np.testing.assert_allclose(shown, (x[0, 0] - x[0].min()) / np.ptp(x[0]), rtol=1e-5, atol=1e-6)
+
+
+def test_occlusion_is_white_where_nothing_is_lost():
+    low, high = viz.occlusion(small_network(1), two_images(1)[0]).axes[1].images[0].get_clim()
+    assert low == -high
+
+
+def test_at_most_8_images_are_drawn_and_the_title_says_so():
+    x = np.random.default_rng(2).standard_normal((9, 1, 9, 12))
+    figure = viz.grad_cam(small_network(1), x, layer="1")
+    assert sum(bool(axes.images) for axes in figure.axes) == 16
+    assert figure.get_suptitle() == "Where layer 1 sees the class (8 of 9 images)"
+
+
+def test_an_output_that_is_no_class_has_no_class_name():
+    figure = viz.saliency(nn.models.x_or_not_x(), np.eye(5, dtype=np.float32)[None], classes=["other", "X"])
+    assert figure.axes[0].get_title(loc="left").startswith("the output, score 0.")
+
+
+def test_feature_maps_take_a_batch_of_one():
+    figure = viz.feature_maps(nn.models.x_or_not_x(), np.eye(5, dtype=np.float32)[None, None])
+    assert texts(figure.axes[0]) == ["input\n1×5×5"]
