@@ -4,11 +4,13 @@
     python bench/compile_gate.py --check    # are both current? Exits with 1 if not
     ... --all                               # compile everything anew, also what has not changed
 
-A specialisation passes if it compiles, spills no register and has no stack frame (no array in local memory). The table
-has a row for each, with a key: a hash of its source without comments, its constants, the options and NVRTC's version.
-What is compiled are the launches of `gpucnn.testing.CASES`, forward and backward, and of training LeNet-5, which adds
-the optimisers; in float32 and float64; and those of the cases for tensor cores, in each precision. A kernel that none
-of them launches does not pass either. A file with a line `// Needs      sm_80` is compiled for that and later ones.
+A specialisation passes if it compiles, spills no register, has no stack frame (no array in local memory), and a block
+of it fits a multiprocessor's registers. Kernels of LEAST_SHARES pass if the best variant's hot loop has that many
+products. The table has a row for each, with a key: a hash of its source without comments, its constants, the options
+and NVRTC's version. What is compiled are the launches of `gpucnn.testing.CASES` and the cases for large tiles, forward
+and backward, and of training LeNet-5, which adds the optimisers; in float32 and float64; those of training LeNet-5 in
+autocast to float16 and bfloat16; and those of the cases for tensor cores, in each precision. A kernel that none of them
+launches does not pass either. A file with a line `// Needs sm_80` is compiled for that and later ones.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import csv
 import ctypes
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -38,21 +41,29 @@ from rich.console import Console
 from rich.progress import track
 
 import gpucnn
+from gpucnn.atomic import write_atomically
 from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.backends.precision import PRECISIONS
-from gpucnn.checkpoint import write_atomically
-from gpucnn.devices import Specialisation
 from gpucnn.devices.base import kernel_folder
-from gpucnn.devices.recorder import RecorderDevice
+from gpucnn.devices.recorder import Launched, RecorderDevice
 from gpucnn.nn import models
-from gpucnn.testing import CASES, TENSOR_CORES, TENSOR_CORES_FILLED, evaluate
+from gpucnn.testing import CASES, TENSOR_CORES, TENSOR_CORES_FILLED, TENSOR_CORES_HALF, evaluate
 from gpucnn.warmup import train_once
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+HALF_TYPES = ("float16", "bfloat16")
 WITH_TENSOR_CORES = (9, 0)  # the compute capability for which kernels with them are chosen
 DISASSEMBLED = 90  # nvdisasm takes longer than the compiler, so one architecture stands for all
 OPTIONS = ("-std=c++17", "-fmad=false", "-ftz=true")  # CudaDevice's, and the one that CuPy adds
 NVRTC, NVDISASM = "nvidia-cuda-nvrtc", "nvidia-cuda-nvdisasm"  # on PyPI
+REGISTERS_OF_A_MULTIPROCESSOR = 65536
+# The least share of products in the hot loop that the best variant of a kernel must have, by its label on the page. The
+# rest finds addresses: a change there can cost a fifth of the speed, and no test of results would notice.
+LEAST_SHARES = {
+    r"`(conv2d|matmul)_fma\w*`": 0.83,
+    r"`(conv2d|matmul)_mma\w*`, 3 TF32": 0.30,
+    r"`(conv2d|matmul)_mma\w*`, 1 TF32": 0.25,
+}
 MOST_LINES = 20  # that are printed of what is wrong
 MEND = "to mend it: make gate"
 MEND_ALL = "the keys are right, the figures are not; to mend it: .venv/bin/python bench/compile_gate.py --all"
@@ -70,11 +81,13 @@ IDENTITY = ("kernel", "file", "scalar", "constants")
 
 
 class Unit(NamedTuple):
-    """One compilation: a file, its constants, and the kernels of the file that are launched with them."""
+    """One compilation: a file, its constants, the kernels of the file that are launched with them, and the threads of
+    the largest block that each is launched with."""
 
     path: Path
     constants: tuple[tuple[str, int | float | str], ...]
     kernels: tuple[str, ...]
+    threads: tuple[int, ...] = ()
 
     def named(self, kernel: str) -> Row:
         """The columns of a kernel's row that say what it is of."""
@@ -88,37 +101,44 @@ class Unit(NamedTuple):
         return {kernel: self.named(kernel) | own for kernel in self.kernels}
 
 
-def launched() -> list[Specialisation]:
-    """Every specialisation of the case table and of training LeNet-5."""
+def launched() -> list[Launched]:
+    """Every launch of the case table and of training LeNet-5."""
     recorder = RecorderDevice()
     backend = KernelBackend(recorder)
     with warnings.catch_warnings(action="ignore"):  # what the recorder returns is any number, also NaN
         for dtype in ("float32", "float64"):
-            for case in CASES:
+            for case in (*CASES, *TENSOR_CORES_FILLED):
                 evaluate(case, backend, dtype)
             train_once(models.LeNet5().to(np.dtype(dtype)).to(backend), (1, 28, 28), 2)
+        for half in HALF_TYPES:
+            with gpucnn.autocast(half):
+                train_once(models.LeNet5(batch_norm=True).to(backend), (1, 28, 28), 2)
         recorder.capability = WITH_TENSOR_CORES
+        for half in HALF_TYPES:
+            for case in (*TENSOR_CORES_HALF, *TENSOR_CORES_FILLED):
+                evaluate(case, backend, half)
         for precision in PRECISIONS:
             with gpucnn.precision(precision):
                 for case in (*TENSOR_CORES, *TENSOR_CORES_FILLED):
                     evaluate(case, backend)
-    return recorder.specialisations()
+    return list(dict.fromkeys(recorder.launches))
 
 
-def units(specialisations: Iterable[Specialisation], folder: Path) -> list[Unit]:
-    """The specialisations, those of one file with the same constants together: they are compiled at once."""
-    kernels = defaultdict(set)
-    for one in specialisations:
-        kernels[one.file, one.constants].add(one.name)
+def units(launches: Iterable[Launched], folder: Path) -> list[Unit]:
+    """What is launched, the kernels of one file with the same constants together: they are compiled at once."""
+    largest: dict[Any, dict[str, int]] = defaultdict(dict)
+    for one in launches:
+        blocks = largest[one.file, one.constants]
+        blocks[one.name] = max(math.prod(one.block), blocks.get(one.name, 0))
     return [
-        Unit(folder / file, constants, tuple(sorted(names)))
-        for (file, constants), names in sorted(kernels.items(), key=str)
+        Unit(folder / file, constants, tuple(sorted(blocks)), tuple(blocks[name] for name in sorted(blocks)))
+        for (file, constants), blocks in sorted(largest.items(), key=str)
     ]
 
 
-def never_launched(specialisations: Iterable[Specialisation], folder: Path) -> list[str]:
+def never_launched(launches: Iterable[Launched], folder: Path) -> list[str]:
     """A line for each kernel of the folder that no case launches."""
-    known = {(one.file, one.name) for one in specialisations}
+    known = {(one.file, one.name) for one in launches}
     entry = re.compile(r'extern "C" __global__ void(?:\s+__launch_bounds__\([^)]*\))?\s+(\w+)\(')
     return [
         f"{path.name}: no case launches {name}; add one to gpucnn/testing.py"
@@ -374,6 +394,9 @@ def compiled(unit: Unit, architecture: int, tools: Tools) -> Compiled:
         registers, shared, stack, spilled = used[kernel]
         if stack or spilled:
             refused.append(line(kernel, f"has a stack of {stack} bytes and {spilled} bytes of spills"))
+        threads = dict(zip(unit.kernels, unit.threads, strict=False)).get(kernel, 0)
+        if -(-registers // 8) * 8 * threads > REGISTERS_OF_A_MULTIPROCESSOR:  # they are given out by eights
+            refused.append(line(kernel, f"has blocks of {threads} threads with {registers} registers: they do not fit"))
         figures[kernel] = {f"sm_{architecture}": registers}
         if architecture == DISASSEMBLED:
             loop = {f"loop_{name}": count for name, count in mix(hot_loop(codes[kernel])).items()}
@@ -435,12 +458,46 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, write)
 
 
+def by_kernel(rows: Iterable[Row]) -> dict[tuple[str, str, str], list[Row]]:
+    """The rows by kernel, scalar, and how many products in TF32 make one of float32."""
+    kernels = defaultdict(list)
+    for row in rows:
+        of_tf32 = re.search(r"\bPRODUCTS=(\d)", row["constants"])
+        kernels[row["kernel"], row["scalar"], of_tf32[1] if of_tf32 else ""].append(row)
+    return kernels
+
+
+def labelled(kernel: str, scalar: str, products: str) -> str:
+    """What the page calls them."""
+    label = f"`{kernel}`" if scalar == "float" else f"`{kernel}`, {scalar}"
+    return f"{label}, {products} TF32" if products else label
+
+
+def hottest(variants: Iterable[Row]) -> dict[str, int]:
+    """The hot loop of the variant that has the most products in it: instructions by class."""
+    row = max(variants, key=lambda row: (int(row["loop_tensor"]), int(row["loop_fma"])))
+    return {name: int(row[f"loop_{name}"]) for name in COUNTS}
+
+
+def share(loop: Mapping[str, int]) -> float:
+    """Of products among a loop's instructions."""
+    return (loop["tensor"] or loop["fma"]) / max(loop["instructions"], 1)
+
+
+def too_few_products(rows: Iterable[Row]) -> list[str]:
+    """A line for each kernel of LEAST_SHARES whose hot loop has a smaller share of products."""
+    lines = []
+    for of, variants in by_kernel(rows).items():
+        label, loop = labelled(*of), hottest(variants)
+        for pattern, least in LEAST_SHARES.items():
+            if re.fullmatch(pattern, label) and share(loop) < least:
+                lines.append(f"{label}: {share(loop):.1%} of the hot loop are products, fewer than {least:.0%}")
+    return lines
+
+
 def section(rows: Sequence[Row]) -> str:
     """The part of the page that shows the rows: the worst of each kernel, and its hot loop. Double is one column."""
-    kernels: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        of_tf32 = re.search(r"\bPRODUCTS=(\d)", row["constants"])  # how many make one of float32
-        kernels[row["kernel"], row["scalar"], of_tf32[1] if of_tf32 else ""].append(row)
+    kernels = by_kernel(rows)
 
     def most(of: Sequence[Row], *names: str) -> str:
         return str(max((int(row[name]) for row in of for name in names if row.get(name)), default="–"))
@@ -449,17 +506,14 @@ def section(rows: Sequence[Row]) -> str:
     for (kernel, scalar, products), variants in kernels.items():
         if scalar == "double":
             continue
-        label = f"`{kernel}`" if scalar == "float" else f"`{kernel}`, {scalar}"
-        label += f", {products} TF32" if products else ""
+        label = labelled(kernel, scalar, products)
         double = most(kernels.get((kernel, "double", ""), []), *REGISTERS)
         worst = [most(variants, name) for name in REGISTERS]
         usages.append([label, str(len(variants)), *worst, double, most(variants, "shared")])
-        row = max(variants, key=lambda row: (int(row["loop_tensor"]), int(row["loop_fma"])))
-        loop = {name: int(row[f"loop_{name}"]) for name in COUNTS}
-        multiplied = loop["tensor"] or loop["fma"]
-        if multiplied:
+        loop = hottest(variants)
+        if share(loop):
             kinds = ("instructions", "fma", "tensor", "shared_memory", "global_memory", "integer")
-            hot.append([label, *(str(loop[kind]) for kind in kinds), f"{multiplied / loop['instructions']:.1%}"])
+            hot.append([label, *(str(loop[kind]) for kind in kinds), f"{share(loop):.1%}"])
     numbers = f"{len(rows)} specialisations of {len({row['kernel'] for row in rows})} kernels"
     return "\n".join(
         (
@@ -521,9 +575,10 @@ def gate(wanted: Sequence[Unit], tools: Tools, path: Path, page: Path, anew: boo
             refused[unit].append(f"{described(row)} was edited while it was compiled")
     passed = sorted((row for (unit, _), row in rows.items() if unit not in refused), key=identity)
     write_table(path, passed)
-    if not refused:
+    lines = [line for lines in refused.values() for line in lines] + too_few_products(passed)
+    if not lines:
         write_text(page, with_section(page.read_text("utf-8"), section(passed)))
-    return [line for lines in refused.values() for line in lines]
+    return lines
 
 
 def check(wanted: Sequence[Unit], tools: Tools, path: Path, page: Path, anew: bool = False) -> list[str]:
@@ -551,6 +606,8 @@ def check(wanted: Sequence[Unit], tools: Tools, path: Path, page: Path, anew: bo
     text = page.read_text("utf-8")
     if with_section(text, section(list(committed.values()))) != text:
         return [f"{page.name} does not show what {path.name} says", MEND]
+    if few := too_few_products(committed.values()):
+        return [*few, MEND]
     work = [
         (unit, architecture)
         for unit in wanted
@@ -587,10 +644,10 @@ def main() -> None:
         print(f"compile gate: skipped, {error}")
         return
     start = time.perf_counter()
-    specialisations = launched()
-    wanted = units(specialisations, kernel_folder())
+    launches = launched()
+    wanted = units(launches, kernel_folder())
     command = check if arguments.check else gate
-    problems = never_launched(specialisations, kernel_folder())
+    problems = never_launched(launches, kernel_folder())
     problems = problems or command(wanted, tools, TABLE, PAGE, arguments.all)
     if problems:
         *lines, last = problems

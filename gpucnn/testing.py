@@ -21,6 +21,7 @@ import numpy as np
 import gpucnn
 from gpucnn import functional as F
 from gpucnn.backends import Backend, get_backend
+from gpucnn.dtypes import is_floating, named, smallest, unit_roundoff
 from gpucnn.geometry import Window
 from gpucnn.random import Generator
 from gpucnn.tensor import Tensor
@@ -44,7 +45,7 @@ class Values:
     def make(self, dtype: str = "float64") -> Array:
         """The same values each time; a float32 array holds the float64 values, rounded."""
         values = self.draw(np.random.default_rng([self.seed, *self.shape]), self.shape)
-        return values if self.integer else values.astype(dtype)
+        return values if self.integer else values.astype(named(dtype))
 
     def __str__(self) -> str:
         return ("x".join(map(str, self.shape)) or "number") + self.note
@@ -198,7 +199,7 @@ class Case:
     def bytes(self, dtype: str = "float32") -> int:
         """What the forward pass must at least read and write: each array once."""
         values = [v for v in (*self.inputs, *self.arguments.values()) if isinstance(v, Values)]
-        size = np.dtype(dtype).itemsize
+        size = named(dtype).itemsize
         read = sum(math.prod(v.shape) * (8 if v.integer else size) for v in values)
         return read + math.prod(self.output_shape) * size
 
@@ -227,7 +228,7 @@ def _made(value: Any, dtype: str) -> Any:
 
 def cotangent(shape: Shape, dtype: Any) -> Array:
     """A fixed random u: the gradients of a case are those of <u, output>."""
-    return np.asarray(np.random.default_rng(7).standard_normal(shape)).astype(dtype)
+    return np.asarray(np.random.default_rng(7).standard_normal(shape)).astype(named(dtype))
 
 
 @dataclass(frozen=True)
@@ -265,7 +266,7 @@ def evaluate(
 
 
 def _held(value: Any, precision: str) -> Any:
-    return value.astype(precision) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
+    return value.astype(precision) if isinstance(value, np.ndarray) and is_floating(value.dtype) else value
 
 
 def _evaluated(
@@ -312,12 +313,41 @@ _OF_AN_INSTRUCTION = 20
 
 def on_tensor_cores(exact: Evaluation, tf32_products: int) -> list[Array]:
     """Sums of products on tensor cores. With one product by TF32, n/8 instructions and a rest come after one another;
-    with three, six of them make 16 terms, and n/16 such sums and up to 64 parts are added in float32."""
+    with three, 18 of them make 48 terms, and n/48 such sums and up to 64 parts are added in float32."""
     counts, sizes = exact.again(np.ones_like, np.ones_like), exact.again(np.abs, np.abs)
     of_a_product, found = _OF_A_PRODUCT[tf32_products], []
     for n, size in zip(counts, sizes, strict=True):
-        of_sums = (n / 8 + 2) * _OF_AN_INSTRUCTION if tf32_products == 1 else 6 * _OF_AN_INSTRUCTION + n / 16 + 66
+        of_sums = (n / 8 + 2) * _OF_AN_INSTRUCTION if tf32_products == 1 else 18 * _OF_AN_INSTRUCTION + n / 48 + 66
         found.append((of_a_product + of_sums) * (size + FLUSHED))
+    return found
+
+
+def halves_on_tensor_cores(exact: Evaluation) -> list[Array]:
+    """Sums of products of half types, which are exact: an instruction adds 16 to a sum, and cuts these 17 numbers and
+    what comes out; then up to 64 parts are added in float32."""
+    counts, sizes = exact.again(np.ones_like, np.ones_like), exact.again(np.abs, np.abs)
+    return [((n / 16 + 2) * 36 + 66) * (size + FLUSHED) for n, size in zip(counts, sizes, strict=True)]
+
+
+# Ops that round to a half type more than once: a bias is added to what is rounded, or one step of several sums what
+# another has rounded. Of others each result has one such rounding.
+_ROUNDED_AGAIN = {"linear": 1, "conv_transpose2d": 1, "matmul": 1, "pad": 1, "index": 1, "adaptive_max_pool2d": 2}
+# The derivative is computed from the rounded output, and changes by at most twice as much.
+_SAVED_OUTPUT = ("sigmoid", "tanh")
+
+
+def in_half(exact: Evaluation, dtype: str, bounds: Sequence[Array | float]) -> list[Array]:
+    """The largest errors, not in unit roundoffs, where `bounds` are those of float32: all sums are its sums, and what
+    they come to is rounded to float16 or bfloat16, once more where an op says so."""
+    half, least, again = unit_roundoff(dtype), smallest(dtype), _ROUNDED_AGAIN.get(exact.case.op, 0)
+    sizes = exact.again(np.abs if exact.case.bounds is products else None, np.abs) if again else exact.results
+    found = []
+    for i, (bound, result, size) in enumerate(zip(bounds, exact.results, sizes, strict=True)):
+        of_float32 = unit_roundoff("float32") * np.asarray(bound)
+        error = of_float32 + half * (np.abs(result) + of_float32) + again * half * np.abs(size) + (again + 1) * least
+        if i and exact.case.op in _SAVED_OUTPUT:
+            error = error + 2 * half * np.abs(exact.cotangent)
+        found.append(error)
     return found
 
 
@@ -518,6 +548,10 @@ CONV2D = [
     conv((1, 5, 9, 7), (3, 5, 1, 1), bias=True, stride=2),
     conv((2, 10, 7, 8), (34, 5, 3, 2), bias=True, pytorch=False, groups=2, stride=(2, 3), padding=(1, 0, 2, 1)),
     conv((1, 17, 19, 23), (5, 17, 2, 3), bias=True, dilation=(2, 1), padding=1),
+    # Channels by fours, and half of a large tile: partly filled ones, a rest of k, groups.
+    conv((1, 36, 9, 7), (44, 36, 3, 2), bias=True, padding=1),
+    conv((1, 72, 5, 6), (80, 36, 2, 3), pytorch=False, groups=2, stride=(2, 1), dilation=(1, 2), padding=(1, 2, 0, 3)),
+    conv((2, 36, 5, 4), (32, 36, 1, 1), bias=True, stride=2),
 ]
 
 CONV_TRANSPOSE2D = [
@@ -561,6 +595,8 @@ DENSE = [
     dense("matmul", (0, 5), (5, 2)),
     dense("matmul", (70, 33), (33, 66)),
     dense("matmul", (64, 16), (16, 192)),  # whole tiles, and no rest
+    dense("linear", (68, 36), (72, 36), (72,)),  # large tiles, partly filled
+    dense("matmul", (2, 1, 40, 36), (3, 36, 32), same_bits=False),
     dense("matmul", (3, 1100), (1100, 5)),
     dense("matmul", (1, 1), (1, 1)),
 ]
@@ -938,11 +974,21 @@ TENSOR_CORES = [
     dense("matmul", (12, 20), (20, 72)),
     dense("matmul", (2, 1, 8, 20), (3, 20, 12)),
 ]
+# In half types: by eights.
+TENSOR_CORES_HALF = [
+    conv((1, 16, 7, 5), (24, 16, 3, 2), bias=True, padding=1),
+    conv((2, 8, 9, 7), (16, 8, 2, 3), pytorch=False, stride=(2, 1), dilation=(1, 2), padding=(1, 0, 2, 3)),
+    conv((2, 16, 5, 6), (16, 8, 3, 3), bias=True, groups=2, stride=(1, 2), padding=(2, 0)),
+    conv((1, 40, 3, 23), (72, 40, 1, 1), bias=True),
+    dense("linear", (72, 40), (8, 40), (8,)),
+    dense("matmul", (16, 24), (24, 72)),
+    dense("matmul", (2, 1, 8, 24), (3, 24, 16)),
+]
 # Large enough for the larger tile; for devices that are fast, or do not compute at all.
 TENSOR_CORES_FILLED = [
-    conv((12, 68, 32, 33), (132, 68, 3, 3), padding=1),
-    dense("matmul", (1540, 1540), (1540, 1540)),
-    dense("linear", (1540, 1540), (1540, 1540)),
+    conv((12, 72, 32, 33), (136, 72, 3, 3), padding=1),
+    dense("matmul", (1544, 1544), (1544, 1544)),
+    dense("linear", (1544, 1544), (1544, 1544)),
 ]
 
 CASES = [

@@ -50,7 +50,7 @@ static __device__ __forceinline__ Scalar share(Scalar dy, Scalar saved, Scalar p
 extern "C" __global__ void activation_forward(
     const SCALAR* __restrict__ x,  // [count]
     SCALAR* __restrict__ y,        // [count]
-    SCALAR parameter, int count) {
+    Scalar parameter, int count) {
     const long long first = 4 * thread_number();
     if (first >= count) return;
     const int left = count - (int)first;
@@ -64,7 +64,7 @@ extern "C" __global__ void activation_backward(
     const SCALAR* __restrict__ dy,     // [count]
     const SCALAR* __restrict__ saved,  // [count]
     SCALAR* __restrict__ dx,           // [count]
-    SCALAR parameter, int count) {
+    Scalar parameter, int count) {
     const long long first = 4 * thread_number();
     if (first >= count) return;
     const int left = count - (int)first;

@@ -71,7 +71,7 @@ static __device__ __forceinline__ Scalar activated(Scalar x, Scalar parameter) {
 }
 
 // What becomes of a convolution's sum for filter k: times the filter's scale, plus its bias, activated.
-static __device__ __forceinline__ Scalar conv2d_result(Scalar sum, const Scalar* b, const Scalar* scale, int k) {
+static __device__ __forceinline__ Scalar conv2d_result(Scalar sum, const SCALAR* b, const SCALAR* scale, int k) {
     if (scale) sum *= scale[k];
     return activated(b ? sum + b[k] : sum, 0);
 }

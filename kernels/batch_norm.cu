@@ -1,6 +1,7 @@
 // Batch normalisation: y = (x - mean) * invstd * weight + bias per channel, its statistics and its gradient.
 //
 // Layout     x, y, dx, dy [rows, C] with rows = N*H*W: channels fastest.
+//            What a channel has one of is Scalar, whatever x is.
 // Grid       Sums over rows: column_sum.cuh, then a launch with one thread per channel that puts the parts together.
 //            The rest: four neighbouring elements a thread.
 // Shared     256 scalars, for the sums.
@@ -17,8 +18,8 @@
 // than the deviation costs no digits.
 extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics(
     const SCALAR* __restrict__ x,  // [rows, C]
-    SCALAR* __restrict__ means,    // [parts, C]
-    SCALAR* __restrict__ squares,  // [parts, C]
+    Scalar* __restrict__ means,    // [parts, C]
+    Scalar* __restrict__ squares,  // [parts, C]
     int rows, int C, int parts, int length) {
     __shared__ Scalar partial[256];
     const ColumnPart at = column_part(rows, C, length);
@@ -38,9 +39,9 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics(
 extern "C" __global__ void __launch_bounds__(256) batch_norm_backward_sums(
     const SCALAR* __restrict__ dy,    // [rows, C]
     const SCALAR* __restrict__ x,     // [rows, C]
-    const SCALAR* __restrict__ mean,  // [C]
-    SCALAR* __restrict__ sums,        // [parts, C]
-    SCALAR* __restrict__ products,    // [parts, C]
+    const Scalar* __restrict__ mean,  // [C]
+    Scalar* __restrict__ sums,        // [parts, C]
+    Scalar* __restrict__ products,    // [parts, C]
     int rows, int C, int parts, int length) {
     __shared__ Scalar partial[256];
     const ColumnPart at = column_part(rows, C, length);
@@ -60,10 +61,10 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_backward_sums(
 
 // Mean and variance of all rows from those of the parts, by the formula of Chan, Golub and LeVeque (1979).
 extern "C" __global__ void batch_norm_statistics_combine(
-    const SCALAR* __restrict__ means,    // [parts, C]
-    const SCALAR* __restrict__ squares,  // [parts, C]
-    SCALAR* __restrict__ mean,           // [C]
-    SCALAR* __restrict__ variance,       // [C]
+    const Scalar* __restrict__ means,    // [parts, C]
+    const Scalar* __restrict__ squares,  // [parts, C]
+    Scalar* __restrict__ mean,           // [C]
+    Scalar* __restrict__ variance,       // [C]
     int rows, int parts, int length, int C) {
     const long long c = thread_number();
     if (c >= C) return;
@@ -81,11 +82,11 @@ extern "C" __global__ void batch_norm_statistics_combine(
 
 // dbias = sum of dy, dweight = invstd * sum of dy * (x - mean), from the parts.
 extern "C" __global__ void batch_norm_backward_combine(
-    const SCALAR* __restrict__ sums,      // [parts, C]
-    const SCALAR* __restrict__ products,  // [parts, C]
-    const SCALAR* __restrict__ invstd,    // [C]
-    SCALAR* __restrict__ dweight,         // [C]
-    SCALAR* __restrict__ dbias,           // [C]
+    const Scalar* __restrict__ sums,      // [parts, C]
+    const Scalar* __restrict__ products,  // [parts, C]
+    const Scalar* __restrict__ invstd,    // [C]
+    Scalar* __restrict__ dweight,         // [C]
+    Scalar* __restrict__ dbias,           // [C]
     int parts, int C) {
     const long long c = thread_number();
     if (c >= C) return;
@@ -100,10 +101,10 @@ extern "C" __global__ void batch_norm_backward_combine(
 
 extern "C" __global__ void batch_norm_forward(
     const SCALAR* __restrict__ x,       // [count]
-    const SCALAR* __restrict__ mean,    // [C]
-    const SCALAR* __restrict__ invstd,  // [C]
-    const SCALAR* __restrict__ weight,  // [C] or null
-    const SCALAR* __restrict__ bias,    // [C] or null
+    const Scalar* __restrict__ mean,    // [C]
+    const Scalar* __restrict__ invstd,  // [C]
+    const Scalar* __restrict__ weight,  // [C] or null
+    const Scalar* __restrict__ bias,    // [C] or null
     SCALAR* __restrict__ y,             // [count]
     int C, int count) {
     const long long first = 4 * thread_number();
@@ -127,11 +128,11 @@ extern "C" __global__ void batch_norm_forward(
 extern "C" __global__ void batch_norm_backward(
     const SCALAR* __restrict__ dy,       // [count]
     const SCALAR* __restrict__ x,        // [count]
-    const SCALAR* __restrict__ mean,     // [C]
-    const SCALAR* __restrict__ invstd,   // [C]
-    const SCALAR* __restrict__ weight,   // [C] or null
-    const SCALAR* __restrict__ dweight,  // [C]
-    const SCALAR* __restrict__ dbias,    // [C]
+    const Scalar* __restrict__ mean,     // [C]
+    const Scalar* __restrict__ invstd,   // [C]
+    const Scalar* __restrict__ weight,   // [C] or null
+    const Scalar* __restrict__ dweight,  // [C]
+    const Scalar* __restrict__ dbias,    // [C]
     SCALAR* __restrict__ dx,             // [count]
     int C, int count) {
     const long long first = 4 * thread_number();

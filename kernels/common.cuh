@@ -1,16 +1,19 @@
 // What every kernel file includes. Compiled by NVRTC (which has no standard headers) and, for the emulator, by the
 // host's C++ compiler with gpucnn/devices/cuda_on_cpu.h.
 //
-// SCALAR is float, or double so that the kernels' own gradients can be checked by finite differences. Multiply-adds are
-// written multiply_add and the compilers are told not to contract anything else: what is fused is what one reads, so a
-// kernel gives the same bits on a GPU as on the emulator.
+// SCALAR is the type of numbers in memory: float, float16 or bfloat16, or double so that the kernels' own gradients can
+// be checked by finite differences. Scalar is the type that they are computed in: float for those of 16 bits.
+//
+// Multiply-adds are written multiply_add and the compilers are told not to contract anything else: what is fused is what
+// one reads, so a kernel gives the same bits on a GPU as on the emulator.
 #pragma once
+#include "half.cuh"
 
 #ifndef SCALAR
-#error "compile with -DSCALAR=float or -DSCALAR=double"
+#error "compile with -DSCALAR=float, double, float16 or bfloat16"
 #endif
 
-typedef SCALAR Scalar;
+typedef Arithmetic<SCALAR>::Type Scalar;
 
 #define NOT_A_NUMBER __int_as_float(0x7fffffff)
 #define POSITIVE_INFINITY __int_as_float(0x7f800000)
@@ -26,28 +29,45 @@ static __device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1
 // This thread's number in a launch of one-dimensional blocks. 64 bits: the last block may reach past 2^31.
 static __device__ __forceinline__ long long thread_number() { return (long long)blockIdx.x * blockDim.x + threadIdx.x; }
 
-// Four neighbouring scalars: what a thread of an elementwise kernel takes, by 16-byte accesses where it can.
+// Four neighbouring scalars: what a thread of an elementwise kernel takes, by 16-byte accesses where it can (8-byte ones
+// of a type of 16 bits).
 struct __align__(16) Four {
     Scalar at[4];
 };
+struct __align__(sizeof(SCALAR) == 2 ? 8 : 16) StoredFour {
+    SCALAR at[4];
+};
 
 // Whether four scalars at this address can be moved at once: not past the end, and not in a view with an odd offset.
-static __device__ __forceinline__ bool whole_four(const Scalar* address, int left) {
-    return left >= 4 && ((unsigned long long)address & 15) == 0;
+static __device__ __forceinline__ bool whole_four(const SCALAR* address, int left) {
+    return left >= 4 && (unsigned long long)address % alignof(StoredFour) == 0;
 }
 
 // The scalars at from[0 ... 3], of which `left` exist; the rest are 0.
-static __device__ __forceinline__ Four load_four(const Scalar* from, int left) {
-    if (whole_four(from, left)) return *(const Four*)from;
+static __device__ __forceinline__ Four load_four(const SCALAR* from, int left) {
     Four four;
+    if (whole_four(from, left)) {
+        const StoredFour stored = *(const StoredFour*)from;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) four.at[i] = stored.at[i];
+        return four;
+    }
 #pragma unroll
     for (int i = 0; i < 4; ++i) four.at[i] = i < left ? from[i] : Scalar(0);
     return four;
 }
 
-static __device__ __forceinline__ void store_four(Scalar* to, const Four& four, int left) {
+// Four scalars to an address that is a multiple of their size in memory.
+static __device__ __forceinline__ void put_four(SCALAR* to, const Four& four) {
+    StoredFour stored;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) stored.at[i] = four.at[i];
+    *(StoredFour*)to = stored;
+}
+
+static __device__ __forceinline__ void store_four(SCALAR* to, const Four& four, int left) {
     if (whole_four(to, left)) {
-        *(Four*)to = four;
+        put_four(to, four);
         return;
     }
 #pragma unroll

@@ -24,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) conv2d_forward(
     const int depth = KERNEL_H * KERNEL_W * channels;
     const GemmPlace place = gemm_place(N * P * Q, filters);
     const int group = place.layer;
-    const Scalar* wg = w + (long long)group * filters * depth;
+    const SCALAR* wg = w + (long long)group * filters * depth;
     gemm_tile(
         tiles, place, N * P * Q, filters, 0, depth,
         [=](int m, int k) -> Scalar {
@@ -76,7 +76,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) conv2d_backward_in
 extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) conv2d_backward_weight(
     const SCALAR* __restrict__ dy,  // [N, P, Q, K]
     const SCALAR* __restrict__ x,   // [N, H, W, C]
-    SCALAR* __restrict__ dw,        // [parts, K, KERNEL_H, KERNEL_W, C / groups]
+    Scalar* __restrict__ dw,        // [parts, K, KERNEL_H, KERNEL_W, C / groups]
     int N, int H, int W, int C, int K, int P, int Q, int groups, int parts, int length) {
     __shared__ GemmTiles tiles;
     const int channels = C / groups, filters = K / groups;

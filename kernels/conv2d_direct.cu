@@ -30,7 +30,7 @@ extern "C" __global__ void conv2d_direct_forward(
     if (i >= N * P * Q * K) return;
     const int k = (int)i % K, q = (int)i / K % Q, p = (int)i / K / Q % P, n = (int)i / K / Q / P;
     const int first_channel = k / (K / groups) * CHANNELS;
-    const Scalar* filter = w + (long long)k * KERNEL_H * KERNEL_W * CHANNELS;
+    const SCALAR* filter = w + (long long)k * KERNEL_H * KERNEL_W * CHANNELS;
     Scalar sum = 0;
     for (int r = 0; r < KERNEL_H; ++r) {
         const int h = row_of(p, r);
@@ -38,7 +38,7 @@ extern "C" __global__ void conv2d_direct_forward(
         for (int s = 0; s < KERNEL_W; ++s) {
             const int v = column_of(q, s);
             if (v < 0 || v >= W) continue;
-            const Scalar* pixel = x + (long long)((n * H + h) * W + v) * C + first_channel;
+            const SCALAR* pixel = x + (long long)((n * H + h) * W + v) * C + first_channel;
 #pragma unroll
             for (int c = 0; c < CHANNELS; ++c)
                 sum = multiply_add(pixel[c], filter[(r * KERNEL_W + s) * CHANNELS + c], sum);
@@ -65,8 +65,8 @@ extern "C" __global__ void conv2d_direct_backward_input(
             const int right = v - column_of(0, s);
             if (right < 0 || right % STRIDE_W || right / STRIDE_W >= Q) continue;
             const int p = below / STRIDE_H, q = right / STRIDE_W;
-            const Scalar* gradient = dy + (long long)((n * P + p) * Q + q) * K + first_filter;
-            const Scalar* tap = w + (((long long)first_filter * KERNEL_H + r) * KERNEL_W + s) * CHANNELS + c % CHANNELS;
+            const SCALAR* gradient = dy + (long long)((n * P + p) * Q + q) * K + first_filter;
+            const SCALAR* tap = w + (((long long)first_filter * KERNEL_H + r) * KERNEL_W + s) * CHANNELS + c % CHANNELS;
             for (int k = 0; k < filters; ++k)
                 sum = multiply_add(gradient[k], tap[(long long)k * KERNEL_H * KERNEL_W * CHANNELS], sum);
         }
@@ -79,7 +79,7 @@ extern "C" __global__ void conv2d_direct_backward_input(
 extern "C" __global__ void conv2d_direct_backward_weight(
     const SCALAR* __restrict__ dy,  // [N, P, Q, K]
     const SCALAR* __restrict__ x,   // [N, H, W, C]
-    SCALAR* __restrict__ dw,        // [parts, K, KERNEL_H, KERNEL_W, CHANNELS]
+    Scalar* __restrict__ dw,        // [parts, K, KERNEL_H, KERNEL_W, CHANNELS]
     int N, int H, int W, int C, int K, int P, int Q, int groups, int parts, int length) {
     const int depth = KERNEL_H * KERNEL_W * CHANNELS;
     const long long i = thread_number();

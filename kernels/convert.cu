@@ -4,7 +4,8 @@
 // Grid       convert: x, one thread per element. channels_last: x, a block of 32 x 8 threads per 32 x 32 tile of one
 //            image's matrix [C, pixels]; tiles along pixels first, then along C, then images.
 // Shared     A tile of 32 x 33 scalars: with 33 words a row both its rows and its columns lie in different banks.
-// Constants  SOURCE: the type of x; it is converted to SCALAR, rounded to nearest.
+// Constants  SOURCE: the type of x; it is converted to SCALAR, rounded to nearest; to a type of 16 bits by way of
+//            float.
 // Cost       The size of x and y in bytes: bound by memory. The tile makes both sides run along memory.
 // Order      No sums.
 #include "common.cuh"
@@ -30,7 +31,7 @@ extern "C" __global__ void channels_last(
     const int pixel = block % across * 32, channel = block / across % down * 32, n = block / across / down;
     const int column = threadIdx.x % 32, first_row = threadIdx.x / 32;
     const SOURCE* from = x + (long long)n * C * pixels;
-    Scalar* to = y + (long long)n * C * pixels;
+    SCALAR* to = y + (long long)n * C * pixels;
     for (int row = first_row; row < 32; row += 8)
         if (channel + row < C && pixel + column < pixels)
             tile[row][column] = (Scalar)from[(long long)(channel + row) * pixels + pixel + column];

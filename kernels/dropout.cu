@@ -5,6 +5,8 @@
 // Grid       x: one counter a thread, which is four neighbouring elements, moved by 16-byte accesses.
 // Cost       8 bytes an element (float), and about 20 integer instructions: bound by memory.
 // Order      No sums.
+//
+// Seed and offset come from memory: a graph that is launched again finds a new offset there.
 #include "common.cuh"
 
 struct Words {
@@ -30,13 +32,14 @@ static __device__ __forceinline__ Words philox(unsigned long long counter, unsig
 
 // Kept is what has word >> 8 >= threshold, which is p * 2^24 rounded up.
 extern "C" __global__ void dropout(
-    const SCALAR* __restrict__ x,  // [count]
-    SCALAR* __restrict__ y,        // [count]
-    unsigned long long seed, unsigned long long offset, int threshold, SCALAR keep, int count) {
+    const SCALAR* __restrict__ x,                     // [count]
+    SCALAR* __restrict__ y,                           // [count]
+    const unsigned long long* __restrict__ position,  // [2]: seed, offset
+    int threshold, Scalar keep, int count) {
     const long long thread = thread_number(), first = 4 * thread;
     if (first >= count) return;
     const int left = count - (int)first;
-    const Words words = philox(offset + thread, seed);
+    const Words words = philox(position[1] + thread, position[0]);
     Four four = load_four(x + first, left);
 #pragma unroll
     for (int i = 0; i < 4; ++i) four.at[i] = (int)(words.at[i] >> 8) >= threshold ? four.at[i] / keep : Scalar(0);

@@ -17,13 +17,13 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) matmul(
     const SCALAR* __restrict__ b,     // [b_matrices, K, N]
     const int* __restrict__ a_index,  // [batch] or null
     const int* __restrict__ b_index,  // [batch] or null
-    SCALAR* __restrict__ y,           // [parts, batch, M, N]
+    Scalar* __restrict__ y,           // [parts, batch, M, N]
     int a_matrices, int b_matrices, int batch, int M, int N, int K, int parts, int length) {
     __shared__ GemmTiles tiles;
     const GemmPlace place = gemm_place(M, N);
     const int matrix = place.layer % batch, part = place.layer / batch;
-    const Scalar* left = a + (long long)(a_index ? a_index[matrix] : matrix) * M * K;
-    const Scalar* right = b + (long long)(b_index ? b_index[matrix] : matrix) * K * N;
+    const SCALAR* left = a + (long long)(a_index ? a_index[matrix] : matrix) * M * K;
+    const SCALAR* right = b + (long long)(b_index ? b_index[matrix] : matrix) * K * N;
     Scalar* out = y + (long long)place.layer * M * N;
     gemm_tile(
         tiles, place, M, N, part * length, min(part * length + length, K),

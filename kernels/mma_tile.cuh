@@ -8,8 +8,9 @@
 //          | |      |          | +-----------+           A warp's step is WARP_M / 16 * WARP_N / 8 * 2 products of
 //          v +------+          v                         16 x 8 by 8 x 8, each one instruction.
 //
-// Chunks   Memory moves by 16 bytes, four scalars that are neighbours along k ("along") or along m or n ("across").
-//          Chunks of neighbouring rows are swapped (xor) so that neither copies nor reads meet in a bank.
+// Chunks   Memory moves by 16 bytes, four scalars that are neighbours along k ("along") or along m or n ("across"); the
+//          sources (sources.cuh) say where they lie. Those of neighbouring rows are swapped (xor) so that neither copies
+//          nor reads meet in a bank.
 // Rows     A warp's 32 rows of a, or columns of b, belong to 4 tiles of 8 in turn: tile t has t, t + 4, ... t + 28. So
 //          four tiles' values are one 16-byte read of a chunk "across", and a lane's results of four tiles are
 //          neighbours and are stored by 16 bytes.
@@ -18,13 +19,14 @@
 // PRODUCTS 1: a and b become TF32 (`about`). 3: each is split into two TF32 numbers whose sum it is, all but 2^-23 of
 //          b and 2^-21.4 of a, and of the four products the least is left out: each a * b is off by 2^-20 at most.
 //          a is cut and b is rounded, so what is left out has no preferred sign. (Rounding takes an instruction more, and
-//          b has fewer. But a across is rounded too: cut, it would have to be moved to where an instruction wants it.)
-// Order    In steps of 16 k. With PRODUCTS 1 each step is added to the sum by the tensor core. It cuts its sums off,
-//          which for PRODUCTS 3 would be too much: there a step's sum starts from 0, first the small products, and is
-//          added to the others outside. (Ootomo and Yokota, 2022.)
+//          b has fewer.)
+// Order    By k. With PRODUCTS 1 each product is added to the sum by the tensor core. It cuts its sums off, which for
+//          PRODUCTS 3 would be too much: there the sum of 48 k starts from 0, for each 8 k the small products first, and
+//          is added to the others outside. (Ootomo and Yokota, 2022.)
 #pragma once
 #include "async_copy.cuh"
 #include "mma.cuh"
+#include "sources.cuh"
 
 #if !defined(TILE_M) || !defined(TILE_N) || !defined(WARP_M) || !defined(WARP_N) || !defined(PRODUCTS)
 #error "compile with -DTILE_M, -DTILE_N, -DWARP_M, -DWARP_N and -DPRODUCTS"
@@ -33,7 +35,7 @@
 #error "a warp's part is a multiple of 32 x 32, a tile a multiple of it; PRODUCTS is 1 or 3"
 #endif
 
-#define STEP 16
+#define MMA_STEP 16
 #define STAGES 3
 #define WARPS_N (TILE_N / WARP_N)
 #define MMA_THREADS (TILE_M / WARP_M * WARPS_N * 32)
@@ -42,52 +44,45 @@
 
 // The shared memory of a block; a kernel declares one and hands it over.
 struct __align__(128) MmaTiles {
-    Scalar a[STAGES][TILE_M * STEP];
-    Scalar b[STAGES][TILE_N * STEP];
-};
-
-// Four neighbouring scalars in memory; zeros if they are not inside.
-struct Chunk {
-    const Scalar* from;
-    bool inside;
+    Scalar a[STAGES][TILE_M * MMA_STEP];
+    Scalar b[STAGES][TILE_N * MMA_STEP];
 };
 
 // Which chunks of a step's tile, LENGTH rows (of a) or columns (of b) by 16 k, a thread copies, and where they go.
 template <int LENGTH, bool ALONG>
 struct Chunks {
+    static constexpr int STEP = MMA_STEP;
+    static constexpr int AT_A_K = MMA_THREADS / STEP;  // threads at each k, across
     static constexpr int COUNT = LENGTH * STEP / 4 / MMA_THREADS;
     static_assert(COUNT * 4 * MMA_THREADS == LENGTH * STEP && MMA_THREADS % 128 == 0, "the same for each thread");
 
-    // The first row and k of a thread's chunk.
+    // The first row of a thread's chunk, and the k of all.
     static __device__ __forceinline__ int row(int i) {
-        return ALONG ? threadIdx.x / 4 + i * (MMA_THREADS / 4) : threadIdx.x % (LENGTH / 4) * 4;
+        return ALONG ? threadIdx.x / 4 + i * (MMA_THREADS / 4) : (threadIdx.x % AT_A_K + i * AT_A_K) * 4;
     }
-    static __device__ __forceinline__ int k(int i) {
-        return ALONG ? threadIdx.x % 4 * 4 : threadIdx.x / (LENGTH / 4) + i * (MMA_THREADS / (LENGTH / 4));
-    }
+    static __device__ __forceinline__ int k() { return ALONG ? threadIdx.x % 4 * 4 : threadIdx.x / AT_A_K; }
+    static constexpr int FURTHER = ALONG ? 4 * MMA_THREADS : 4 * AT_A_K;  // from one of its chunks to the next
     // Where the chunk of this row and k begins in the tile. Of a row "along", 64 bytes; of a k "across".
     static __device__ __forceinline__ int place(int row, int k) {
         return 4 * (ALONG ? (row * 4 + k / 4) ^ (row / 4 & 7) : k * (LENGTH / 4) + ((row / 4) ^ ((k & 3) * 2)));
     }
 
     template <class Source>
-    static __device__ __forceinline__ void copy(Scalar* tile, Source& source) {
-        Scalar* to = tile + place(row(0), k(0));
+    static __device__ __forceinline__ void copy(Scalar* to, Source& source, int left) {
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) {
             const Chunk chunk = source.chunk(i);
-            async_copy_or_zero(to + i * 4 * MMA_THREADS, chunk.from, chunk.inside);
+            async_copy_or_zero(to + i * FURTHER, chunk.from, k() < left && chunk.inside);
         }
         source.advance();
     }
 
-    static constexpr bool ROUND = !ALONG;  // of a; see the top
     // What a lane reads first for the 32 rows from `first`, k = 8 half ... 8 half + 7. The next 32 are NEXT further.
     static constexpr int NEXT = ALONG ? 32 * STEP : 32;
-    static __device__ __forceinline__ const Scalar* start(const Scalar* tile, int first, int half) {
+    static __device__ __forceinline__ int start(int first, int half) {
         const int lane = threadIdx.x % 32;
-        return tile + (ALONG ? place(first + lane % 8 * 4 + lane / 8 % 2, half * 8 + lane / 16 * 4)
-                             : place(first + lane / 4 * 4, half * 8 + lane % 4));
+        return ALONG ? place(first + lane % 8 * 4 + lane / 8 % 2, half * 8 + lane / 16 * 4)
+                     : place(first + lane / 4 * 4, half * 8 + lane % 4);
     }
 
     // Four tiles of 8 rows, two by two as multiply_tiles has them: to[i] are rows g of tiles 2 i and 2 i + 1 at k = q,
@@ -119,123 +114,112 @@ static __device__ __forceinline__ MmaPlace mma_place(int rows, int columns) {
     return {block % tiles_m * TILE_M, block / tiles_m % tiles_n * TILE_N, block / tiles_m / tiles_n};
 }
 
-typedef Scalar Sums[ROWS_32][2][COLUMNS_32][4][4];  // of 32 rows each two tiles of 16, of 32 columns four of 8
+// Of 32 rows each two tiles of 16, of 32 columns four of 8.
+typedef Scalar Sums[ROWS_32][2][COLUMNS_32][4][4];
 
-// The columns 8 j ... 8 j + 7 of b's fragments of 32.
-#define COLUMN_TILE(b, j) {b[(j) / 2][(j) % 2], b[(j) / 2][(j) % 2 + 2]}
-
-#if PRODUCTS == 1
-
-template <class A, class B>
-static __device__ __forceinline__ void multiply_step(Sums& sums, const Scalar* tile_a, const Scalar* tile_b, int m, int n) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const Scalar *from_a = A::start(tile_a, m, half), *from_b = B::start(tile_b, n, half);
-        Scalar b[COLUMNS_32][2][4];
-#pragma unroll
-        for (int y = 0; y < COLUMNS_32; ++y) {
-            B::read(b[y], from_b + y * B::NEXT);
-#pragma unroll
-            for (int i = 0; i < 8; ++i) b[y][i / 4][i % 4] = about(b[y][i / 4][i % 4]);
-        }
-#pragma unroll
-        for (int x = 0; x < ROWS_32; ++x) {
-            Scalar a[2][4];
-            A::read(a, from_a + x * A::NEXT);
-#pragma unroll
-            for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = about(a[i / 4][i % 4]);
-#pragma unroll
-            for (int y = 0; y < COLUMNS_32; ++y)
-#pragma unroll
-                for (int i = 0; i < 8; ++i) multiply_tiles(sums[x][i / 4][y][i % 4], a[i / 4], COLUMN_TILE(b[y], i % 4));
-        }
-    }
-}
-
-#else
-
-// Both as `big` and the rest of it as `small`.
-static __device__ __forceinline__ void split(Scalar (&big)[2][4], Scalar (&small)[2][4], bool to_nearest) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-        const Scalar x = big[i / 4][i % 4];
-        big[i / 4][i % 4] = to_nearest ? rounded(x) : truncated(x);
-        small[i / 4][i % 4] = x - big[i / 4][i % 4];
-    }
-}
-
-template <class A, class B>
-static __device__ __forceinline__ void multiply_step(Sums& sums, const Scalar* tile_a, const Scalar* tile_b, int m, int n) {
-    Scalar a[2][ROWS_32][2][4], b[2][COLUMNS_32][2][4], small_b[2][COLUMNS_32][2][4];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const Scalar *from_a = A::start(tile_a, m, half), *from_b = B::start(tile_b, n, half);
-#pragma unroll
-        for (int x = 0; x < ROWS_32; ++x) A::read(a[half][x], from_a + x * A::NEXT);
-#pragma unroll
-        for (int y = 0; y < COLUMNS_32; ++y) {
-            B::read(b[half][y], from_b + y * B::NEXT);
-            split(b[half][y], small_b[half][y], true);
-        }
-    }
-#pragma unroll
-    for (int x = 0; x < ROWS_32; ++x) {
-        Scalar small_a[2][2][4];
-#pragma unroll
-        for (int half = 0; half < 2; ++half) split(a[half][x], small_a[half], A::ROUND);
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-#pragma unroll
-            for (int y = 0; y < COLUMNS_32; ++y)
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    Scalar step[4] = {0, 0, 0, 0};
-#pragma unroll
-                    for (int half = 0; half < 2; ++half) {
-                        multiply_tiles(step, small_a[half][i], COLUMN_TILE(b[half][y], j));
-                        multiply_tiles(step, a[half][x][i], COLUMN_TILE(small_b[half][y], j));
-                    }
-#pragma unroll
-                    for (int half = 0; half < 2; ++half) multiply_tiles(step, a[half][x][i], COLUMN_TILE(b[half][y], j));
-#pragma unroll
-                    for (int c = 0; c < 4; ++c) sums[x][i][y][j][c] += step[c];
-                }
-    }
-}
-
+// 8 k of 32 rows of a or columns of b; with PRODUCTS 3 as two numbers.
+struct Fragment {
+    Scalar big[2][4];
+#if PRODUCTS == 3
+    Scalar small[2][4];
 #endif
 
-// A source gives the thread's chunks of a step: chunk(i) is the i-th of Chunks<LENGTH, ALONG>, advance() goes 16 k on.
+    // Cut to `mask`, the bits that TF32 has, or rounded. (A constant would do; but then the compiler leaves the cut to
+    // multiply_tiles, and must move what lies across to where that wants it, by more instructions.)
+    template <class Of, bool CUT>
+    __device__ __forceinline__ void read(const Scalar* from, int mask) {
+        Of::read(big, from);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            Scalar& x = big[i / 4][i % 4];
+#if PRODUCTS == 1
+            x = about(x);
+#else
+            const Scalar all = x;
+            x = CUT ? __int_as_float(__float_as_int(all) & mask) : rounded(all);
+            small[i / 4][i % 4] = all - x;
+#endif
+        }
+    }
+};
+
+static __device__ __forceinline__ void multiply_32(
+    Scalar (&sums)[2][COLUMNS_32][4][4], int y, const Scalar (&a)[2][4], const Scalar (&b)[2][4]) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        const int j = i % 4;  // of 8 columns
+        multiply_tiles(sums[i / 4][y][j], a[i / 4], {b[j / 2][j % 2], b[j / 2][j % 2 + 2]});
+    }
+}
+
+template <class A, class B>
+static __device__ __forceinline__ void multiply_step(
+    Sums& sums, const Scalar* tile_a, const Scalar* tile_b, const int (&start_a)[2], const int (&start_b)[2],
+    int mask) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const Scalar *from_a = tile_a + start_a[half], *from_b = tile_b + start_b[half];
+        Fragment b[COLUMNS_32];
+#pragma unroll
+        for (int y = 0; y < COLUMNS_32; ++y) b[y].template read<B, false>(from_b + y * B::NEXT, mask);
+#pragma unroll
+        for (int x = 0; x < ROWS_32; ++x) {
+            Fragment a;
+            a.template read<A, true>(from_a + x * A::NEXT, mask);
+#pragma unroll
+            for (int y = 0; y < COLUMNS_32; ++y) {
+#if PRODUCTS == 3
+                multiply_32(sums[x], y, a.small, b[y].big);
+                multiply_32(sums[x], y, a.big, b[y].small);
+#endif
+                multiply_32(sums[x], y, a.big, b[y].big);
+            }
+        }
+    }
+}
+
 // store(m, n, four) is called for each four neighbouring outputs of the tile; those beyond the matrix too.
 template <bool A_ALONG, bool B_ALONG, class SourceA, class SourceB, class Store>
 static __device__ __forceinline__ void mma_tile(
-    MmaTiles& tiles, const MmaPlace& place, int steps, SourceA source_a, SourceB source_b, Store store) {
+    MmaTiles& tiles, const MmaPlace& place, int terms, SourceA source_a, SourceB source_b, Store store) {
     typedef Chunks<TILE_M, A_ALONG> A;
     typedef Chunks<TILE_N, B_ALONG> B;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int m = warp / WARPS_N * WARP_M, n = warp % WARPS_N * WARP_N;
 
-    Sums sums;
-#pragma unroll
-    for (int i = 0; i < WARP_M * WARP_N / 32; ++i) (&sums[0][0][0][0][0])[i] = 0;
-
+    const int mask = terms > 0 ? ~ABOVE_TF32 : 0;  // always the former, which the compiler does not know
+    const int to_a = kept(A::place(A::row(0), A::k())), to_b = kept(B::place(B::row(0), B::k()));
+    const int start_a[2] = {kept(A::start(m, 0)), kept(A::start(m, 1))};
+    const int start_b[2] = {kept(B::start(n, 0)), kept(B::start(n, 1))};
+    Sums sums = {};
 #pragma unroll 1  // unrolled, it costs registers
     for (int stage = 0; stage < STAGES - 1; ++stage) {
-        A::copy(tiles.a[stage], source_a);
-        B::copy(tiles.b[stage], source_b);
+        A::copy(tiles.a[stage] + to_a, source_a, terms - stage * MMA_STEP);
+        B::copy(tiles.b[stage] + to_b, source_b, terms - stage * MMA_STEP);
         async_commit();
     }
-    int reading = 0, writing = STAGES - 1;
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-        async_wait<STAGES - 2>();
-        __syncthreads();  // the stage has landed, and all have read the one that is written next
-        A::copy(tiles.a[writing], source_a);
-        B::copy(tiles.b[writing], source_b);
-        async_commit();
-        multiply_step<A, B>(sums, tiles.a[reading], tiles.b[reading], m, n);
-        reading = reading + 1 == STAGES ? 0 : reading + 1;
-        writing = writing + 1 == STAGES ? 0 : writing + 1;
+    for (int done = 0; done < terms; done += STAGES * MMA_STEP) {
+#if PRODUCTS == 3
+        Sums sum = {};
+#else
+        Sums& sum = sums;
+#endif
+#pragma unroll
+        for (int stage = 0; stage < STAGES; ++stage) {
+            if (stage > 0 && done + stage * MMA_STEP >= terms) break;
+            const int next = stage + STAGES - 1, left = terms - done - next * MMA_STEP;
+            async_wait<STAGES - 2>();
+            __syncthreads();  // the stage has landed, and all have read the one that is written next
+            A::copy(tiles.a[next % STAGES] + to_a, source_a, left);
+            B::copy(tiles.b[next % STAGES] + to_b, source_b, left);
+            async_commit();
+            multiply_step<A, B>(sum, tiles.a[stage], tiles.b[stage], start_a, start_b, mask);
+        }
+#if PRODUCTS == 3
+#pragma unroll
+        for (int i = 0; i < WARP_M * WARP_N / 32; ++i) (&sums[0][0][0][0][0])[i] += (&sum[0][0][0][0][0])[i];
+#endif
     }
     async_wait<0>();  // no copy outlives the block
 
@@ -252,65 +236,4 @@ static __device__ __forceinline__ void mma_tile(
                     const int column = n + y * 32 + (lane % 4 * 2 + e) * 4;
                     store(place.m + row, place.n + column, Four{{of[0][c], of[1][c], of[2][c], of[3][c]}});
                 }
-}
-
-// -- sources of plain matrices ------------------------------------------------------------------------
-
-// What lies beyond the matrix repeats its last row or column, for sums that are not stored.
-
-// A matrix [rows, stride] at array[begin] whose rows run along k: a tile's from row `first`, k from `from` to `to`.
-template <int LENGTH>
-struct Rows {
-    typedef Chunks<LENGTH, true> Own;
-    const Scalar* array;
-    int k, to, offset[Own::COUNT];
-
-    __device__ __forceinline__ Rows(const Scalar* array, int begin, int rows, int stride, int first, int from, int to)
-        : array(array), k(from + Own::k(0)), to(to) {
-#pragma unroll
-        for (int i = 0; i < Own::COUNT; ++i) offset[i] = begin + min(first + Own::row(i), rows - 1) * stride;
-    }
-    __device__ __forceinline__ Chunk chunk(int i) const { return {array + (offset[i] + k), k < to}; }
-    __device__ __forceinline__ void advance() { k += STEP; }
-};
-
-// A matrix [., stride] at array[begin] whose columns run along k: a tile's from column `first`, of `columns`.
-template <int LENGTH>
-struct Columns {
-    typedef Chunks<LENGTH, false> Own;
-    const Scalar* array;
-    int k, to, stride, offset;
-
-    __device__ __forceinline__ Columns(const Scalar* array, int begin, int columns, int stride, int first, int from, int to)
-        : array(array), k(from + Own::k(0)), to(to), stride(stride),
-          offset(begin + k * stride + min(first + Own::row(0), columns - 4)) {}
-    __device__ __forceinline__ Chunk chunk(int i) const {
-        const int further = Own::k(i) - Own::k(0);
-        return {array + (offset + further * stride), k + further < to};
-    }
-    __device__ __forceinline__ void advance() {
-        k += STEP;
-        offset += STEP * stride;
-    }
-};
-
-// -- sources that count -------------------------------------------------------------------------------
-
-// A number written by three digits: the last counts to `lows`, the middle one to `middles`.
-struct Digits {
-    int high, middle, low;
-};
-
-static __device__ __forceinline__ Digits digits_of(int n, int middles, int lows) {
-    return {n / lows / middles, n / lows % middles, n % lows};
-}
-
-static __device__ __forceinline__ void add(Digits& to, const Digits& by, int middles, int lows) {
-    to.low += by.low;
-    const bool one = to.low >= lows;
-    to.low -= one ? lows : 0;
-    to.middle += by.middle + one;
-    const bool ten = to.middle >= middles;
-    to.middle -= ten ? middles : 0;
-    to.high += by.high + ten;
 }

@@ -4,6 +4,7 @@
 // Grid       x: blocks of 1024 elements of one tensor. first_blocks says where each tensor's blocks begin; a block
 //            finds its tensor by bisection (8 steps for a ResNet-50's 161 tensors).
 // Constants  BLOCK_ELEMENTS.
+// Numbers    Learning rate and the like come from memory: a graph that is launched again finds new ones there.
 // Cost       sgd 12 bytes an element, with momentum 20, adam 28 (float): bound by memory.
 // Order      No sums.
 #include "common.cuh"
@@ -37,7 +38,10 @@ extern "C" __global__ void sgd_update(
     SCALAR* const* __restrict__ moments,          // [tensors], in place, or null
     const int* __restrict__ sizes,                // [tensors]
     const int* __restrict__ first_blocks,         // [tensors]
-    int tensors, SCALAR lr, SCALAR momentum, SCALAR undamped, SCALAR weight_decay, int nesterov, int first) {
+    const SCALAR* __restrict__ numbers,           // [6]
+    int tensors) {
+    const Scalar lr = numbers[0], momentum = numbers[1], undamped = numbers[2], weight_decay = numbers[3];
+    const bool nesterov = numbers[4] != 0, first = numbers[5] != 0;
     for_each_element(sizes, first_blocks, tensors, [=](int tensor, int i) {
         Scalar* const w = parameters[tensor];
         Scalar g = gradients[tensor][i];
@@ -61,8 +65,10 @@ extern "C" __global__ void adam_update(
     SCALAR* const* __restrict__ exp_avg_sqs,      // [tensors], in place
     const int* __restrict__ sizes,                // [tensors]
     const int* __restrict__ first_blocks,         // [tensors]
-    int tensors, SCALAR step_size, SCALAR beta1, SCALAR rest1, SCALAR beta2, SCALAR rest2, SCALAR root, SCALAR eps,
-    SCALAR weight_decay, SCALAR decay) {
+    const SCALAR* __restrict__ numbers,           // [9]
+    int tensors) {
+    const Scalar step_size = numbers[0], beta1 = numbers[1], rest1 = numbers[2], beta2 = numbers[3], rest2 = numbers[4];
+    const Scalar root = numbers[5], eps = numbers[6], weight_decay = numbers[7], decay = numbers[8];
     for_each_element(sizes, first_blocks, tensors, [=](int tensor, int i) {
         Scalar* const w = parameters[tensor];
         Scalar* const m = exp_avgs[tensor];
@@ -84,7 +90,10 @@ extern "C" __global__ void rmsprop_update(
     SCALAR* const* __restrict__ moments,          // [tensors], in place, or null
     const int* __restrict__ sizes,                // [tensors]
     const int* __restrict__ first_blocks,         // [tensors]
-    int tensors, SCALAR lr, SCALAR alpha, SCALAR rest, SCALAR eps, SCALAR weight_decay, SCALAR momentum) {
+    const SCALAR* __restrict__ numbers,           // [6]
+    int tensors) {
+    const Scalar lr = numbers[0], alpha = numbers[1], rest = numbers[2], eps = numbers[3], weight_decay = numbers[4];
+    const Scalar momentum = numbers[5];
     for_each_element(sizes, first_blocks, tensors, [=](int tensor, int i) {
         Scalar* const w = parameters[tensor];
         Scalar* const v = square_avgs[tensor];

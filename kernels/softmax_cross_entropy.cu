@@ -4,7 +4,8 @@
 //     loss = (1 - smoothing) * weight[label] * (lse - z[label])
 //            + smoothing / C * sum over c of weight[c] * (lse - z[c])
 //
-// A row whose label is ignore_index has loss and gradient 0.
+// A row whose label is ignore_index has loss and gradient 0. A label that is no class makes both NaN: the host checks
+// labels, but not those of a captured step.
 //
 // Layout     logits [M, C], C fastest.
 // Grid       x: four rows a block, a warp each: neighbouring lanes read neighbouring classes.
@@ -57,7 +58,9 @@ extern "C" __global__ void __launch_bounds__(128, 1) softmax_cross_entropy_forwa
     if (lane) return;
     const long long label = labels[row];
     Scalar result = 0;
-    if (label != ignore_index) {
+    if (label != ignore_index && (label < 0 || label >= C)) {
+        result = NOT_A_NUMBER;
+    } else if (label != ignore_index) {
         result = (1 - smoothing) * (weight ? weight[label] : Scalar(1)) * (lse - (at[label] - top));
         if (smoothing != 0) result = multiply_add(smoothing / (Scalar)C, spread, result);
     }
@@ -80,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) softmax_cross_entropy_backw
     const Scalar* at = logits + (long long)row * C;
     const long long label = labels[row];
     const Scalar top = row_maximum(at, C, lane);
-    const bool counted = label != ignore_index;
+    const bool counted = label != ignore_index, known = label >= 0 && label < C;
 
     Scalar total = (Scalar)C;
     if (weight && smoothing != 0) {
@@ -88,7 +91,8 @@ extern "C" __global__ void __launch_bounds__(128, 1) softmax_cross_entropy_backw
         for (int c = lane; c < C; c += 32) total += weight[c];
         total = warp_sum(total);
     }
-    const Scalar own = counted ? (1 - smoothing) * (weight ? weight[label] : Scalar(1)) : Scalar(0);
+    Scalar own = 0;
+    if (counted) own = known ? (1 - smoothing) * (weight ? weight[label] : Scalar(1)) : Scalar(NOT_A_NUMBER);
     const Scalar even = counted ? smoothing / (Scalar)C : Scalar(0);
     for (int c = lane; c < C; c += 32) {
         const Scalar p = scalar_exp(at[c] - top - logsumexp[row]);

@@ -10,7 +10,7 @@
 // Layout: dy [rows, K], rows = N*P*Q or N. Grid, shared memory and order: column_sum.cuh. Constants: COLUMNS.
 extern "C" __global__ void __launch_bounds__(256) bias_backward(
     const SCALAR* __restrict__ dy,  // [rows, K]
-    SCALAR* __restrict__ db,        // [parts, K]
+    Scalar* __restrict__ db,        // [parts, K]
     int rows, int K, int parts, int length) {
     __shared__ Scalar partial[256];
     const ColumnPart at = column_part(rows, K, length);
@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(256) bias_backward(
 
 // total[i] = terms[0, i] + terms[1, i] + ... in this order. Grid: x, one thread per element.
 extern "C" __global__ void sum_parts(
-    const SCALAR* __restrict__ terms,  // [parts, count]
+    const Scalar* __restrict__ terms,  // [parts, count]
     SCALAR* __restrict__ total,        // [count]
     int parts, int count) {
     const long long i = thread_number();

@@ -1,22 +1,33 @@
-"""A stand-in for CuPy on a machine without a GPU: its arrays are NumPy's, and its GPU is the emulator."""
+"""A stand-in for CuPy on a machine without a GPU: its arrays are NumPy's, and its GPU is the emulator.
+
+A stream can be captured. Meanwhile nothing is computed, and what CuPy and CUDA refuse then raises: copies from and to
+the host, waiting, cuBLAS, and memory from the pool (CUDA allows that, but a graph that uses it reads garbage later).
+"""
 
 from __future__ import annotations
 
+import ctypes
 import sys
+from contextlib import ExitStack
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from gpucnn.devices import cuda
-from gpucnn.devices.base import kernel_folder
+from gpucnn.devices import cuda, host_arrays
+from gpucnn.devices.base import Signature, kernel_folder
 from gpucnn.devices.emulator import EmulatorDevice
 
 
 class CUDARuntimeError(RuntimeError):
     pass
+
+
+def refused_while_capturing() -> None:
+    if host_arrays.is_noting():
+        raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
 
 
 class CompileException(Exception):
@@ -43,9 +54,14 @@ class FakeCupy(ModuleType):
             runtime=runtime,
             compiler=SimpleNamespace(CompileException=CompileException),
             nvrtc=SimpleNamespace(getVersion=lambda: self._given(self.nvrtc)),
-            get_current_stream=lambda: SimpleNamespace(synchronize=lambda: None),
+            get_current_stream=lambda: SimpleNamespace(synchronize=refused_while_capturing),
             Event=Event,
-            Device=lambda: SimpleNamespace(compute_capability=self.compute_capability),
+            Stream=Stream,
+            Device=lambda: SimpleNamespace(compute_capability=self.compute_capability, id=0),
+            get_allocator=lambda: host_arrays.allocator() or from_pool,
+            using_allocator=host_arrays.using_allocator,
+            MemoryPointer=MemoryPointer,
+            UnownedMemory=UnownedMemory,
             get_elapsed_time=lambda start, end: end.at - start.at,
         )
 
@@ -56,10 +72,21 @@ class FakeCupy(ModuleType):
         return value
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(np, name)
+        return getattr(host_arrays, name)
+
+    def asarray(self, data: Any, dtype: Any = None, order: Any = None) -> Any:
+        if not isinstance(data, host_arrays.HostArray):
+            refused_while_capturing()
+        return host_arrays.asarray(data, dtype, order)
 
     def asnumpy(self, array: Any) -> Any:
-        return array
+        refused_while_capturing()
+        return np.array(array)
+
+    def matmul(self, a: Any, b: Any) -> Any:
+        if host_arrays.is_noting():
+            raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+        return np.matmul(a, b)
 
     def get_default_memory_pool(self) -> Any:
         return SimpleNamespace(used_bytes=lambda: 10, total_bytes=lambda: 30)
@@ -71,8 +98,10 @@ class FakeCupy(ModuleType):
 
         def get_function(name: str) -> Any:
             def launch(grid: Any, block: Any, values: tuple[Any, ...]) -> None:
-                self.launches.append((name, grid, block, values))
-                self.compute(code, options, name, grid, block, values)
+                again = host_arrays.unowned_all(values)
+                self.launches.append((name, grid, block, again))  # which must not keep memory that a graph gives away
+                if not host_arrays.note(lambda: self.compute(code, options, name, grid, block, again)):
+                    self.compute(code, options, name, grid, block, values)
 
             return launch
 
@@ -84,8 +113,70 @@ class FakeCupy(ModuleType):
             if path.read_text("utf-8") == code:
                 given = dict(option[2:].split("=") for option in options if option.startswith("-D"))
                 constants = {k: int(v) if v.isdigit() else v for k, v in given.items() if k != "HEADERS"}
-                arguments = [None if isinstance(value, np.uintp) else value for value in values]
+                parameters = Signature.of(path, name).parameters
+                by_name = {p.name: value for p, value in zip(parameters, values, strict=True)}
+                dtype = np.dtype(np.float64 if constants["SCALAR"] == "double" else np.float32)
+                arguments = [
+                    None
+                    if isinstance(value, np.uintp)
+                    else [at_address(*of, dtype) for of in zip(value, by_name["sizes"], strict=True)]
+                    if p.table
+                    else value
+                    for p, value in zip(parameters, values, strict=True)
+                ]
                 EmulatorDevice().launch(path.name, name, constants, grid, block, *arguments)
+
+
+def at_address(address: Any, size: Any, dtype: np.dtype[Any]) -> Any:
+    """The array of that many elements at an address."""
+    memory = (ctypes.c_char * (int(size) * dtype.itemsize)).from_address(int(address))
+    return np.frombuffer(memory, dtype)
+
+
+class UnownedMemory:
+    """Memory that something else owns, which this keeps."""
+
+    def __init__(self, ptr: int, size: int, owner: Any, device_id: int = -1) -> None:
+        self.ptr, self.size, self.owner = ptr, size, owner
+
+
+class MemoryPointer:
+    """A place in memory, which it keeps."""
+
+    def __init__(self, mem: Any, offset: int) -> None:
+        self.mem, self.ptr = mem, mem.ptr + offset
+
+
+def from_pool(size: int) -> MemoryPointer:
+    refused_while_capturing()
+    memory = np.empty(size, np.uint8)
+    return MemoryPointer(UnownedMemory(memory.ctypes.data, size, memory), 0)
+
+
+class Stream:
+    """A stream; what is launched while it is captured becomes a graph."""
+
+    alive: ClassVar[list[Stream]] = []  # a stream that is captured stays so until end_capture()
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        self.non_blocking, self._capture = non_blocking, ExitStack()
+        self.alive.append(self)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def begin_capture(self) -> None:
+        assert self.non_blocking, "the default stream would wait for a blocking one"
+        self._calls = self._capture.enter_context(host_arrays.noting())
+        self._capture.enter_context(host_arrays.using_allocator(from_pool))
+
+    def end_capture(self) -> Any:
+        self._capture.close()
+        self.alive.remove(self)
+        return SimpleNamespace(launch=lambda: [call() for call in self._calls])
 
 
 class Event:
@@ -109,6 +200,8 @@ def install(
     """A machine with such a driver and such wheels; without wheels, CuPy can't be imported."""
     fake = FakeCupy()
     monkeypatch.setattr(cuda, "driver_version", lambda: driver)
+    monkeypatch.setattr(cuda.CudaDevice, "address", lambda self, array: array.ctypes.data)
+    monkeypatch.setattr(cuda.CudaDevice, "owns", lambda self, data: isinstance(data, host_arrays.HostArray))
     monkeypatch.setattr(cuda, "cupy_wheels", lambda: sorted(wheels))
     monkeypatch.setitem(sys.modules, "cupy", fake if wheels else None)
     return fake

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import os
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -13,9 +14,9 @@ import fake_cupy
 import numpy as np
 import pytest
 
-from gpucnn.devices import Specialisation
 from gpucnn.devices.base import kernel_folder
 from gpucnn.devices.cuda import CudaDevice
+from gpucnn.devices.recorder import Launched
 
 PATH = Path(__file__).parent.parent / "bench" / "compile_gate.py"
 
@@ -62,6 +63,10 @@ def place(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{compile_gate.BEGIN}\n{compile_gate.END}\nafter\n")
     return tmp_path / "table.csv", page
+
+
+def launch(file, name, constants=(), threads=32):
+    return Launched(file, name, constants, (1, 1, 1), (threads, 1, 1))
 
 
 def planted(tmp_path, code, *kernels, **constants):
@@ -134,6 +139,65 @@ def test_stack_stored_spills_and_loaded_spills_are_each_refused(axpy, numbers):
     assert compile_gate.usage(log)["axpy"] == (40, 512, stack, stores + loads)
 
 
+@pytest.mark.parametrize(("threads", "registers", "fits"), [
+    (512, 128, True), (512, 129, False), (256, 255, True), (288, 220, True), (288, 228, False),
+])  # fmt: skip
+def test_a_block_that_does_not_fit_the_registers_of_a_multiprocessor_is_refused(axpy, threads, registers, fits):
+    log = (
+        "ptxas info    : Compiling entry function 'axpy' for 'sm_75'\n"
+        "ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n"
+        f"ptxas info    : Used {registers} registers\n"
+    )
+    tools = SimpleNamespace(compile=lambda unit, architecture: (log, b""))
+    refused = compile_gate.compiled(axpy._replace(threads=(threads,)), 75, tools).refused
+    end = f"has blocks of {threads} threads with {registers} registers: they do not fit"
+    assert refused == ([] if fits else [f"planted.cu: axpy (float, WIDTH=3) for sm_75 {end}"])
+
+
+def row_with(kernel, constants, scalar="float", **loop):
+    counts = dict.fromkeys(compile_gate.COUNTS, 0) | {"instructions": 1000} | loop
+    row = dict.fromkeys(compile_gate.COLUMNS, "1") | {"kernel": kernel, "constants": constants, "scalar": scalar}
+    return row | {f"loop_{name}": str(count) for name, count in counts.items()}
+
+
+def test_a_hot_loop_with_too_few_products_is_refused_in_the_best_variant_alone():
+    small, large = row_with("matmul_fma", "TILE_M=64", fma=500), row_with("matmul_fma", "TILE_M=128", fma=830)
+    assert compile_gate.too_few_products([small, large]) == []
+    assert compile_gate.too_few_products([small, row_with("matmul_fma", "TILE_M=128", fma=829)]) == [
+        "`matmul_fma`: 82.9% of the hot loop are products, fewer than 83%"
+    ]
+    assert compile_gate.too_few_products([row_with("matmul_fma", "", "double", fma=500)]) == []
+
+
+@pytest.mark.parametrize(("products", "least"), [(1, 250), (3, 300)])
+def test_tensor_cores_have_a_share_of_their_own_for_each_number_of_products(products, least):
+    def lines(tensor):
+        return compile_gate.too_few_products([row_with("conv2d_mma_forward", f"PRODUCTS={products}", tensor=tensor)])
+
+    assert lines(least) == []
+    assert lines(least - 1) == [
+        f"`conv2d_mma_forward`, {products} TF32: {least / 10 - 0.1:.1f}% of the hot loop are products, "
+        f"fewer than {least // 10}%"
+    ]
+
+
+def test_every_share_is_of_kernels_that_there_are():
+    names = {one.name for one in compile_gate.launched()}
+    labels = {compile_gate.labelled(name, "float", products) for name in names for products in ("", "1", "3")}
+    for pattern in compile_gate.LEAST_SHARES:
+        assert sum(bool(re.fullmatch(pattern, label)) for label in labels) >= 4
+
+
+def test_too_few_products_fail_the_gate_and_the_check(tools, axpy, place, monkeypatch):
+    compile_gate.gate([axpy], tools, *place)
+    before = place[1].read_text()
+    monkeypatch.setattr(compile_gate, "LEAST_SHARES", {"`axpy`": 0.5})
+    line = "`axpy`: 0.0% of the hot loop are products, fewer than 50%"
+    assert compile_gate.check([axpy], tools, *place) == [line, compile_gate.MEND]
+    assert compile_gate.gate([axpy], tools, *place, anew=True) == [line]
+    assert place[1].read_text() == before
+
+
 def test_what_does_not_compile_is_refused_with_what_nvrtc_says(tools, tmp_path):
     (line,) = compile_gate.compiled(planted(tmp_path, AXPY.replace("fmaf", "fmaaf"), "axpy"), 75, tools).refused
     assert line.startswith("planted.cu: axpy (float) for sm_75 does not compile: planted.cu(9): error: identifier ")
@@ -198,7 +262,7 @@ def test_every_kernel_is_launched_by_a_case_and_what_runs_everywhere_in_both_typ
 
 def test_a_kernel_that_no_case_launches_is_named(tmp_path):
     path = planted(tmp_path, LOCAL_ARRAY + SPILLS).path
-    lines = compile_gate.never_launched([Specialisation(path.name, "without", ())], tmp_path)
+    lines = compile_gate.never_launched([launch(path.name, "without")], tmp_path)
     assert [line.partition(";")[0] for line in lines] == [
         "planted.cu: no case launches with_array",
         "planted.cu: no case launches spills",
@@ -208,13 +272,13 @@ def test_a_kernel_that_no_case_launches_is_named(tmp_path):
 def test_kernels_of_one_file_with_the_same_constants_are_compiled_together(tmp_path):
     narrow, wide = (("WIDTH", 1),), (("WIDTH", 2),)
     units = compile_gate.units(
-        [Specialisation("a.cu", "two", narrow), Specialisation("a.cu", "one", wide), Specialisation("b.cu", "x", ()),
-         Specialisation("a.cu", "one", narrow)],
+        [launch("a.cu", "two", narrow), launch("a.cu", "one", wide), launch("b.cu", "x"), launch("a.cu", "one", narrow),
+         launch("a.cu", "two", narrow, 96), launch("a.cu", "two", narrow, 64)],
         tmp_path,
     )  # fmt: skip
     assert sorted(units) == [
-        Unit(tmp_path / "a.cu", narrow, ("one", "two")), Unit(tmp_path / "a.cu", wide, ("one",)),
-        Unit(tmp_path / "b.cu", (), ("x",)),
+        Unit(tmp_path / "a.cu", narrow, ("one", "two"), (32, 96)), Unit(tmp_path / "a.cu", wide, ("one",), (32,)),
+        Unit(tmp_path / "b.cu", (), ("x",), (32,)),
     ]  # fmt: skip
 
 
@@ -461,7 +525,7 @@ def test_a_stale_table_fails_with_the_command_that_mends_it(tools, monkeypatch, 
     monkeypatch.setattr(compile_gate, "TABLE", place[0])
     monkeypatch.setattr(compile_gate, "PAGE", place[1])
     monkeypatch.setattr(compile_gate, "kernel_folder", lambda: tmp_path)
-    monkeypatch.setattr(compile_gate, "launched", lambda: [Specialisation("planted.cu", "axpy", axpy.constants)])
+    monkeypatch.setattr(compile_gate, "launched", lambda: [launch("planted.cu", "axpy", axpy.constants)])
     message = "^axpy: 1 not in the table\nto mend it: make gate\ncompile gate: failed$"
     with pytest.raises(SystemExit, match=message):
         command(monkeypatch, "--check")

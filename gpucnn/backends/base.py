@@ -4,7 +4,10 @@ Conventions, for all methods:
 
 - Arrays belong to the backend (`xp` is their module: numpy or cupy). Arguments arrive validated by `gpucnn.functional`,
   so no check is written twice: shapes, ranks, dtypes and labels are right, and all floating arrays of one call have one
-  dtype, float32 or float64.
+  dtype, float16, bfloat16, float32 or float64.
+- With the half types, float16 and bfloat16, a primitive computes in float32 and rounds what it returns to their type
+  once. What belongs to a channel of batch_norm (mean, variance, weight and the like) stays float32, and losses and
+  optimisers take float32 and float64 alone.
 - Images are indexed [N, C, H, W] and filters [K, C/groups, R, S], as in PyTorch, and stored channels-last: what a
   backend returns with four axes has C (of filters too) fastest in memory. An argument may have any strides.
 - N may be 0. Arguments are never changed, except where a method says so.
@@ -16,9 +19,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
+from gpucnn.dtypes import is_half
 from gpucnn.geometry import Size, Window
+from gpucnn.live import Live
 
 # An array of the backend's own kind: numpy.ndarray or cupy.ndarray. Neither has a common static type.
 Array = Any
@@ -44,11 +51,56 @@ ACTIVATIONS: dict[str, Literal["input", "output"]] = {
 }
 
 
+class SGDSettings(NamedTuple):
+    """torch.optim.SGD's."""
+
+    lr: float
+    momentum: float
+    dampening: float
+    weight_decay: float
+    nesterov: bool
+
+
+class AdamSettings(NamedTuple):
+    """torch.optim.Adam's (AdamW's if decoupled), and the number of the step, counted from 1."""
+
+    step: int
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    decoupled: bool
+
+
+class RMSpropSettings(NamedTuple):
+    """torch.optim.RMSprop's."""
+
+    lr: float
+    alpha: float
+    eps: float
+    weight_decay: float
+    momentum: float
+
+
 class Backend(ABC):
     """A device that holds arrays and computes the primitives of a CNN on them."""
 
     name: str
     xp: ModuleType
+
+    @property
+    def capturing(self) -> bool:
+        """Whether a graph is being captured: nothing is computed then, and values can't be read."""
+        return False
+
+    @property
+    def unread(self) -> bool:
+        """Whether values should stay on the device: a graph is captured, or its memory measured."""
+        return False
+
+    def owns(self, data: object) -> bool:
+        """Whether this is an array of the backend, and not one on the host."""
+        return isinstance(data, self.xp.ndarray)
 
     # -- arrays ----------------------------------------------------------------------------------------
 
@@ -74,10 +126,16 @@ class Backend(ABC):
         return self.xp.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
 
     def astype(self, array: Array, dtype: Any) -> Array:
-        """The array's values in another dtype, rounded to nearest; four axes come out channels-last."""
-        if array.ndim != 4:
-            return array.astype(dtype)
-        return array.transpose(0, 2, 3, 1).astype(dtype, order="C").transpose(0, 3, 1, 2)
+        """The array's values in another dtype, rounded to nearest; four axes come out channels-last.
+
+        To a half type they go by way of float32; what is too large for it becomes infinite.
+        """
+        with np.errstate(all="ignore"):
+            if is_half(np.dtype(dtype)) and array.dtype.itemsize > 4:
+                array = array.astype(np.float32)
+            if array.ndim != 4:
+                return array.astype(dtype)
+            return array.transpose(0, 2, 3, 1).astype(dtype, order="C").transpose(0, 3, 1, 2)
 
     # -- convolution -----------------------------------------------------------------------------------
 
@@ -159,8 +217,8 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def dropout(self, x: Array, p: float, seed: int, offset: int) -> Array:
-        """x / (1 − p) where kept, else 0. Its own backward pass: call it on dy with the same seed and offset.
+    def dropout(self, x: Array, p: float, position: Live[tuple[int, int]]) -> Array:
+        """x / (1 − p) where kept, else 0. Its own backward pass: call it on dy with the same position (seed, offset).
 
         Element i, counted in storage order (channels-last for four axes, so [N,H,W,C]), is kept if u_i >= p, where
         u_i = (word_i >> 8) · 2⁻²⁴ and word_i is lane i % 4 of Philox4x32-10 (Salmon et al., SC'11) with key
@@ -235,12 +293,7 @@ class Backend(ABC):
         parameters: Sequence[Array],
         gradients: Sequence[Array],
         moments: Sequence[Array | None],
-        *,
-        lr: float,
-        momentum: float,
-        dampening: float,
-        weight_decay: float,
-        nesterov: bool,
+        settings: Live[SGDSettings],
     ) -> list[Array | None]:
         """One step of torch.optim.SGD on all parameters, in place; returns the moments (a None becomes the gradient).
 
@@ -255,16 +308,9 @@ class Backend(ABC):
         gradients: Sequence[Array],
         exp_avgs: Sequence[Array],
         exp_avg_sqs: Sequence[Array],
-        *,
-        step: int,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
+        settings: Live[AdamSettings],
     ) -> None:
-        """One step of torch.optim.Adam (AdamW if decoupled), number `step` counted from 1; parameters and both moments
-        change in place."""
+        """One step of torch.optim.Adam (AdamW if decoupled); parameters and both moments change in place."""
 
     @abstractmethod
     def rmsprop_update(
@@ -273,11 +319,6 @@ class Backend(ABC):
         gradients: Sequence[Array],
         square_avgs: Sequence[Array],
         moments: Sequence[Array | None],
-        *,
-        lr: float,
-        alpha: float,
-        eps: float,
-        weight_decay: float,
-        momentum: float,
+        settings: Live[RMSpropSettings],
     ) -> list[Array | None]:
         """One step of torch.optim.RMSprop (not centred), in place; returns the moments as sgd_update does."""

@@ -12,16 +12,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gpucnn.backends.base import Array, Backend, Divisor
+from gpucnn.backends.base import AdamSettings, Array, Backend, Divisor, RMSpropSettings, SGDSettings
 from gpucnn.backends.precision import get_precision
 from gpucnn.devices import Device
+from gpucnn.dtypes import is_floating, is_half
 from gpucnn.geometry import Size, Window
+from gpucnn.live import Live
 
 # Kernels count with 32 bits. The margin is for tiles that reach past the end.
 MOST_ELEMENTS = 2**31 - 2**20
 
-# The types that kernels/convert.cu converts from.
+# The types of C++ that kernels/convert.cu converts from, and the floating ones to.
 _SOURCES = {
+    "float16": "float16",
+    "bfloat16": "bfloat16",
     "float32": "float",
     "float64": "double",
     "uint8": "unsigned char",
@@ -38,7 +42,23 @@ def _ceil_div(a: int, b: int) -> int:
 
 
 def _scalar(array: Array) -> dict[str, Any]:
-    return {"SCALAR": "double" if array.dtype == np.float64 else "float"}
+    return {"SCALAR": _SOURCES[array.dtype.name]}
+
+
+def _arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type that a kernel computes in: its Scalar, where dtype is its SCALAR."""
+    return np.dtype(np.float32) if is_half(dtype) else dtype
+
+
+def _chunk(array: Array) -> int:
+    """The scalars in 16 bytes, which tensor cores' operands are moved by."""
+    return 16 // int(array.dtype.itemsize)
+
+
+def _scalar_not_half(array: Array, what: str) -> dict[str, Any]:
+    if is_half(array.dtype):
+        raise TypeError(f"there is no kernel for {what} in {array.dtype}; convert it with .float()")
+    return _scalar(array)
 
 
 def _window(window: Window) -> dict[str, Any]:
@@ -81,13 +101,30 @@ def _tiles(tile: dict[str, int], rows: int, columns: int) -> int:
     return _ceil_div(rows, tile["TILE_M"]) * _ceil_div(columns, tile["TILE_N"])
 
 
-def _mma_tile(rows: int, columns: int, layers: int, products: int) -> dict[str, int]:
-    """The tile of mma_tile.cuh: the large one where it is filled, and there are blocks enough for most of a GPU.
+def _filled(rows: int, columns: int, layers: int) -> bool:
+    """Whether tiles of 128 x 128 are filled, and blocks of them enough for most of a GPU."""
+    return min(rows, columns) > 64 and _ceil_div(rows, 128) * _ceil_div(columns, 128) * layers >= 96
 
-    A warp's part is larger for TF32, which needs two thirds of the shared memory's speed then. With three products it
-    would not fit into the registers.
+
+def _fma_tile(rows: int, columns: int, layers: int, dtype: Any) -> dict[str, int]:
+    """The tile of fma_tile.cuh: the large one where it is filled. Sums in double take two registers each."""
+    if dtype == np.float64:
+        return {"TILE_M": 64, "TILE_N": 64, "THREAD_M": 4, "THREAD_N": 4}
+    if _filled(rows, columns, layers):
+        return {"TILE_M": 128, "TILE_N": 128, "THREAD_M": 16, "THREAD_N": 8}
+    return {"TILE_M": 64, "TILE_N": 64, "THREAD_M": 8, "THREAD_N": 8}
+
+
+def _mma_tile(rows: int, columns: int, layers: int, products: int, half: bool = False) -> dict[str, int]:
+    """The tile of mma_tile.cuh, or half_tile.cuh: the large one where it is filled, and there are blocks enough for
+    most of a GPU.
+
+    A warp's part is larger for TF32, which needs two thirds of the shared memory's speed then, and for half types. With
+    three products it would not fit into the registers.
     """
-    if min(rows, columns) > 64 and _ceil_div(rows, 128) * _ceil_div(columns, 128) * layers >= 96:
+    if half:
+        return {k: v for k, v in _mma_tile(rows, columns, layers, 1).items() if k != "PRODUCTS"} | {"HALF": 1}
+    if _filled(rows, columns, layers):
         return {"TILE_M": 128, "TILE_N": 128, "WARP_M": 64, "WARP_N": 64 if products == 1 else 32, "PRODUCTS": products}
     return {"TILE_M": 64, "TILE_N": 64, "WARP_M": 32, "WARP_N": 32, "PRODUCTS": products}
 
@@ -102,14 +139,16 @@ def _parts(terms: int, blocks: int) -> tuple[int, int]:
     return length, max(_ceil_div(terms, length), 1)
 
 
-def _mma_parts(rows: int, columns: int, layers: int, terms: int, products: int) -> tuple[dict[str, int], int, int]:
+def _mma_parts(
+    rows: int, columns: int, layers: int, terms: int, products: int, half: bool
+) -> tuple[dict[str, int], int, int]:
     """The tile of a product whose sum may be cut into parts, their length, a multiple of a step, and their number.
 
     A large tile takes the time of four small ones, so a fourth as many blocks will do.
     """
-    tile = _mma_tile(rows, columns, layers * max(min(terms // 256, 64), 1), products)
+    tile = _mma_tile(rows, columns, layers * max(min(terms // 256, 64), 1), products, half)
     length, _ = _parts(terms, _ceil_div(rows, 64) * _ceil_div(columns, 64) * layers)
-    length = 16 * _ceil_div(length, 16)
+    length = 32 * _ceil_div(length, 32) if half else 16 * _ceil_div(length, 16)
     return tile, length, max(_ceil_div(terms, length), 1)
 
 
@@ -119,31 +158,41 @@ _FAST_TF32 = {(8, 0), (9, 0), (10, 0), (10, 3)}
 
 
 def tf32_products(capability: tuple[int, int] | None, precision: str, dtype: Any) -> int:
-    """How many products on tensor cores make one: 1 in TF32, 3 with the accuracy of float32, 0 for none there."""
-    if dtype != np.float32 or capability is None or capability < (8, 0):
+    """How many products on tensor cores make one: 1 in TF32, 3 with the accuracy of float32, 0 for none there. Half
+    types have one, which is exact."""
+    if dtype == np.float64 or capability is None or capability < (8, 0):
         return 0
-    if precision == "tf32":
+    if precision != "fp32" or is_half(np.dtype(dtype)):
         return 1
     return 3 if capability in _FAST_TF32 else 0
 
 
-def conv2d_variant(name: str, channels: int, filters: int, products: int = 0) -> Literal["gemm", "direct", "mma"]:
+def conv2d_variant(
+    name: str, channels: int, filters: int, products: int = 0, chunk: int = 4
+) -> Literal["gemm", "direct", "fma", "mma"]:
     """Which kernel computes conv2d_forward, conv2d_backward_input or conv2d_backward_weight, given C and K per group.
 
     With few input channels the tiles of the matrix product would be mostly empty; the weight gradient's tile has
-    filters for rows, so there both must be few. Tensor cores, if there are `products` on them, take channels by fours.
+    filters for rows, so there both must be few. Tensor cores, if there are `products` on them, take channels by
+    chunks of 16 bytes: fours of float32. Without them, large tiles take channels by fours if half of a tile is filled.
     """
     if channels <= 4 and (name != "conv2d_backward_weight" or filters <= 4):
         return "direct"
-    return "mma" if products and channels % 4 == 0 and filters % 4 == 0 else "gemm"
+    if products and channels % chunk == 0 and filters % chunk == 0:
+        return "mma"
+    width = channels if name == "conv2d_backward_input" else filters
+    return "fma" if chunk <= 4 and width >= 32 and channels % 4 == 0 and filters % 4 == 0 else "gemm"
 
 
 def matmul_variant(
-    rows: int, columns: int, depth: int, trans_a: bool, trans_b: bool, products: int = 0
-) -> Literal["gemm", "mma"]:
-    """Which kernel computes a product: tensor cores take the last axis of y and of both operands by fours."""
+    rows: int, columns: int, depth: int, trans_a: bool, trans_b: bool, products: int = 0, chunk: int = 4
+) -> Literal["gemm", "fma", "mma"]:
+    """Which kernel computes a product: tensor cores take the last axis of y and of both operands by chunks, large tiles
+    of multiply-adds by fours."""
     last = (columns, rows if trans_a else depth, depth if trans_b else columns)
-    return "mma" if products and all(length % 4 == 0 for length in last) else "gemm"
+    if products and all(length % chunk == 0 for length in last):
+        return "mma"
+    return "fma" if chunk <= 4 and min(rows, columns) >= 32 and all(length % 4 == 0 for length in last) else "gemm"
 
 
 class KernelBackend(Backend):
@@ -157,18 +206,29 @@ class KernelBackend(Backend):
 
     # -- arrays -------------------------------------------------------------------------------------------------------
 
+    @property
+    def capturing(self) -> bool:
+        return self.device.capturing is not None
+
+    @property
+    def unread(self) -> bool:
+        return self.capturing or self.device.measuring is not None
+
+    def owns(self, data: object) -> bool:
+        return self.device.owns(data)
+
     def asarray(self, data: Any, dtype: Any = None) -> Array:
-        array = self.xp.asarray(data)
+        array = data if self.owns(data) else self.device.upload(np.asarray(data))
         return self.contiguous(array) if dtype is None or array.dtype == dtype else self.astype(array, dtype)
 
     def contiguous(self, array: Array) -> Array:
-        if array.ndim != 4 or array.dtype.kind != "f" or array.transpose(0, 2, 3, 1).flags.c_contiguous:
+        if array.ndim != 4 or not is_floating(array.dtype) or array.transpose(0, 2, 3, 1).flags.c_contiguous:
             return super().contiguous(array)
         return self.astype(array, array.dtype)
 
     def astype(self, array: Array, dtype: Any) -> Array:
         source, target = _SOURCES.get(array.dtype.name), np.dtype(dtype)
-        if source is None or target not in (np.float32, np.float64) or not array.size:
+        if source is None or not is_floating(target) or not array.size:
             return super().astype(array, dtype)
         constants = {"SCALAR": _SOURCES[target.name], "SOURCE": source}
         y, storage = self._empty(array.shape, target)
@@ -196,7 +256,7 @@ class KernelBackend(Backend):
         return self.xp.asarray(array, order="C")
 
     def _aligned(self, storage: Array) -> Array:
-        """The same for tensor cores: they read 16 bytes at once, from a multiple of 16."""
+        """The same for kernels that read 16 bytes at once, from a multiple of 16."""
         return self.xp.array(storage) if self.device.address(storage) % 16 else storage
 
     def _products(self, array: Array) -> int:
@@ -224,14 +284,17 @@ class KernelBackend(Backend):
         operands: Sequence[Array],
         *others: Any,
     ) -> None:
-        """Launch a kernel made of gemm_tile, or of mma_tile if the tile is one of those, over matrices of this size:
+        """Launch a kernel made of gemm_tile, fma_tile or mma_tile, by the kind of tile, over matrices of this size:
         rows, columns, and how many of them (groups, parts, batch)."""
         rows, columns, layers = size
-        if "PRODUCTS" in tile:
+        if "WARP_M" in tile:
             family += "_mma"
             operands = [self._aligned(operand) for operand in operands]
             threads = 32 * (tile["TILE_M"] // tile["WARP_M"]) * (tile["TILE_N"] // tile["WARP_N"])
         else:
+            if "TILE_K" not in tile:
+                family += "_fma"
+                operands = [self._aligned(operand) for operand in operands]
             threads = tile["TILE_M"] // tile["THREAD_M"] * (tile["TILE_N"] // tile["THREAD_N"])
         grid = (_tiles(tile, rows, columns) * layers, 1, 1)
         self.device.launch(
@@ -249,7 +312,7 @@ class KernelBackend(Backend):
         width = 8 if columns <= 8 else 32
         tiles = _ceil_div(columns, width)
         length, parts = _parts(rows, tiles)
-        out = [self.xp.empty((parts, columns), arguments[0].dtype) for _ in range(results)]
+        out = [self.xp.empty((parts, columns), _arithmetic(arguments[0].dtype)) for _ in range(results)]
         constants = {**_scalar(arguments[0]), "COLUMNS": width}
         grid = (tiles * parts, 1, 1)
         self.device.launch(file, name, constants, grid, (256, 1, 1), *arguments, *out, rows, columns, parts, length)
@@ -259,12 +322,12 @@ class KernelBackend(Backend):
         self._each("sums.cu", "sum_parts", _scalar(total), total.size, terms, total, parts, total.size)
 
     def _in_parts(self, total: Array, parts: int, launch: Callable[[Array], None]) -> None:
-        """total = the sum of what `launch` writes into [parts, *total.shape]."""
-        if parts == 1:
+        """total = the sum of what `launch` writes into [parts, *total.shape], in the type that kernels compute in."""
+        if parts == 1 and not is_half(total.dtype):
             launch(total)
             return
         _check_size((parts, *total.shape))
-        terms = self.xp.empty((parts, *total.shape), total.dtype)
+        terms = self.xp.empty((parts, *total.shape), _arithmetic(total.dtype))
         launch(terms)
         self._sum_parts(terms, parts, total)
 
@@ -290,12 +353,16 @@ class KernelBackend(Backend):
         operands = (self._storage(x), self._storage(w))
         others = (bias, factor, storage, n, h, width, c, k, p, q, groups)
         products, size = self._products(x), (n * p * q, k // groups, groups)
-        variant = conv2d_variant("conv2d_forward", c // groups, k // groups, products)
+        variant = conv2d_variant("conv2d_forward", c // groups, k // groups, products, _chunk(x))
         if variant == "direct":
             constants["CHANNELS"] = c // groups
             self._each("conv2d_direct.cu", "conv2d_direct_forward", constants, y.size, *operands, *others)
         else:
-            tile = _mma_tile(*size, products) if variant == "mma" else _tile(*size[:2])
+            tile = _tile(*size[:2])
+            if variant == "mma":
+                tile = _mma_tile(*size, products, is_half(x.dtype))
+            elif variant == "fma":
+                tile = _fma_tile(*size, x.dtype)
             self._gemm("conv2d", "_forward", size, tile, constants, operands, *others)
         return y
 
@@ -309,12 +376,16 @@ class KernelBackend(Backend):
         operands = (self._storage(dy), self._storage(w))
         others = (storage, n, h, width, c, k, p, q, groups)
         products, matrix = self._products(dy), (n * h * width, c // groups, groups)
-        variant = conv2d_variant("conv2d_backward_input", c // groups, k // groups, products)
+        variant = conv2d_variant("conv2d_backward_input", c // groups, k // groups, products, _chunk(dy))
         if variant == "direct":
             constants["CHANNELS"] = c // groups
             self._each("conv2d_direct.cu", "conv2d_direct_backward_input", constants, dx.size, *operands, *others)
         else:
-            tile = _mma_tile(*matrix, products) if variant == "mma" else _tile(*matrix[:2])
+            tile = _tile(*matrix[:2])
+            if variant == "mma":
+                tile = _mma_tile(*matrix, products, is_half(dy.dtype))
+            elif variant == "fma":
+                tile = _fma_tile(*matrix, dy.dtype)
             self._gemm("conv2d", "_backward_input", matrix, tile, constants, operands, *others)
         return dx
 
@@ -329,14 +400,16 @@ class KernelBackend(Backend):
         constants = _convolution(dy, window)
         operands = (self._storage(dy), self._storage(x))
         products = self._products(dy)
-        variant = conv2d_variant("conv2d_backward_weight", channels, filters, products)
+        variant = conv2d_variant("conv2d_backward_weight", channels, filters, products, _chunk(dy))
         if variant == "mma":
-            tile, length, parts = _mma_parts(filters, depth, groups, terms, products)
+            tile, length, parts = _mma_parts(filters, depth, groups, terms, products, is_half(dy.dtype))
         else:
             tile = _tile(filters, depth)
             direct = variant == "direct"
             blocks = _ceil_div(dw.size, _THREADS) if direct else _tiles(tile, filters, depth) * groups
             length, parts = _parts(terms, blocks)
+            if variant == "fma":
+                tile = _fma_tile(filters, depth, groups * parts, dy.dtype)
         numbers = (n, h, width, c, k, p, q, groups, parts, length)
 
         def launch(out: Array) -> None:
@@ -357,7 +430,7 @@ class KernelBackend(Backend):
         if not rows:
             return self.xp.zeros(k, dy.dtype)
         (sums,), parts, _ = self._columns("sums.cu", "bias_backward", rows, k, 1, self._storage(dy))
-        if parts == 1:
+        if parts == 1 and not is_half(dy.dtype):
             return sums[0]
         db = self.xp.empty(k, dy.dtype)
         self._sum_parts(sums, parts, db)
@@ -424,10 +497,11 @@ class KernelBackend(Backend):
             self._each("activation.cu", "activation_backward", constants, _ceil_div(dx.size, 4), *arguments)
         return dx
 
-    def dropout(self, x: Array, p: float, seed: int, offset: int) -> Array:
+    def dropout(self, x: Array, p: float, position: Live[tuple[int, int]]) -> Array:
         y, storage = self._empty(x.shape, x.dtype)
         if y.size:
-            arguments = (self._storage(x), storage, seed % 2**64, offset % 2**64, math.ceil(p * 2**24), 1 - p, y.size)
+            where = self.device.live(position, 2, np.uint64)
+            arguments = (self._storage(x), storage, where, math.ceil(p * 2**24), 1 - p, y.size)
             self._each("dropout.cu", "dropout", _scalar(x), _ceil_div(y.size, 4), *arguments)
         return y
 
@@ -436,12 +510,13 @@ class KernelBackend(Backend):
     def batch_norm_statistics(self, x: Array) -> tuple[Array, Array]:
         c = x.shape[1]
         rows = x.size // max(c, 1)
+        dtype = _arithmetic(x.dtype)
         if not rows:
-            return self.xp.zeros(c, x.dtype), self.xp.zeros(c, x.dtype)
+            return self.xp.zeros(c, dtype), self.xp.zeros(c, dtype)
         (means, squares), parts, length = self._columns(
             "batch_norm.cu", "batch_norm_statistics", rows, c, 2, self._storage(x)
         )
-        mean, variance = self.xp.empty(c, x.dtype), self.xp.empty(c, x.dtype)
+        mean, variance = self.xp.empty(c, dtype), self.xp.empty(c, dtype)
         arguments = (means, squares, mean, variance, rows, parts, length, c)
         self._each("batch_norm.cu", "batch_norm_statistics_combine", _scalar(x), c, *arguments)
         return mean, variance
@@ -461,14 +536,15 @@ class KernelBackend(Backend):
     ) -> tuple[Array, Array, Array]:
         c = x.shape[1]
         dx, storage = self._empty(x.shape, x.dtype)
+        dtype = _arithmetic(x.dtype)
         if not dx.size:
-            return dx, self.xp.zeros(c, x.dtype), self.xp.zeros(c, x.dtype)
+            return dx, self.xp.zeros(c, dtype), self.xp.zeros(c, dtype)
         dy, x, mean, invstd = (self._storage(a) for a in (dy, x, mean, invstd))
         weight = None if weight is None else self._storage(weight)
         (sums, products), parts, _ = self._columns(
             "batch_norm.cu", "batch_norm_backward_sums", x.size // c, c, 2, dy, x, mean
         )
-        dweight, dbias = self.xp.empty(c, x.dtype), self.xp.empty(c, x.dtype)
+        dweight, dbias = self.xp.empty(c, dtype), self.xp.empty(c, dtype)
         of_parts = (sums, products, invstd, dweight, dbias, parts, c)
         self._each("batch_norm.cu", "batch_norm_backward_combine", _scalar(x), c, *of_parts)
         constants = _scalar(x) | {"TRAINING": int(training)}
@@ -493,11 +569,15 @@ class KernelBackend(Backend):
         batch = math.prod(lead)
         constants = _scalar(y) | {"TRANS_A": int(trans_a), "TRANS_B": int(trans_b)}
         products = self._products(y)
-        if matmul_variant(rows, columns, depth, trans_a, trans_b, products) == "mma":
-            tile, length, parts = _mma_parts(rows, columns, batch, depth, products)
+        variant = matmul_variant(rows, columns, depth, trans_a, trans_b, products, _chunk(y))
+        if variant == "mma":
+            tile, length, parts = _mma_parts(rows, columns, batch, depth, products, is_half(y.dtype))
         else:
             tile = _tile(rows, columns)
             length, parts = _parts(depth, _tiles(tile, rows, columns) * batch)
+            if variant == "fma":
+                length = 4 * _ceil_div(length, 4)  # so that each part begins at a multiple of 16 bytes
+                tile = _fma_tile(rows, columns, batch * parts, y.dtype)
         of_a, of_b = self._matrix_numbers(a.shape[:-2], lead), self._matrix_numbers(b.shape[:-2], lead)
         numbers = (math.prod(a.shape[:-2]), math.prod(b.shape[:-2]), batch, rows, columns, depth, parts, length)
 
@@ -520,7 +600,7 @@ class KernelBackend(Backend):
         if lead == batch:
             return None
         numbers = np.arange(math.prod(lead), dtype=np.int32).reshape(lead)
-        return self.xp.asarray(np.broadcast_to(numbers, batch).ravel())
+        return self.device.upload(np.broadcast_to(numbers, batch).ravel())
 
     def softmax_cross_entropy_forward(
         self, logits: Array, labels: Array, weight: Array | None, smoothing: float, ignore_index: int
@@ -558,7 +638,7 @@ class KernelBackend(Backend):
 
     def _rows(self, name: str, m: int, c: int, smoothing: float, ignore_index: int, *arguments: Array) -> None:
         """Launch a loss kernel: a warp for each row, four of them a block."""
-        grid, constants = (_ceil_div(m, 4), 1, 1), _scalar(arguments[0])
+        grid, constants = (_ceil_div(m, 4), 1, 1), _scalar_not_half(arguments[0], "losses")
         numbers = (m, c, smoothing, ignore_index)
         self.device.launch("softmax_cross_entropy.cu", name, constants, grid, (128, 1, 1), *arguments, *numbers)
 
@@ -576,7 +656,7 @@ class KernelBackend(Backend):
         sources = _storage_numbers(dy.shape).ravel()[order]
         chosen, starts = np.unique(destinations.ravel()[order], return_index=True)
         if chosen.size:
-            tables = [self.xp.asarray(t.astype(np.int32)) for t in (sources, np.append(starts, order.size), chosen)]
+            tables = [self.device.upload(t.astype(np.int32)) for t in (sources, np.append(starts, order.size), chosen)]
             storage = self._storage(dx)  # dx's own memory
             numbers = (order.size, dx.size, chosen.size)
             arguments = (self._storage(dy), *tables, storage, *numbers)
@@ -595,22 +675,16 @@ class KernelBackend(Backend):
         parameters: Sequence[Array],
         gradients: Sequence[Array],
         moments: Sequence[Array | None],
-        *,
-        lr: float,
-        momentum: float,
-        dampening: float,
-        weight_decay: float,
-        nesterov: bool,
+        settings: Live[SGDSettings],
     ) -> list[Array | None]:
-        numbers = (lr, momentum, 1 - dampening, weight_decay, int(nesterov))
-        if not momentum:
-            self._update("sgd_update", (*numbers, 0), parameters, gradients, None)
+        if not settings().momentum:
+            self._update("sgd_update", _sgd_numbers(settings, first=False), parameters, gradients, None)
             return list(moments)
         updated = [self._zeros(w.shape, w.dtype) if m is None else m for w, m in zip(parameters, moments, strict=True)]
         for first in (True, False):
             chosen = [i for i, m in enumerate(moments) if (m is None) == first]
             of_chosen = ([arrays[i] for i in chosen] for arrays in (parameters, gradients, updated))
-            self._update("sgd_update", (*numbers, int(first)), *of_chosen)
+            self._update("sgd_update", _sgd_numbers(settings, first), *of_chosen)
         return updated
 
     def adam_update(
@@ -619,18 +693,9 @@ class KernelBackend(Backend):
         gradients: Sequence[Array],
         exp_avgs: Sequence[Array],
         exp_avg_sqs: Sequence[Array],
-        *,
-        step: int,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
+        settings: Live[AdamSettings],
     ) -> None:
-        step_size, root = lr / (1 - betas[0] ** step), math.sqrt(1 - betas[1] ** step)
-        penalty, decay = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
-        numbers = (step_size, betas[0], 1 - betas[0], betas[1], 1 - betas[1], root, eps, penalty, decay)
-        self._update("adam_update", numbers, parameters, gradients, exp_avgs, exp_avg_sqs)
+        self._update("adam_update", settings.then(_adam_numbers), parameters, gradients, exp_avgs, exp_avg_sqs)
 
     def rmsprop_update(
         self,
@@ -638,15 +703,10 @@ class KernelBackend(Backend):
         gradients: Sequence[Array],
         square_avgs: Sequence[Array],
         moments: Sequence[Array | None],
-        *,
-        lr: float,
-        alpha: float,
-        eps: float,
-        weight_decay: float,
-        momentum: float,
+        settings: Live[RMSpropSettings],
     ) -> list[Array | None]:
-        numbers = (lr, alpha, 1 - alpha, eps, weight_decay, momentum)
-        if not momentum:
+        numbers = settings.then(_rmsprop_numbers)
+        if not settings().momentum:
             self._update("rmsprop_update", numbers, parameters, gradients, square_avgs, None)
             return list(moments)
         updated = [self._zeros(w.shape, w.dtype) if m is None else m for w, m in zip(parameters, moments, strict=True)]
@@ -656,7 +716,7 @@ class KernelBackend(Backend):
     def _update(
         self,
         name: str,
-        numbers: tuple[float, ...],
+        numbers: Live[tuple[float, ...]],
         parameters: Sequence[Array],
         gradients: Sequence[Array],
         *state: Sequence[Array] | None,
@@ -670,8 +730,9 @@ class KernelBackend(Backend):
                 for arrays in (parameters, gradients, *state)
             ]
             sizes, first_blocks, blocks = self._block_table(tuple(parameters[i].size for i in chosen))
-            constants = _scalar(parameters[chosen[0]]) | {"BLOCK_ELEMENTS": _BLOCK_ELEMENTS}
-            grid, arguments = (blocks, 1, 1), (*tables, sizes, first_blocks, len(chosen), *numbers)
+            constants = _scalar_not_half(parameters[chosen[0]], "optimisers") | {"BLOCK_ELEMENTS": _BLOCK_ELEMENTS}
+            on_device = self.device.live(numbers, _NUMBERS[name], parameters[chosen[0]].dtype)
+            grid, arguments = (blocks, 1, 1), (*tables, sizes, first_blocks, on_device, len(chosen))
             self.device.launch("optimizer.cu", name, constants, grid, (_THREADS, 1, 1), *arguments)
             for arrays, table in zip((parameters, *state), (tables[0], *tables[2:]), strict=True):
                 if arrays is not None and table is not None:
@@ -689,9 +750,28 @@ class KernelBackend(Backend):
         if sizes not in self._block_tables:
             blocks = [_ceil_div(size, _BLOCK_ELEMENTS) for size in sizes]
             first = np.cumsum([0, *blocks[:-1]])
-            tables = (self.xp.asarray(np.array(table, np.int32)) for table in (sizes, first))
-            self._block_tables[sizes] = (*tables, sum(blocks))
+            of_sizes, of_first = (self.device.upload(np.array(table, np.int32)) for table in (sizes, first))
+            if self.capturing:  # the tables are the graph's
+                return of_sizes, of_first, sum(blocks)
+            self._block_tables[sizes] = (of_sizes, of_first, sum(blocks))
         return self._block_tables[sizes]
+
+
+_NUMBERS = {"sgd_update": 6, "adam_update": 9, "rmsprop_update": 6}  # that each optimiser kernel takes
+
+
+def _sgd_numbers(settings: Live[SGDSettings], first: bool) -> Live[tuple[float, ...]]:
+    return settings.then(lambda s: (s.lr, s.momentum, 1 - s.dampening, s.weight_decay, s.nesterov, first))
+
+
+def _adam_numbers(s: AdamSettings) -> tuple[float, ...]:
+    step_size, root = s.lr / (1 - s.betas[0] ** s.step), math.sqrt(1 - s.betas[1] ** s.step)
+    penalty, decay = (0.0, 1 - s.lr * s.weight_decay) if s.decoupled else (s.weight_decay, 1.0)
+    return (step_size, s.betas[0], 1 - s.betas[0], s.betas[1], 1 - s.betas[1], root, s.eps, penalty, decay)
+
+
+def _rmsprop_numbers(s: RMSpropSettings) -> tuple[float, ...]:
+    return (s.lr, s.alpha, 1 - s.alpha, s.eps, s.weight_decay, s.momentum)
 
 
 def _tap_dtype(window: Window) -> np.dtype[Any]:

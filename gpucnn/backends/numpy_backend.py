@@ -6,18 +6,43 @@ import ctypes
 import math
 import os
 import platform
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
 from gpucnn.backends import numpy_activation, numpy_conv, numpy_elementwise, numpy_pool
-from gpucnn.backends.base import Array, Backend, Divisor
+from gpucnn.backends.base import AdamSettings, Array, Backend, Divisor, RMSpropSettings, SGDSettings
+from gpucnn.dtypes import is_half
 from gpucnn.geometry import Size, Window
+from gpucnn.live import Live
+
+B = TypeVar("B", bound="NumpyBackend")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def in_float32(primitive: Callable[Concatenate[B, Array, P], R]) -> Callable[Concatenate[B, Array, P], R]:
+    """Half arrays become float32 for a primitive; its (first) result is rounded to the type of its first argument."""
+
+    @wraps(primitive)
+    def cast(self: B, first: Array, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if not is_half(first.dtype):
+            return primitive(self, first, *args, **kwargs)
+        named: dict[str, Any] = {name: widened(value) for name, value in kwargs.items()}
+        result: Any = primitive(self, widened(first), *map(widened, args), **named)
+        if isinstance(result, tuple):
+            result = (self.astype(result[0], first.dtype), *result[1:])
+        else:
+            result = self.astype(result, first.dtype)
+        return result  # type: ignore[no-any-return]
+
+    return cast
 
 
 class NumpyBackend(Backend):
-    """Vectorised NumPy and BLAS, float32 and float64."""
+    """Vectorised NumPy and BLAS in float32 and float64; float16 and bfloat16 by way of float32."""
 
     name = "numpy"
     xp = np
@@ -39,6 +64,7 @@ class NumpyBackend(Backend):
 
     # -- convolution --------------------------------------------------------------------------------------------------
 
+    @in_float32
     def conv2d_forward(
         self,
         x: Array,
@@ -51,52 +77,64 @@ class NumpyBackend(Backend):
     ) -> Array:
         return numpy_conv.conv2d_forward(x, w, numpy_conv.Epilogue(b, scale, activation), window, groups)
 
+    @in_float32
     def conv2d_backward_input(self, dy: Array, w: Array, window: Window, groups: int, size: Size) -> Array:
         return numpy_conv.conv2d_backward_input(dy, w, window, groups, size)
 
+    @in_float32
     def conv2d_backward_weight(self, dy: Array, x: Array, window: Window, groups: int) -> Array:
         return numpy_conv.conv2d_backward_weight(dy, x, window, groups)
 
+    @in_float32
     def bias_backward(self, dy: Array) -> Array:
         return numpy_elementwise.channel_sums(storage(dy))
 
     # -- pooling ------------------------------------------------------------------------------------------------------
 
+    @in_float32
     def max_pool2d_forward(
         self, x: Array, window: Window, mode: Literal["max", "min"], need_tap: bool
     ) -> tuple[Array, Array | None]:
         return numpy_pool.max_pool2d_forward(x, window, mode, need_tap)
 
+    @in_float32
     def max_pool2d_backward(self, dy: Array, tap: Array, window: Window, size: Size) -> Array:
         return numpy_pool.max_pool2d_backward(dy, tap, window, size)
 
+    @in_float32
     def avg_pool2d_forward(self, x: Array, window: Window, divisor: Divisor) -> Array:
         return numpy_pool.avg_pool2d_forward(x, window, divisor)
 
+    @in_float32
     def avg_pool2d_backward(self, dy: Array, window: Window, divisor: Divisor, size: Size) -> Array:
         return numpy_pool.avg_pool2d_backward(dy, window, divisor, size)
 
     # -- elementwise --------------------------------------------------------------------------------------------------
 
+    @in_float32
     def activation_forward(self, x: Array, kind: str, parameter: float) -> Array:
         return indexed(numpy_activation.activation_forward(storage(x), kind, parameter))
 
+    @in_float32
     def activation_backward(self, dy: Array, saved: Array, kind: str, parameter: float) -> Array:
         return indexed(numpy_activation.activation_backward(storage(dy), storage(saved), kind, parameter))
 
-    def dropout(self, x: Array, p: float, seed: int, offset: int) -> Array:
-        return indexed(numpy_elementwise.dropout(storage(x), p, seed, offset))
+    @in_float32
+    def dropout(self, x: Array, p: float, position: Live[tuple[int, int]]) -> Array:
+        return indexed(numpy_elementwise.dropout(storage(x), p, *position()))
 
     # -- batch normalisation ------------------------------------------------------------------------------------------
 
     def batch_norm_statistics(self, x: Array) -> tuple[Array, Array]:
-        return numpy_elementwise.batch_norm_statistics(storage(x))
+        return numpy_elementwise.batch_norm_statistics(storage(widened(x)))
 
+    @in_float32
     def batch_norm_forward(
         self, x: Array, mean: Array, invstd: Array, weight: Array | None, bias: Array | None
     ) -> Array:
         return indexed(numpy_elementwise.batch_norm_forward(storage(x), mean, invstd, weight, bias))
 
+    @in_float32
     def batch_norm_backward(
         self, dy: Array, x: Array, mean: Array, invstd: Array, weight: Array | None, training: bool
     ) -> tuple[Array, Array, Array]:
@@ -107,6 +145,7 @@ class NumpyBackend(Backend):
 
     # -- products and losses ------------------------------------------------------------------------------------------
 
+    @in_float32
     def matmul(self, a: Array, b: Array, trans_a: bool = False, trans_b: bool = False) -> Array:
         a = a.swapaxes(-1, -2) if trans_a else a
         b = b.swapaxes(-1, -2) if trans_b else b
@@ -160,6 +199,7 @@ class NumpyBackend(Backend):
 
     # -- indexing -----------------------------------------------------------------------------------------------------
 
+    @in_float32
     @np.errstate(all="ignore")
     def index_backward(self, dy: Array, index: Any, shape: tuple[int, ...]) -> Array:
         dx = indexed(storage(np.zeros(shape, dy.dtype)))
@@ -178,13 +218,9 @@ class NumpyBackend(Backend):
         parameters: Sequence[Array],
         gradients: Sequence[Array],
         moments: Sequence[Array | None],
-        *,
-        lr: float,
-        momentum: float,
-        dampening: float,
-        weight_decay: float,
-        nesterov: bool,
+        settings: Live[SGDSettings],
     ) -> list[Array | None]:
+        lr, momentum, dampening, weight_decay, nesterov = settings()
         updated: list[Array | None] = []
         for w, g, m in zip(parameters, gradients, moments, strict=True):
             if weight_decay:
@@ -207,14 +243,9 @@ class NumpyBackend(Backend):
         gradients: Sequence[Array],
         exp_avgs: Sequence[Array],
         exp_avg_sqs: Sequence[Array],
-        *,
-        step: int,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
+        settings: Live[AdamSettings],
     ) -> None:
+        step, lr, betas, eps, weight_decay, decoupled = settings()
         correction1, correction2 = 1 - betas[0] ** step, 1 - betas[1] ** step
         for w, g, m, v in zip(parameters, gradients, exp_avgs, exp_avg_sqs, strict=True):
             if decoupled:
@@ -234,13 +265,9 @@ class NumpyBackend(Backend):
         gradients: Sequence[Array],
         square_avgs: Sequence[Array],
         moments: Sequence[Array | None],
-        *,
-        lr: float,
-        alpha: float,
-        eps: float,
-        weight_decay: float,
-        momentum: float,
+        settings: Live[RMSpropSettings],
     ) -> list[Array | None]:
+        lr, alpha, eps, weight_decay, momentum = settings()
         updated: list[Array | None] = []
         for w, g, v, m in zip(parameters, gradients, square_avgs, moments, strict=True):
             if weight_decay:
@@ -271,6 +298,11 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # their numbers in malloc.h
         mallopt(trim_threshold, 512 << 20)
         mallopt(mmap_threshold, 512 << 20)
+
+
+def widened(value: Any) -> Any:
+    """A half array in float32; anything else as it is."""
+    return value.astype(np.float32) if isinstance(value, np.ndarray) and is_half(value.dtype) else value
 
 
 def storage(x: Array) -> Array:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-PRECISIONS = ("fp32", "tf32")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 _scope: ContextVar[str | None] = ContextVar("gpucnn_precision", default=None)
 
 
@@ -23,10 +23,11 @@ def get_precision() -> str:
 def precision(name: str) -> Iterator[None]:
     """Let convolutions and matrix products of float32 be less exact inside a with block, in this thread.
 
-    "fp32": each product is off by 1e-6 of its size at most. "tf32": operands may be rounded to the 11 bits of TF32, by
-    GPUs whose tensor cores are faster then (PyTorch's `allow_tf32`). It is read when a kernel starts, so a backward
-    pass needs the scope as well. float64, and backends without tensor cores, compute as ever. Raises ValueError for
-    another name.
+    "fp32": each product is off by 1e-6 of its size at most. "tf32", "fp16", "bf16": operands may be rounded to the 11
+    bits of TF32 or float16, or the 8 of bfloat16, where a GPU has tensor cores that are faster then (PyTorch's
+    `allow_tf32`). Sums stay float32, and so do tensors: that is not `autocast`. Today TF32 serves all three. It is read
+    when a kernel starts, so a backward pass needs the scope as well. float64, and backends without tensor cores,
+    compute as ever. Raises ValueError for another name.
 
     >>> with gpucnn.precision("tf32"):
     ...     loss = F.cross_entropy(model(images), labels)

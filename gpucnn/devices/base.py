@@ -8,6 +8,9 @@ A kernel's parameter list is read from its source and is its contract. In kernel
         int rows, int channels)
 
 `const` is read only, anything else is written: completely, unless its comment says "in place". "or null" admits None.
+`SCALAR` is the type of numbers in memory, a constant; `Scalar` the one they are computed in: float for float16 and
+bfloat16, else SCALAR itself.
+
 Extents are products of integer parameters and -D constants. `SCALAR* const* __restrict__ w,  // [tensors]` is a table:
 its argument is a list of arrays, and all tables of a launch list arrays of the same sizes.
 """
@@ -18,6 +21,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +29,10 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from gpucnn import dtypes
+from gpucnn.devices.graph import Arena, Graph
+from gpucnn.live import CaptureError, Live
 
 Constants = Mapping[str, int | float | str]
 Dim = tuple[int, int, int]
@@ -37,6 +45,7 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "long long": np.dtype(np.int64),
     "unsigned long long": np.dtype(np.uint64),
     "unsigned char": np.dtype(np.uint8),
+    "float16": np.dtype(np.float16),
 }
 
 
@@ -114,8 +123,10 @@ class Signature:
         known: dict[str, int] = {k: v for k, v in constants.items() if isinstance(v, int)}
         types: list[np.dtype[Any]] = []
         for p, a in zip(self.parameters, arguments, strict=True):
-            type_name = str(constants.get(p.type, p.type))
-            dtype: np.dtype[Any] | None = _TYPES.get(type_name)
+            type_name = str(constants.get("SCALAR" if p.type == "Scalar" else p.type, p.type))
+            if p.type == "Scalar" and type_name in dtypes.HALVES:
+                type_name = "float"
+            dtype = dtypes.bfloat16() if type_name == "bfloat16" else _TYPES.get(type_name)
             if dtype is None:
                 raise wrong(f"{p.name} has the type {type_name}, which no constant defines")
             types.append(dtype)
@@ -142,8 +153,8 @@ class Signature:
             for i, array in enumerate(a if p.table else [a]):
                 name = f"{p.name}[{i}]" if p.table else p.name
                 if not isinstance(array, xp.ndarray):
-                    kind = type(array)
-                    raise wrong(f"{name} must be a {xp.__name__} array, got {kind.__module__}.{kind.__name__}")
+                    kind, wanted = type(array), xp.ndarray.__module__
+                    raise wrong(f"{name} must be a {wanted} array, got {kind.__module__}.{kind.__name__}")
                 if array.dtype != dtype:
                     raise wrong(f"{name} must be {dtype}, got {array.dtype}")
                 if not array.flags.c_contiguous:
@@ -218,6 +229,10 @@ class Device(ABC):
         """Where the array's memory begins."""
         return int(array.ctypes.data)
 
+    def owns(self, data: object) -> bool:
+        """Whether this is an array of the device."""
+        return isinstance(data, self.xp.ndarray)
+
     def prepare(self, specialisations: Iterable[Specialisation]) -> Iterator[Specialisation]:
         """Compile these ahead of their first launch, and yield each when it is done. Compiles nothing by itself."""
         return iter(specialisations)
@@ -233,3 +248,43 @@ class Device(ABC):
     def memory_report(self) -> dict[str, int]:
         """Bytes by what they are; empty where the device has no memory of its own."""
         return {}
+
+    # -- graphs: a device that can't capture leaves these as they are ------------------------------------
+
+    measuring: Arena | None = None  # what counts the memory now
+    capturing: Graph | None = None  # what launches are noted in now, instead of being made
+
+    def measure(self) -> AbstractContextManager[Arena]:
+        """The block runs as it is, while the arena finds out how much memory its arrays need. Of the current thread.
+
+        Raises CaptureError if the device can't capture.
+        """
+        raise CaptureError(f"the device {self.name!r} can't capture")
+
+    def capture(self, measured: Arena) -> AbstractContextManager[Graph]:
+        """Note what is launched in the block, instead of computing it; it gets as much memory as was measured.
+
+        After the block the graph can be launched. An error inside leaves the device as it was. Raises CaptureError for
+        what a graph can't hold: reading values, copies from the host, more memory than that.
+        """
+        raise CaptureError(f"the device {self.name!r} can't capture")
+
+    def upload(self, values: np.ndarray[Any, Any]) -> Any:
+        """A copy of host values on the device. A graph keeps it: what is computed from the host is computed once."""
+        if self.capturing is not None:
+            return self.capturing.constant(values)
+        if self.measuring is not None:
+            self.measuring.count_constant(values.nbytes)
+        with self.outside_of_arena():
+            return self.xp.asarray(values)
+
+    def live(self, numbers: Live[Any], count: int, dtype: Any) -> Any:
+        """An array of these `count` numbers on the device; each launch of a graph puts new ones into it."""
+        if self.capturing is not None:
+            return self.capturing.live(numbers, count, np.dtype(dtype))
+        with self.outside_of_arena():
+            return self.xp.asarray(np.array(numbers(), dtype))
+
+    def outside_of_arena(self) -> AbstractContextManager[object]:
+        """What is allocated inside is not counted by `measure`."""
+        return nullcontext()

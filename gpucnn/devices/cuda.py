@@ -12,7 +12,8 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib import metadata
 from importlib.util import find_spec
 from types import ModuleType
@@ -21,6 +22,8 @@ from typing import Any
 import numpy as np
 
 from gpucnn.devices.base import Constants, Device, Dim, KernelError, Signature, Specialisation, kernel_folder
+from gpucnn.devices.graph import HOST_READ, Arena, Graph
+from gpucnn.live import CaptureError
 
 OLDEST_DRIVER = (12, 0)  # the CUDA that a driver must know, for the CuPy of gpucnn[cuda12]
 _WHEEL = re.compile(r"cupy(-cuda\d+x?|-rocm-[\d-]+)?")  # distributions that hold the package cupy; no two go together
@@ -50,13 +53,20 @@ class CudaDevice(Device):
             f"-DHEADERS={hashlib.sha256(content).hexdigest()[:16]}",
         )
         self._functions: dict[Specialisation, Any] = {}
+        self._allocate: Any = None  # the allocator that `measure` found
 
     def synchronize(self) -> None:
         """Wait for the current stream."""
+        self._not_while_capturing()
         self.xp.cuda.get_current_stream().synchronize()
 
     def to_numpy(self, array: Any) -> np.ndarray[Any, Any]:
+        self._not_while_capturing()
         return np.asarray(self.xp.asnumpy(array))
+
+    def _not_while_capturing(self) -> None:
+        if self.capturing is not None:
+            raise CaptureError(HOST_READ)
 
     def address(self, array: Any) -> int:
         return int(array.data.ptr)
@@ -68,11 +78,23 @@ class CudaDevice(Device):
             dtype.type(a) if p.extent is None else np.uintp(0) if a is None else self._table(a) if p.table else a
             for p, a, dtype in zip(signature.parameters, arguments, types, strict=True)
         )
-        self._function(Specialisation(file, name, tuple(sorted(constants.items()))))(grid, block, values)
+        function = self._function(Specialisation(file, name, tuple(sorted(constants.items()))))
+        function(grid, block, values)
+        if self.capturing is not None:
+            self.capturing.launches += 1
+            self._keep_what_is_outside(self.capturing, arguments)
+
+    def _keep_what_is_outside(self, graph: Graph, arguments: Sequence[Any]) -> None:
+        """What a launch refers to must live as long as the graph. (The arena lives in it.)"""
+        start = self.address(graph.memory)
+        for argument in arguments:
+            for array in argument if isinstance(argument, list) else [argument]:
+                if self.owns(array) and not start <= self.address(array) < start + graph.memory.size:
+                    graph.keeps.append(array)
 
     def _table(self, arrays: list[Any]) -> Any:
         """The arrays' addresses, on the device."""
-        return self.xp.asarray(np.array([self.address(array) for array in arrays], np.uint64))
+        return self.upload(np.array([self.address(array) for array in arrays], np.uint64))
 
     def _function(self, kernel: Specialisation) -> Any:
         if kernel not in self._functions:
@@ -86,6 +108,60 @@ class CudaDevice(Device):
                     f"NVRTC refused {kernel.file} for {kernel.name} with {dict(kernel.constants)}:\n{error}"
                 ) from error
         return self._functions[kernel]
+
+    @contextmanager
+    def measure(self) -> Iterator[Arena]:
+        arena, allocate = Arena(), self.xp.cuda.get_allocator()
+
+        def allocate_and_count(size: int) -> Any:
+            memory = allocate(size)
+            return memory if not size else self._pointer(memory.ptr, size, (arena.allocate(size), memory))
+
+        self.measuring, self._allocate = arena, allocate
+        try:
+            with self.xp.cuda.using_allocator(allocate_and_count):
+                yield arena
+        finally:
+            self.measuring = None
+
+    @contextmanager
+    def capture(self, measured: Arena) -> Iterator[Graph]:
+        """In a stream of its own: the default one can not be captured. A launch goes into the current stream."""
+        graph, stream = Graph(self.xp, measured), self.xp.cuda.Stream(non_blocking=True)
+        start, from_pool = self.address(graph.memory), self.xp.cuda.get_allocator()
+
+        def allocate(size: int) -> Any:
+            if not size:
+                return from_pool(size)
+            block = graph.arena.allocate(size)
+            return self._pointer(start + block.start, size, (block, graph.memory))
+
+        self.synchronize()  # what was made in another stream is there
+        with stream:
+            stream.begin_capture()
+            self.capturing = graph
+            try:
+                with self.xp.cuda.using_allocator(allocate):
+                    yield graph
+            except BaseException:
+                with suppress(self.xp.cuda.runtime.CUDARuntimeError):  # the capture may be invalid by now
+                    stream.end_capture()
+                raise
+            finally:
+                self.capturing = None
+            captured = stream.end_capture()
+        graph.finish(captured.launch)
+
+    def _pointer(self, address: int, size: int, owner: object) -> Any:
+        """Memory at this address, for CuPy: it keeps the owner as long as an array uses it."""
+        cuda = self.xp.cuda
+        return cuda.MemoryPointer(cuda.UnownedMemory(address, size, owner, cuda.Device().id), 0)
+
+    def outside_of_arena(self) -> AbstractContextManager[object]:
+        if self.measuring is None:
+            return nullcontext()
+        using: AbstractContextManager[object] = self.xp.cuda.using_allocator(self._allocate)
+        return using
 
     def prepare(self, specialisations: Iterable[Specialisation]) -> Iterator[Specialisation]:
         """Compile one after the other: a module is loaded into the context of the thread that compiles it."""

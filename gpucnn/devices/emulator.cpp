@@ -7,6 +7,7 @@
 // and unwatched.
 //
 // Fibers start by ucontext once and then switch by _setjmp/_longjmp, which make no system call.
+#include <math.h>
 #include <setjmp.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -316,6 +317,34 @@ void need_whole_warp(int line) {
     stop(PARTIAL_WARP, nullptr);
 }
 
+// What each lane of the warp finds in shared memory, at its own address: 16 bytes.
+const std::array<Words, 32>& loaded_rows(const void* row, int line, const void* code) {
+    need_whole_warp(line);
+    launch->report->line = line;  // of a report from here: the return address lies in mma.cuh
+    if (launch->watch) access(row, CHUNK, false, code, CHUNK);
+    const char* p = (const char*)row;
+    if (p < launch->shared_start || p + CHUNK > launch->shared_stop) {
+        launch->report->buffer = -2;
+        stop(OUT_OF_BOUNDS, code);
+    }
+    launch->report->line = 0;
+    Words mine;
+    memcpy(mine.at, row, CHUNK);
+    return meet(mine, line);
+}
+
+// The i-th 16 bits of some words.
+uint32_t half_of(const Words& words, int i) { return words.at[i / 2] >> (i % 2 * 16) & 0xffffu; }
+
+// The value of a float16 or bfloat16. By integers: as a float a denormal one might be taken for zero here.
+double from_half(uint32_t bits, bool bfloat) {
+    const int width = bfloat ? 7 : 10, largest = bfloat ? 255 : 31, bias = bfloat ? 127 : 15;
+    const int exponent = (int)(bits >> width) & largest, rest = (int)bits & ((1 << width) - 1);
+    double size = ldexp(exponent ? rest + (1 << width) : rest, (exponent ? exponent : 1) - bias - width);
+    if (exponent == largest) size = rest ? NAN : INFINITY;
+    return bits & 0x8000u ? -size : size;
+}
+
 }  // namespace
 
 extern "C" {
@@ -394,21 +423,19 @@ uint64_t emulator_warp_exchange(uint64_t value, int source_lane, int line) {
 
 // ldmatrix: each lane reads a row of 16 bytes in shared memory, and gets a word of four rows.
 void emulator_load_matrices(float* to, const void* row, int line) {
-    const void* code = __builtin_return_address(0);
-    need_whole_warp(line);
-    launch->report->line = line;  // of a report from here: the return address lies in mma.cuh
-    if (launch->watch) access(row, CHUNK, false, code, CHUNK);
-    const char* p = (const char*)row;
-    if (p < launch->shared_start || p + CHUNK > launch->shared_stop) {
-        launch->report->buffer = -2;
-        stop(OUT_OF_BOUNDS, code);
-    }
-    launch->report->line = 0;
-    Words mine;
-    memcpy(mine.at, row, CHUNK);
-    const auto& rows = meet(mine, line);
+    const auto& rows = loaded_rows(row, line, __builtin_return_address(0));
     const int lane = current & 31;
     for (int tile = 0; tile < 4; ++tile) memcpy(&to[tile], &rows[tile * 8 + lane / 4].at[lane % 4], 4);
+}
+
+// ldmatrix with .trans: each lane gets the 16 bits of column lane / 4 of two rows, of each tile of eight.
+void emulator_load_turned(uint32_t* to, const void* row, int line) {
+    const auto& rows = loaded_rows(row, line, __builtin_return_address(0));
+    const int lane = current & 31, column = lane / 4;
+    for (int tile = 0; tile < 4; ++tile) {
+        const Words* two = &rows[tile * 8 + lane % 4 * 2];
+        to[tile] = half_of(two[0], column) | half_of(two[1], column) << 16;
+    }
 }
 
 // mma.m16n8k8 of TF32: the products are added to the sum in double, k = 0 ... 7, and rounded to float once.
@@ -431,6 +458,27 @@ void emulator_multiply_tiles(float* sum, const float* a, const float* b, int lin
         double total = sum[i];
         for (int k = 0; k < 8; ++k)
             total += value(row % 8 * 4 + k % 4, row / 8 + k / 4 * 2) * value(column * 4 + k % 4, 4 + k / 4);
+        sum[i] = (float)total;
+    }
+}
+
+// mma.m16n8k16 of float16 or bfloat16: likewise, k = 0 ... 15.
+void emulator_multiply_halves(float* sum, const uint32_t* a, const uint32_t* b, int bfloat, int line) {
+    step(__builtin_return_address(0));
+    need_whole_warp(line);
+    Words mine;
+    memcpy(mine.at, a, 16);
+    memcpy(mine.at + 4, b, 8);
+    const auto& lanes = meet(mine, line);
+    const int lane = current & 31;
+    for (int i = 0; i < 4; ++i) {
+        const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        double total = sum[i];
+        for (int k = 0; k < 16; ++k) {
+            const Words &of_a = lanes[row % 8 * 4 + k % 8 / 2], &of_b = lanes[column * 4 + k % 8 / 2];
+            total += from_half(half_of(of_a, (row / 8 + k / 8 * 2) * 2 + k % 2), bfloat) *
+                     from_half(half_of(of_b, (4 + k / 8) * 2 + k % 2), bfloat);
+        }
         sum[i] = (float)total;
     }
 }

@@ -24,7 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.devices.base import Constants, Device, Dim, KernelError, Signature, Specialisation, kernel_folder
+from gpucnn.devices.base import Constants, Dim, KernelError, Signature, Specialisation, kernel_folder
+from gpucnn.devices.host import HostDevice
+from gpucnn.dtypes import HALVES, is_floating
 
 _HERE = Path(__file__).parent
 # -ffp-contract=off: only what is written fmaf is fused, so the bits are those of nvcc's -fmad=false.
@@ -105,7 +107,7 @@ class _Launch(ctypes.Structure):
 ) = range(10)  # fmt: skip
 
 
-class EmulatorDevice(Device):
+class EmulatorDevice(HostDevice):
     """Runs kernels on the CPU. `order` 0 runs threads and blocks forward, 1 backward, more is a shuffle's seed.
 
     watch=False leaves the checks out, for longer runs. A thread that makes more than `max_steps` accesses and branches
@@ -115,7 +117,6 @@ class EmulatorDevice(Device):
     """
 
     name = "emulator"
-    xp = np
 
     def __init__(
         self,
@@ -132,12 +133,6 @@ class EmulatorDevice(Device):
         self.max_steps = max_steps
         self._lock = threading.Lock()  # one launch at a time: a kernel's shared memory is static
         compiler()
-
-    def synchronize(self) -> None:
-        """Nothing to wait for."""
-
-    def to_numpy(self, array: Any) -> np.ndarray[Any, Any]:
-        return np.asarray(array)
 
     def prepare(self, specialisations: Iterable[Specialisation]) -> Iterator[Specialisation]:
         """Compile in parallel, a compiler for each core."""
@@ -162,6 +157,8 @@ class EmulatorDevice(Device):
         if min(grid) < 1 or min(block) < 1 or block[0] * block[1] * block[2] > 1024:
             raise KernelError(f"{name}: a grid of {grid} blocks of {block} threads can't be launched")
         library = self._library(file, name, tuple(sorted(constants.items())))
+        if self.noted(file, name, constants, grid, block, *arguments):
+            return
         values: list[Any] = []
         buffers = []
         for p, a, dtype in zip(signature.parameters, arguments, types, strict=True):
@@ -175,7 +172,7 @@ class EmulatorDevice(Device):
             if a is not None:
                 buffers.append((p, a))
         for p, a in buffers:
-            if p.written and a.dtype.kind == "f":
+            if p.written and is_floating(a.dtype):
                 a.fill(np.nan)
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
         report = _Report()
@@ -191,7 +188,7 @@ class EmulatorDevice(Device):
             *library.sections,
             self.order,
             self.max_steps,
-            "float" in constants.values(),  # CuPy compiles with -ftz=true, which is about float alone
+            not {"float", *HALVES}.isdisjoint(constants.values()),  # CuPy compiles with -ftz=true, about float alone
             self.watch,
             ctypes.pointer(report),
         )

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.devices.base import Constants, Device, Dim, Signature, Specialisation, kernel_folder
+from gpucnn.devices.base import Constants, Dim, Signature, Specialisation, kernel_folder
+from gpucnn.devices.host import HostDevice
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,13 @@ class Launched:
     block: Dim
 
 
-class RecorderDevice(Device):
+class RecorderDevice(HostDevice):
     """Checks each launch as every device does, then appends it to `launches`. Results hold nothing.
 
     Kernels are chosen as for a GPU of that `capability`.
     """
 
     name = "recorder"
-    xp = np
 
     def __init__(self, capability: tuple[int, int] | None = None) -> None:
         self.capability = capability
@@ -36,14 +36,9 @@ class RecorderDevice(Device):
 
     def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:
         Signature.of(kernel_folder() / file, name).check(arguments, constants, np)
+        self.noted(file, name, constants, grid, block, *arguments)
         self.launches.append(Launched(file, name, tuple(sorted(constants.items())), grid, block))
 
     def specialisations(self) -> list[Specialisation]:
         """What these launches need compiled, each once, in the order of their first use."""
         return list(dict.fromkeys(Specialisation(one.file, one.name, one.constants) for one in self.launches))
-
-    def synchronize(self) -> None:
-        """Nothing to wait for."""
-
-    def to_numpy(self, array: Any) -> np.ndarray[Any, Any]:
-        return np.asarray(array)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from gpucnn.backends import ACTIVATIONS, Array
+from gpucnn.dtypes import is_half
 from gpucnn.functional import validate
+from gpucnn.functional.casting import in_float32, in_half
+from gpucnn.live import Live
 from gpucnn.random import Generator, default_generator
 from gpucnn.tensor import Tensor, in_storage_order, record
 
@@ -33,6 +36,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
     return _activation("leaky_relu", input, float(negative_slope))
 
 
+@in_half
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
     """leaky_relu with a learned slope: weight [1], or [C] for an input [N, C, …]."""
     backend = validate.floating("prelu", input=input, weight=weight)
@@ -45,8 +49,11 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
     per_channel = weight.shape[0] > 1
 
     def vjp_weight(dy: Array) -> Array:
-        share = in_storage_order(lambda d, a: where(a > 0, 0, d * a).astype(d.dtype, copy=False), dy, x)
-        return backend.bias_backward(share) if per_channel else share.sum().reshape(1)
+        half = is_half(dy.dtype)
+        wide = backend.astype(dy, np.float32) if half else dy  # in which the shares are added up
+        share = in_storage_order(lambda d, a: where(a > 0, 0, d * a).astype(d.dtype, copy=False), wide, x)
+        total = backend.bias_backward(share) if per_channel else share.sum().reshape(1)
+        return backend.astype(total, dy.dtype) if half else total
 
     return record(
         backend,
@@ -82,6 +89,7 @@ def hardsigmoid(input: Tensor) -> Tensor:
     return _activation("hardsigmoid", input)
 
 
+@in_float32
 def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """log(1 + exp(beta · input)) / beta. Exact for every input; PyTorch's threshold (where it returns the input
     itself) is accepted and not needed."""
@@ -100,6 +108,7 @@ def tanh(input: Tensor) -> Tensor:
     return _activation("tanh", input)
 
 
+@in_float32
 def softmax(input: Tensor, dim: int) -> Tensor:
     """exp(input) / Σ exp(input) along axis `dim`; stable for inputs of any size."""
     backend = validate.floating("softmax", input=input)
@@ -112,6 +121,7 @@ def softmax(input: Tensor, dim: int) -> Tensor:
     return _squashed("softmax", result)
 
 
+@in_float32
 def log_softmax(input: Tensor, dim: int) -> Tensor:
     """log(softmax(input)) along axis `dim`, computed without the intermediate."""
     backend = validate.floating("log_softmax", input=input)
@@ -147,9 +157,10 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, generator: Gen
         return input
     if p == 1:
         return input * 0.0
-    seed, offset = (generator or default_generator).reserve(input.numel())
+    source, count = generator or default_generator, input.numel()
+    position = Live(lambda: source.reserve(count))
     return record(
         backend,
-        backend.dropout(input.array, p, seed, offset),
-        (input, lambda dy: backend.dropout(dy, p, seed, offset)),
+        backend.dropout(input.array, p, position),
+        (input, lambda dy: backend.dropout(dy, p, position)),
     )

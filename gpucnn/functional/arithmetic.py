@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends import Array, Backend, get_backend
+from gpucnn.dtypes import is_floating, is_half, named
 from gpucnn.functional import validate
+from gpucnn.functional.casting import converted, in_float32, in_half, promoted, through_float32
 from gpucnn.tensor import Tensor, in_storage_order, record
 
 Operand = Tensor | float
@@ -25,7 +27,10 @@ def _sum_to(backend: Backend, gradient: Array, shape: tuple[int, ...]) -> Array:
         return gradient
     extra = gradient.ndim - len(shape)
     repeated = tuple(i for i, n in enumerate(gradient.shape) if i < extra or (shape[i - extra] == 1 and n != 1))
-    return gradient.sum(axis=repeated, keepdims=True).reshape(shape)
+    if not is_half(gradient.dtype):
+        return gradient.sum(axis=repeated, keepdims=True).reshape(shape)
+    total = gradient.sum(axis=repeated, keepdims=True, dtype=np.float32)
+    return backend.astype(total.reshape(shape), gradient.dtype)
 
 
 def _operands(op: str, a: Any, b: Any) -> tuple[Backend, Any, Any]:
@@ -36,7 +41,7 @@ def _operands(op: str, a: Any, b: Any) -> tuple[Backend, Any, Any]:
             raise TypeError(f"{op}: {name} must be a Tensor or a number, got {type(value).__name__}")
     tensors = {name: value for name, value in names.items() if isinstance(value, Tensor)}
     backend = validate.one_backend(op, **tensors)
-    floats = {name: t for name, t in tensors.items() if t.dtype.kind == "f"}
+    floats = {name: t for name, t in tensors.items() if is_floating(t.dtype)}
     if floats:
         validate.floating(op, **floats)
     number_is_float = any(isinstance(v, float | np.floating) for v in names.values())
@@ -52,18 +57,24 @@ def _operands(op: str, a: Any, b: Any) -> tuple[Backend, Any, Any]:
 
 
 def _binary(op: str, function: str, a: Operand, b: Operand, vjp_a: Any, vjp_b: Any) -> Tensor:
+    a, b = promoted([a, b])
     backend, x, y = _operands(op, a, b)
     try:
         result = in_storage_order(getattr(backend.xp, function), x, y)
     except ValueError:
         raise ValueError(f"{op}: shapes {np.shape(x)} and {np.shape(y)} do not broadcast") from None
-    edges = []
-    if isinstance(a, Tensor):
-        shape_a = a.shape
-        edges.append((a, lambda dy: _sum_to(backend, vjp_a(backend, dy, x, y), shape_a)))
-    if isinstance(b, Tensor):
-        shape_b = b.shape
-        edges.append((b, lambda dy: _sum_to(backend, vjp_b(backend, dy, x, y), shape_b)))
+
+    def share(vjp: Any, shape: tuple[int, ...]) -> Any:
+        def of(dy: Array) -> Array:
+            if dy.shape == shape or not is_half(dy.dtype):
+                return _sum_to(backend, vjp(backend, dy, x, y), shape)
+            wide = _sum_to(backend, vjp(backend, backend.astype(dy, np.float32), x, y), shape)
+            return backend.astype(wide, dy.dtype)
+
+        return of
+
+    given = ((a, vjp_a), (b, vjp_b))
+    edges = [(t, share(vjp, t.shape)) for t, vjp in given if isinstance(t, Tensor)]
     return record(backend, result, *edges)
 
 
@@ -90,6 +101,10 @@ def mul(input: Operand, other: Operand) -> Tensor:
 
 def div(input: Operand, other: Operand) -> Tensor:
     """input / other, with broadcasting; of integers too, in float32."""
+    return _ratio(input, other) if isinstance(input, Tensor) else _reciprocal(input, other)
+
+
+def _ratio(input: Operand, other: Operand) -> Tensor:
     return _binary(
         "div",
         "true_divide",
@@ -100,20 +115,24 @@ def div(input: Operand, other: Operand) -> Tensor:
     )
 
 
+_reciprocal = in_float32(_ratio)
+
+
+@in_float32
 def pow(input: Operand, exponent: Operand) -> Tensor:
     """input ** exponent, with broadcasting. The gradient at 0 ** 0 is 0, as in PyTorch."""
 
     def vjp_base(backend: Backend, dy: Array, x: Any, p: Any) -> Array:
         where = backend.xp.where
         return in_storage_order(lambda d, a, b: where(b == 0, 0, d * b * a ** where(b == 0, 1, b - 1)).astype(d.dtype),
-                                dy, x, backend.xp.asarray(p, dtype=dy.dtype))  # fmt: skip
+                                dy, x, backend.asarray(p, dy.dtype))  # fmt: skip
 
     def vjp_exponent(backend: Backend, dy: Array, x: Any, p: Any) -> Array:
         def share(d: Array, a: Any, b: Any) -> Array:
             zero = (a == 0) & (b >= 0)
             return backend.xp.where(zero, 0, d * a**b * backend.xp.log(backend.xp.where(zero, 1, a))).astype(d.dtype)
 
-        return in_storage_order(share, dy, backend.xp.asarray(x, dtype=dy.dtype), p)
+        return in_storage_order(share, dy, backend.asarray(x, dy.dtype), p)
 
     return _binary("pow", "power", input, exponent, vjp_base, vjp_exponent)
 
@@ -138,6 +157,7 @@ def _larger(op: str, comparison: str, a: Tensor, b: Tensor) -> Tensor:
 
 def where(condition: Tensor, input: Operand, other: Operand) -> Tensor:
     """input where condition (a bool tensor, such as x > 0) is true, else other, with broadcasting."""
+    input, other = promoted([input, other])
     backend, x, y = _operands("where", input, other)
     tensors = {name: t for name, t in (("input", input), ("other", other)) if isinstance(t, Tensor)}
     validate.one_backend("where", condition=condition, **tensors)
@@ -161,7 +181,7 @@ def where(condition: Tensor, input: Operand, other: Operand) -> Tensor:
 def neg(input: Tensor) -> Tensor:
     """−input."""
     backend = validate.one_backend("neg", input=input)
-    if input.dtype.kind not in "if":
+    if input.dtype.kind != "i" and not is_floating(input.dtype):
         raise TypeError(f"neg: a {input.dtype} tensor has no negative; convert it with .float()")
     return record(backend, -input.array, (input, lambda dy: -dy))
 
@@ -179,6 +199,7 @@ def abs(input: Tensor) -> Tensor:
     return _unary("abs", input, in_storage_order(backend.xp.abs, x), lambda: in_storage_order(backend.xp.sign, x))
 
 
+@in_float32
 def exp(input: Tensor) -> Tensor:
     """e ** input."""
     backend = validate.floating("exp", input=input)
@@ -186,6 +207,7 @@ def exp(input: Tensor) -> Tensor:
     return _unary("exp", input, y, lambda: y)
 
 
+@in_float32
 def log(input: Tensor) -> Tensor:
     """The natural logarithm; −inf at 0 and NaN below, without a warning, as in PyTorch."""
     backend = validate.floating("log", input=input)
@@ -193,6 +215,7 @@ def log(input: Tensor) -> Tensor:
     return _unary("log", input, in_storage_order(backend.xp.log, x), lambda: in_storage_order(lambda a: 1 / a, x))
 
 
+@through_float32
 def sqrt(input: Tensor) -> Tensor:
     """The square root; NaN below 0, without a warning."""
     backend = validate.floating("sqrt", input=input)
@@ -227,6 +250,7 @@ def _expanded(backend: Backend, gradient: Array, x: Array, chosen: tuple[int, ..
     return full
 
 
+@in_float32
 def sum(input: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
     """The sum over one axis, several, or all."""
     backend = validate.one_backend("sum", input=input)
@@ -237,6 +261,7 @@ def sum(input: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = F
     return record(backend, y, (input, lambda dy: _expanded(backend, dy, x, chosen)))
 
 
+@through_float32
 def mean(input: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
     """The mean over one axis, several, or all. Raises ValueError for the mean of nothing."""
     validate.floating("mean", input=input)
@@ -247,6 +272,7 @@ def mean(input: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = 
     return mul(sum(input, dim, keepdim), 1 / count)
 
 
+@through_float32
 def _extreme(op: str, input: Tensor, dim: int | Sequence[int] | None, keepdim: bool) -> Tensor:
     backend = validate.floating(op, input=input)
     chosen = validate.axes(op, dim, input.ndim)
@@ -278,11 +304,13 @@ def argmax(input: Tensor, dim: int | None = None) -> Tensor:
     chosen = None if dim is None else validate.axis("argmax", dim, input.ndim)
     if input.numel() == 0:
         raise ValueError(f"argmax: shape {input.shape} is empty")
-    return Tensor(backend.xp.asarray(input.array.argmax(axis=chosen)), backend)
+    x = backend.astype(input.array, np.float32) if is_half(input.dtype) else input.array
+    return Tensor(backend.xp.asarray(x.argmax(axis=chosen)), backend)
 
 
 def compare(function: str, input: Any, other: Any) -> Tensor:
     """A bool tensor: equal, not_equal, less, less_equal, greater or greater_equal, elementwise."""
+    input, other = promoted([input, other])
     backend, x, y = _operands(function, input, other)
     try:
         result = in_storage_order(getattr(backend.xp, function), x, y)
@@ -294,6 +322,7 @@ def compare(function: str, input: Any, other: Any) -> Tensor:
 # -- products --------------------------------------------------------------------------------------
 
 
+@in_half
 def matmul(input: Tensor, other: Tensor) -> Tensor:
     """The matrix product [..., M, K] @ [..., K, N] -> [..., M, N]; leading axes broadcast; an operand with one axis is
     a vector, as in PyTorch.
@@ -326,6 +355,7 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
     )
 
 
+@in_half
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = input @ weightᵀ + bias: input [..., in_features], weight [out_features, in_features], bias [out_features].
 
@@ -377,21 +407,19 @@ def to(input: Tensor, target: str | Backend | np.dtype[Any] | type) -> Tensor:
             goal.asarray(backend.to_numpy(input.array)),
             (input, lambda dy: backend.asarray(goal.to_numpy(dy))),
         )
-    dtype = np.dtype(target)
-    if dtype not in (np.float32, np.float64) and dtype.kind not in "iub":
-        raise TypeError(f"to: a tensor can't hold {dtype}; the floating types are float32 and float64")
+    dtype = named(target)
+    if not is_floating(dtype) and dtype.kind not in "iub":
+        raise TypeError(
+            f"to: a tensor can't hold {dtype}; the floating types are float16, bfloat16, float32 and float64"
+        )
     if dtype == input.dtype:
         return input
-    source = input.dtype
-    y = backend.astype(input.array, dtype)
-    if dtype.kind != "f":
-        return Tensor(y, backend)
-    return record(backend, y, (input, lambda dy: backend.astype(dy, source)))
+    return converted(input, dtype) if is_floating(dtype) else Tensor(backend.astype(input.array, dtype), backend)
 
 
 def _is_dtype(name: str) -> builtins.bool:
     try:
-        np.dtype(name)
+        named(name)
     except TypeError:
         return False
     return True

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gpucnn.backends import ACTIVATIONS
 from gpucnn.functional import validate
+from gpucnn.functional.casting import in_half
 from gpucnn.geometry import Padding, Window, pair
 from gpucnn.tensor import Tensor, is_grad_enabled, record
 
@@ -37,6 +38,7 @@ def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, groups: 
     validate.shape(op, "bias", bias, (filters,), "one per filter")
 
 
+@in_half
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -87,6 +89,7 @@ def conv2d(
     return record(backend, y, (linear, lambda dy: backend.activation_backward(dy, y, activation, 0.0)))
 
 
+@in_half
 def conv_transpose2d(
     input: Tensor,
     weight: Tensor,

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends import Array, Backend
+from gpucnn.dtypes import is_floating
 from gpucnn.functional import validate
 from gpucnn.functional.activation import log_softmax
 from gpucnn.functional.arithmetic import abs, mean, mul, sum
+from gpucnn.functional.casting import in_float32
 from gpucnn.tensor import Tensor, in_storage_order, record
 
 
@@ -43,16 +45,20 @@ def _wants_logits(op: str, input: Tensor) -> None:
             f"{op} takes logits, but its input comes from {input._node.squashed_by}: training will be slow or stall; "
             f"remove the {input._node.squashed_by} (and apply it only to read off probabilities)",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,  # what called the loss, past its decorator
         )
 
 
 # -- classification --------------------------------------------------------------------------------
 
 
-def _labels(op: str, input: Tensor, target: Any, ignore_index: int) -> np.ndarray[Any, Any]:
-    """The labels as a flat int32 host array, one per row of logits, each checked."""
-    values = target.numpy() if isinstance(target, Tensor) else np.asarray(target)
+def _labels(op: str, input: Tensor, target: Any, ignore_index: int, unread: bool = False) -> Array:
+    """The labels as a flat int32 host array, one per row of logits, each checked.
+
+    unread: leave a tensor's on the device, unchecked (the kernel makes the loss of a wrong one NaN).
+    """
+    unread = unread and isinstance(target, Tensor)
+    values = target.array if unread else target.numpy() if isinstance(target, Tensor) else np.asarray(target)
     classes = input.shape[1] if input.ndim > 1 else input.shape[0]
     expected = (input.shape[0], *input.shape[2:]) if input.ndim > 1 else ()
     if values.dtype.kind not in "iu":
@@ -63,6 +69,8 @@ def _labels(op: str, input: Tensor, target: Any, ignore_index: int) -> np.ndarra
         raise ValueError(
             f"{op}: input {input.shape} needs labels of shape {expected}, one per sample, got {values.shape}"
         )
+    if unread:
+        return values.reshape(-1)
     wrong = (values != ignore_index) & ((values < 0) | (values >= classes))
     if wrong.any():
         first = np.argwhere(wrong)[0].tolist()
@@ -97,6 +105,9 @@ def _class_weight(op: str, input: Tensor, weight: Tensor | None) -> None:
 def _weighted_mean(backend: Backend, losses: Tensor, labels: Array, weight: Tensor | None, ignore_index: int) -> Tensor:
     """Σ losses / Σ weight[label], over the labels that count; NaN if none does, as in PyTorch."""
     counted = labels != ignore_index
+    if backend.unread and backend.owns(labels):
+        share = 1 / counted.sum().astype(losses.dtype)  # rounded as 1 / total is below
+        return sum(losses) * Tensor(share, backend)
     if weight is None:
         total: float = float(counted.sum())
     else:
@@ -104,6 +115,7 @@ def _weighted_mean(backend: Backend, losses: Tensor, labels: Array, weight: Tens
     return sum(losses) * (1 / total if total else math.nan)
 
 
+@in_float32
 def cross_entropy(
     input: Tensor,
     target: Any,
@@ -126,10 +138,11 @@ def cross_entropy(
         raise ValueError(f"{op}: label_smoothing must be from 0 to 1, got {label_smoothing}")
     _class_weight(op, input, weight)
     _wants_logits(op, input)
-    if isinstance(target, Tensor) and target.dtype.kind == "f":
+    if isinstance(target, Tensor) and is_floating(target.dtype):
         return _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
-    labels = _labels(op, input, target, ignore_index)
     backend = input.backend
+    weighted_mean = weight is not None and reduction == "mean"  # adds up the weights of the labels
+    labels = _labels(op, input, target, ignore_index, unread=backend.unread and not weighted_mean)
     rows, shape = _rows(input)
     logits, on_device = rows.array, backend.asarray(labels)
     w = None if weight is None else weight.array
@@ -162,6 +175,7 @@ def _soft_cross_entropy(
     return _reduced("cross_entropy", losses, reduction)
 
 
+@in_float32
 def nll_loss(
     input: Tensor, target: Any, weight: Tensor | None = None, ignore_index: int = -100, reduction: str = "mean"
 ) -> Tensor:
@@ -183,6 +197,7 @@ def nll_loss(
     return sum(losses) if reduction == "sum" else losses.reshape(shape)
 
 
+@in_float32
 def binary_cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean"
 ) -> Tensor:
@@ -223,6 +238,7 @@ def binary_cross_entropy(
     return _reduced(op, losses if weight is None else mul(losses, weight), reduction)
 
 
+@in_float32
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,
@@ -269,6 +285,7 @@ def binary_cross_entropy_with_logits(
 # -- regression ------------------------------------------------------------------------------------
 
 
+@in_float32
 def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """(input − target)²."""
     _same_shape("mse_loss", input, target, reduction)
@@ -276,6 +293,7 @@ def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     return _reduced("mse_loss", difference * difference, reduction)
 
 
+@in_float32
 def half_squared_error(input: Tensor, target: Tensor) -> Tensor:
     """½ Σ (input − target)² over everything: the loss of the textbook introductions; its gradient is the difference."""
     _same_shape("half_squared_error", input, target, "sum")
@@ -283,12 +301,14 @@ def half_squared_error(input: Tensor, target: Tensor) -> Tensor:
     return sum(difference * difference) * 0.5
 
 
+@in_float32
 def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """|input − target|."""
     _same_shape("l1_loss", input, target, reduction)
     return _reduced("l1_loss", abs(input - target), reduction)
 
 
+@in_float32
 def smooth_l1_loss(input: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0) -> Tensor:
     """½ d²/beta where d = |input − target| < beta, else d − ½ beta. Girshick 2015."""
     op = "smooth_l1_loss"

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 
 from gpucnn.backends import Array
+from gpucnn.dtypes import float32, is_half
 from gpucnn.functional import validate
 from gpucnn.functional.arithmetic import mean
+from gpucnn.functional.casting import in_float32, widened
 from gpucnn.functional.shape import pad
 from gpucnn.tensor import Tensor, record
 
@@ -26,22 +28,24 @@ def batch_norm(
 
     training: statistics of this batch (biased variance); running_mean and running_var, if given, move towards them in
     place by `momentum` (towards the unbiased variance). Otherwise the running statistics are used, and must be given.
+    An input in a half type goes with a float32 weight, bias and running statistics, and is summed up in float32.
 
     Raises ValueError for one value per channel in training, whose variance means nothing.
     """
     op = "batch_norm"
-    backend = validate.floating(
-        op, input=input, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias
-    )
+    per_channel = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    backend = validate.one_backend(op, input=input, **per_channel)
+    if is_half(input.dtype):
+        for name, value in per_channel.items():
+            if value is not None and value.dtype != float32 and not is_half(value.dtype):
+                raise TypeError(f"{op}: with a {input.dtype} input {name} must be float32, got {value.dtype}")
+        weight, bias = widened(weight), widened(bias)
+    else:
+        validate.floating(op, input=input, **per_channel)
     if input.ndim not in (2, 4):
         raise ValueError(f"{op}: input must be [N, C] or [N, C, H, W], got shape {input.shape}")
     channels = input.shape[1]
-    for name, value in (
-        ("running_mean", running_mean),
-        ("running_var", running_var),
-        ("weight", weight),
-        ("bias", bias),
-    ):
+    for name, value in per_channel.items():
         validate.shape(op, name, value, (channels,), "one per channel")
     x = input.array
     count = math.prod(x.shape) // max(channels, 1)
@@ -50,13 +54,14 @@ def batch_norm(
             raise ValueError(f"{op}: training needs more than one value per channel, got input shape {input.shape}")
         average, variance = backend.batch_norm_statistics(x)
         if running_mean is not None:
-            running_mean.array += momentum * (average - running_mean.array)
+            running_mean.array[...] = running_mean.array + momentum * (average - running_mean.array)
         if running_var is not None:
-            running_var.array += momentum * (variance * (count / (count - 1)) - running_var.array)
+            unbiased = variance * (count / (count - 1))
+            running_var.array[...] = running_var.array + momentum * (unbiased - running_var.array)
     elif running_mean is None or running_var is None:
         raise ValueError(f"{op}: with training=False, running_mean and running_var must be given")
     else:
-        average, variance = running_mean.array.copy(), running_var.array
+        average, variance = widened(running_mean).array.copy(), widened(running_var).array
     invstd = 1 / backend.xp.sqrt(variance + eps)
     w = None if weight is None else weight.array
 
@@ -67,6 +72,7 @@ def batch_norm(
     return record(backend, y, ((input, weight, bias), vjp))
 
 
+@in_float32
 def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
@@ -88,6 +94,7 @@ def group_norm(
     return _scaled(y, weight, bias, (channels,) + (1,) * (input.ndim - 2))
 
 
+@in_float32
 def layer_norm(
     input: Tensor,
     normalized_shape: int | Sequence[int],
@@ -118,6 +125,7 @@ def _scaled(y: Tensor, weight: Tensor | None, bias: Tensor | None, shape: tuple[
     return y if bias is None else y + bias.reshape(shape)
 
 
+@in_float32
 def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
     """input / (k + alpha/size · Σ input² over `size` neighbouring channels)^beta. Krizhevsky et al. 2012.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpucnn.backends import Array, Divisor
 from gpucnn.functional import validate
+from gpucnn.functional.casting import through_float32
 from gpucnn.functional.shape import _take, pad
 from gpucnn.geometry import Padding, Size, Window, pair
 from gpucnn.tensor import Tensor, record
@@ -182,6 +183,11 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | None | Sequence[int | 
     goal, window = _adaptive("adaptive_avg_pool2d", input, output_size)
     if window is not None:
         return _mean_pool2d(input, window, "window")
+    return _uneven_means(input, goal)
+
+
+@through_float32
+def _uneven_means(input: Tensor, goal: Size) -> Tensor:
     h, w = input.shape[2:]
     rows, row_counts = _spread(h, goal[0], filler=h)  # row h and column w are zeros, appended for the purpose
     columns, column_counts = _spread(w, goal[1], filler=w)

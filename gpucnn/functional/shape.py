@@ -11,6 +11,7 @@ import numpy as np
 from gpucnn.backends import Array
 from gpucnn.functional import validate
 from gpucnn.functional.arithmetic import _sum_to
+from gpucnn.functional.casting import promoted, through_float32
 from gpucnn.tensor import Tensor, record
 
 
@@ -102,6 +103,7 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         raise ValueError("cat: there are no tensors to join")
     named = {f"tensors[{i}]": t for i, t in enumerate(tensors)}
     backend = validate.one_backend("cat", **named)
+    tensors = promoted(list(tensors))
     if len({t.dtype for t in tensors}) > 1:
         raise TypeError(f"cat: the tensors must have one dtype, got {', '.join(str(t.dtype) for t in tensors)}")
     at = validate.axis("cat", dim, tensors[0].ndim)
@@ -223,6 +225,7 @@ def _pad_by_index(input: Tensor, sides: list[tuple[int, int]], mode: str) -> Ten
 # -- resizing --------------------------------------------------------------------------------------
 
 
+@through_float32
 def interpolate(
     input: Tensor,
     size: int | Sequence[int] | None = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gpucnn.backends import Backend
+from gpucnn.dtypes import is_floating
 from gpucnn.tensor import Tensor
 
 
@@ -33,7 +34,7 @@ def floating(op: str, **tensors: Tensor | None) -> Backend:
     backend = one_backend(op, **tensors)
     given = {name: tensor.dtype for name, tensor in tensors.items() if tensor is not None}
     for name, dtype in given.items():
-        if dtype.kind != "f":
+        if not is_floating(dtype):
             raise TypeError(f"{op}: {name} must be float32 or float64, got {dtype}; use {name}.float()")
     if len(set(given.values())) > 1:
         shown = ", ".join(f"{name} {dtype}" for name, dtype in given.items())

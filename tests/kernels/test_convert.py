@@ -36,7 +36,7 @@ def test_rows_of_numbers_are_converted_in_their_order(kernels: KernelBackend) ->
 
 def test_what_is_channels_last_already_is_not_copied(kernels: KernelBackend) -> None:
     x = np.zeros((2, 5, 7, 3), "float32").transpose(0, 3, 1, 2)
-    assert kernels.asarray(x).base is x.base
+    assert np.shares_memory(kernels.asarray(x), x)
     single = np.zeros((2, 1, 5, 7), "float32")
     assert np.shares_memory(kernels.asarray(single), single)
 

@@ -15,12 +15,14 @@ import pytest
 from numerics import assert_within, unit_roundoff
 
 from gpucnn.backends import ACTIVATIONS, Backend, kernel_backend
+from gpucnn.backends.base import AdamSettings, RMSpropSettings, SGDSettings
 from gpucnn.backends.kernel_backend import MOST_ELEMENTS, KernelBackend, conv2d_variant
 from gpucnn.backends.numpy_backend import NumpyBackend
 from gpucnn.devices.base import kernel_folder
 from gpucnn.devices.emulator import EmulatorDevice
 from gpucnn.devices.recorder import RecorderDevice
 from gpucnn.geometry import Window
+from gpucnn.live import Live
 from gpucnn.tensor import Tensor
 from gpucnn.testing import CASES, CONV2D, NOT_A_NUMBER, Case, evaluate, normal, uniform
 
@@ -122,7 +124,8 @@ def test_matmul_of_two_transposed_views_agrees_with_numpy(a: Any, b: Any, kernel
 @pytest.mark.parametrize(("p", "seed", "offset"), [(0.3, 7, 0), (0.5, 2**63 + 5, 2**32 - 3), (0.0, 2**40, 2**64 - 1)])
 def test_dropout_far_in_the_stream_has_numpys_bits(p: float, seed: int, offset: int, kernels: KernelBackend) -> None:
     x = random(1023)
-    assert_same_bits(*(computed(engine, "dropout", x, p, seed, offset) for engine in (kernels, REFERENCE)))
+    position = Live(lambda: (seed, offset))
+    assert_same_bits(*(computed(engine, "dropout", x, p, position) for engine in (kernels, REFERENCE)))
 
 
 # --- corners ----------------------------------------------------------------------------------------------------------
@@ -350,6 +353,13 @@ UPDATES: list[tuple[str, list[bool], dict[str, Any]]] = [  # primitive, which st
 ]
 
 
+SETTINGS = {"sgd_update": SGDSettings, "adam_update": AdamSettings, "rmsprop_update": RMSpropSettings}
+
+
+def live(name: str, **settings: Any) -> Live[Any]:
+    return Live(lambda: SETTINGS[name](**settings))
+
+
 Layout = Callable[[Any, Any], Any]
 
 
@@ -380,7 +390,7 @@ def updated(
 
     parameters, gradients = arrays(0), arrays(1)
     state = [arrays(2 + i) if given else [None] * len(PARAMETER_SHAPES) for i, given in enumerate(states)]
-    moments = getattr(backend, name)(parameters, gradients, *state, lr=1 / 8, **settings)
+    moments = getattr(backend, name)(parameters, gradients, *state, live(name, lr=1 / 8, **settings))
     if moments is not None:
         state[-1] = moments
     return [[None if a is None else backend.to_numpy(a) for a in table] for table in (parameters, *state)]
@@ -421,7 +431,8 @@ def test_without_weight_decay_an_infinite_parameter_stays_what_it_is(kernels: Ke
     for name, states, settings in UPDATES:
         parameters, gradients = ([kernels.asarray(np.array(a, np.float32))] for a in ([np.inf, 1], [1, 1]))
         state = [[kernels.asarray(np.ones(2, np.float32)) if given else None] for given in states]
-        getattr(kernels, name)(parameters, gradients, *state, lr=1 / 8, **(settings | {"weight_decay": 0.0}))
+        changed = live(name, lr=1 / 8, **(settings | {"weight_decay": 0.0}))
+        getattr(kernels, name)(parameters, gradients, *state, changed)
         assert kernels.to_numpy(parameters[0])[0] == np.inf, name
 
 
@@ -433,7 +444,7 @@ def test_moments_that_begin_later_join_the_others(kernels: KernelBackend) -> Non
             [backend.asarray(positive(length, seed=seed)) for length in lengths]
             for lengths, seed in (((3, 4), 0), ((3, 4), 1), ((3,), 2))
         )
-        moments = backend.sgd_update(parameters, gradients, [moment, None], **settings)
+        moments = backend.sgd_update(parameters, gradients, [moment, None], live("sgd_update", **settings))
         outcomes.append([backend.to_numpy(a) for a in (*parameters, *moments)])
     for ours, theirs in zip(*outcomes, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2.0**-50)

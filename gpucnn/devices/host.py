@@ -1,0 +1,90 @@
+"""HostDevice: what the devices share whose memory is the host's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+
+from gpucnn.devices import host_arrays
+from gpucnn.devices.base import Constants, Device, Dim
+from gpucnn.devices.graph import HOST_READ, Arena, Block, Graph
+from gpucnn.live import CaptureError
+
+
+class _Place:
+    """Memory of a block: its address, and what keeps it."""
+
+    def __init__(self, block: Block, memory: np.ndarray[Any, Any], start: int) -> None:
+        self.block, self.memory = block, memory
+        self.ptr = memory.ctypes.data + start
+
+
+class HostDevice(Device):
+    """Arrays are NumPy's, and graphs are lists of what to call."""
+
+    xp = host_arrays
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+        if self.capturing is not None:
+            raise CaptureError(HOST_READ)
+
+    def to_numpy(self, array: Any) -> np.ndarray[Any, Any]:
+        if self.capturing is not None:
+            raise CaptureError(HOST_READ)
+        return np.asarray(array)
+
+    @contextmanager
+    def measure(self) -> Iterator[Arena]:
+        arena = Arena()
+
+        def allocate(size: int) -> _Place:
+            return _Place(arena.allocate(size), np.empty(size, np.uint8), 0)
+
+        self.measuring = arena
+        try:
+            with host_arrays.using_allocator(allocate):
+                yield arena
+        finally:
+            self.measuring = None
+
+    @contextmanager
+    def capture(self, measured: Arena) -> Iterator[Graph]:
+        graph = Graph(self.xp, measured)
+        memory = np.asarray(graph.memory)
+        memory.fill(255)  # NaN, to whoever reads what nobody has written
+
+        def allocate(size: int) -> _Place:
+            block = graph.arena.allocate(size)
+            return _Place(block, memory, block.start)
+
+        self.capturing = graph
+        try:
+            with host_arrays.noting() as noted, host_arrays.using_allocator(allocate):
+                yield graph
+        finally:
+            self.capturing = None
+        graph.finish(lambda: _call_all(noted))
+
+    def owns(self, data: object) -> bool:
+        return isinstance(data, host_arrays.HostArray)
+
+    def noted(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> bool:
+        """Note this launch, if launches are noted now."""
+        if self.capturing is None:
+            return False
+        self.capturing.launches += 1
+        again = host_arrays.unowned_all(arguments)
+        return host_arrays.note(lambda: self.launch(file, name, dict(constants), grid, block, *again))
+
+    def outside_of_arena(self) -> AbstractContextManager[object]:
+        return host_arrays.using_allocator(None)
+
+
+def _call_all(noted: list[Callable[[], object]]) -> None:
+    with np.errstate(all="ignore"):  # as functional computes
+        for call in noted:
+            call()

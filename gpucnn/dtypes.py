@@ -1,0 +1,54 @@
+"""The floating types of a tensor. bfloat16 is the package ml_dtypes', which is imported when it is first asked for."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+DType = np.dtype[Any]
+
+float16: DType = np.dtype(np.float16)
+float32: DType = np.dtype(np.float32)
+float64: DType = np.dtype(np.float64)
+
+HALVES = ("float16", "bfloat16")
+
+
+@cache
+def bfloat16() -> DType:
+    """The 8 bits of exponent of float32, and 8 of its 24 bits of significand. Raises ImportError without ml_dtypes."""
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise ImportError('bfloat16 needs the package ml_dtypes: pip install "gpucnn[half]"') from error
+    dtype: DType = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
+def is_half(dtype: DType) -> bool:
+    """Whether it is float16 or bfloat16 (which to NumPy is of no known kind)."""
+    return dtype.itemsize == 2 and dtype.kind in "fV"
+
+
+def is_floating(dtype: DType) -> bool:
+    """Whether it is float16, bfloat16, float32 or float64."""
+    return dtype in (float32, float64) or is_half(dtype)
+
+
+def named(dtype: Any) -> DType:
+    """The numpy.dtype of a name ("float32", "bfloat16"), a type or a dtype. Raises TypeError for what is none."""
+    return bfloat16() if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype)
+
+
+def unit_roundoff(dtype: Any) -> float:
+    """The largest relative error of a number that is rounded to the nearest of this type."""
+    dtype = named(dtype)
+    return 2.0**-8 if dtype.name == "bfloat16" else float(np.finfo(dtype).eps) / 2
+
+
+def smallest(dtype: Any) -> float:
+    """The smallest positive number of this type, a denormal one."""
+    dtype = named(dtype)
+    return 2.0**-133 if dtype.name == "bfloat16" else float(np.finfo(dtype).smallest_subnormal)

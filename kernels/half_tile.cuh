@@ -1,0 +1,153 @@
+// One tile of a matrix product on tensor cores, of float16 or bfloat16 with sums in float; mma_tile.cuh is its sibling,
+// and what it says of tiling, grid and threads holds here too.
+//
+// Step     32 k: as many bytes as there. A warp's step is WARP_M / 16 * WARP_N / 8 * 2 products of 16 x 16 by 16 x 8.
+// Chunks   16 bytes, eight scalars that are neighbours along k ("along") or along m or n ("across"), are swapped (xor)
+//          so that the eight rows of a tile lie in different banks. What lies across is turned as it is read.
+// Sums     A lane has two neighbouring results of rows g and g + 8. It gives one row's to the next lane and takes the
+//          other row's: then it has four neighbours, for one store.
+// Order    By k: each product of 16 k is added to the sum by the tensor core, which cuts its sums off.
+#pragma once
+#include "async_copy.cuh"
+#include "mma.cuh"
+#include "sources.cuh"
+
+#if !defined(TILE_M) || !defined(TILE_N) || !defined(WARP_M) || !defined(WARP_N)
+#error "compile with -DTILE_M, -DTILE_N, -DWARP_M and -DWARP_N"
+#endif
+#if WARP_M % 16 || WARP_N % 16 || TILE_M % WARP_M || TILE_N % WARP_N || TILE_M % 64 || TILE_N % 64
+#error "a warp's part is a multiple of 16 x 16, a tile a multiple of it and of 64 x 64"
+#endif
+
+#define MMA_STEP 32
+#define STAGES 3
+#define WARPS_N (TILE_N / WARP_N)
+#define MMA_THREADS (TILE_M / WARP_M * WARPS_N * 32)
+#define ROWS_16 (WARP_M / 16)
+#define COLUMNS_16 (WARP_N / 16)
+
+// The shared memory of a block; a kernel declares one and hands it over.
+struct __align__(128) MmaTiles {
+    SCALAR a[STAGES][TILE_M * MMA_STEP];
+    SCALAR b[STAGES][TILE_N * MMA_STEP];
+};
+
+// Which chunks of a step's tile, LENGTH rows (of a) or columns (of b) by 32 k, a thread copies, and where they go.
+template <int LENGTH, bool ALONG>
+struct Chunks {
+    static constexpr int STEP = MMA_STEP;
+    static constexpr int AT_A_K = MMA_THREADS / STEP;  // threads at each k, across
+    static constexpr int COUNT = LENGTH * STEP / CHUNK / MMA_THREADS;
+    static_assert(COUNT * CHUNK * MMA_THREADS == LENGTH * STEP && CHUNK == 8, "the same for each thread");
+
+    // The first row of a thread's chunk, and the k of all. Across, neighbouring threads' k are 4 apart, for the banks.
+    static __device__ __forceinline__ int row(int i) {
+        return ALONG ? threadIdx.x / 4 + i * (MMA_THREADS / 4) : (threadIdx.x % AT_A_K + i * AT_A_K) * CHUNK;
+    }
+    static __device__ __forceinline__ int k() {
+        const int n = threadIdx.x / AT_A_K;
+        return ALONG ? threadIdx.x % 4 * CHUNK : n % 2 * 4 + n / 2 % 4 + n / 8 * 8;
+    }
+    // Where the chunk of this row and k begins in the tile.
+    static __device__ __forceinline__ int place(int row, int k) {
+        return CHUNK * (ALONG ? row * 4 + (k / CHUNK ^ (row / 2 & 3)) : k * (LENGTH / CHUNK) + (row / CHUNK ^ (k & 7)));
+    }
+
+    template <class Source>
+    static __device__ __forceinline__ void copy(SCALAR* tile, Source& source, int left) {
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            const Chunk chunk = source.chunk(i);
+            async_copy_or_zero(tile + place(row(i), k()), chunk.from, k() < left && chunk.inside);
+        }
+        source.advance();
+    }
+
+    // The 16 rows from `first` at k = 16 half ... 16 half + 15, as multiply_tiles has them of a; of b, columns 0 ... 7 are
+    // words 0 and 2, columns 8 ... 15 words 1 and 3.
+    static __device__ __forceinline__ void read(unsigned int (&to)[4], const SCALAR* tile, int first, int half) {
+        const int lane = threadIdx.x % 32, eight = lane / 8 % 2 * 8, k = half * 16 + lane / 16 * 8;
+        if (ALONG)
+            load_matrices(to, tile + place(first + lane % 8 + eight, k));
+        else
+            load_turned(to, tile + place(first + eight, k + lane % 8));
+    }
+};
+
+// Which tile and layer of a rows x columns product this block computes.
+struct MmaPlace {
+    int m, n, layer;  // the tile's first row and column
+};
+
+static __device__ __forceinline__ MmaPlace mma_place(int rows, int columns) {
+    const int tiles_m = ceil_div(rows, TILE_M), tiles_n = ceil_div(columns, TILE_N), block = (int)blockIdx.x;
+    return {block % tiles_m * TILE_M, block / tiles_m % tiles_n * TILE_N, block / tiles_m / tiles_n};
+}
+
+typedef float Sums[ROWS_16][COLUMNS_16][2][4];
+
+template <class A, class B>
+static __device__ __forceinline__ void multiply_step(Sums& sums, const SCALAR* tile_a, const SCALAR* tile_b, int m, int n) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        unsigned int b[COLUMNS_16][4];
+#pragma unroll
+        for (int y = 0; y < COLUMNS_16; ++y) B::read(b[y], tile_b, n + y * 16, half);
+#pragma unroll
+        for (int x = 0; x < ROWS_16; ++x) {
+            unsigned int a[4];
+            A::read(a, tile_a, m + x * 16, half);
+#pragma unroll
+            for (int y = 0; y < COLUMNS_16; ++y)
+#pragma unroll
+                for (int j = 0; j < 2; ++j) multiply_tiles(sums[x][y][j], a, {b[y][j], b[y][j + 2]}, SCALAR());
+        }
+    }
+}
+
+// store(m, n, four) is called for each four neighbouring outputs of the tile; those beyond the matrix too.
+template <bool A_ALONG, bool B_ALONG, class SourceA, class SourceB, class Store>
+static __device__ __forceinline__ void mma_tile(
+    MmaTiles& tiles, const MmaPlace& place, int terms, SourceA source_a, SourceB source_b, Store store) {
+    typedef Chunks<TILE_M, A_ALONG> A;
+    typedef Chunks<TILE_N, B_ALONG> B;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int m = warp / WARPS_N * WARP_M, n = warp % WARPS_N * WARP_N;
+
+    Sums sums = {};
+#pragma unroll 1  // unrolled, it costs registers
+    for (int stage = 0; stage < STAGES - 1; ++stage) {
+        A::copy(tiles.a[stage], source_a, terms - stage * MMA_STEP);
+        B::copy(tiles.b[stage], source_b, terms - stage * MMA_STEP);
+        async_commit();
+    }
+    int reading = 0, writing = STAGES - 1;
+#pragma unroll 1
+    for (int done = 0; done < terms; done += MMA_STEP) {
+        const int left = terms - done - (STAGES - 1) * MMA_STEP;
+        async_wait<STAGES - 2>();
+        __syncthreads();  // the stage has landed, and all have read the one that is written next
+        A::copy(tiles.a[writing], source_a, left);
+        B::copy(tiles.b[writing], source_b, left);
+        async_commit();
+        multiply_step<A, B>(sums, tiles.a[reading], tiles.b[reading], m, n);
+        reading = reading + 1 == STAGES ? 0 : reading + 1;
+        writing = writing + 1 == STAGES ? 0 : writing + 1;
+    }
+    async_wait<0>();  // no copy outlives the block
+
+    const bool lower = lane % 2;  // of the rows g and g + 8 it keeps the latter
+#pragma unroll
+    for (int x = 0; x < ROWS_16; ++x)
+#pragma unroll
+        for (int y = 0; y < COLUMNS_16; ++y)
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const float(&own)[4] = sums[x][y][j];
+                const float first = __shfl_xor_sync(0xffffffffu, lower ? own[0] : own[2], 1);
+                const float second = __shfl_xor_sync(0xffffffffu, lower ? own[1] : own[3], 1);
+                const Four four = lower ? Four{{first, second, own[2], own[3]}} : Four{{own[0], own[1], first, second}};
+                const int row = m + x * 16 + lane / 4 + (lower ? 8 : 0), column = n + y * 16 + j * 8 + lane % 4 / 2 * 4;
+                store(place.m + row, place.n + column, four);
+            }
+}

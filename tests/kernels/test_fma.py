@@ -1,0 +1,198 @@
+"""The large tiles of multiply-adds: the bits of the small ones at every edge, which of them is taken, planted bugs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpucnn.backends import kernel_backend
+from gpucnn.backends.kernel_backend import KernelBackend, conv2d_variant, matmul_variant
+from gpucnn.devices import KernelError
+from gpucnn.devices.base import kernel_folder
+from gpucnn.devices.emulator import EmulatorDevice
+from gpucnn.devices.recorder import RecorderDevice
+from gpucnn.testing import TENSOR_CORES_FILLED, Case, conv, dense, evaluate, normal
+
+# Tiles partly filled both ways, more than one of them, a rest of k; padding, stride, dilation, groups, a batch.
+EDGES = [
+    conv((1, 36, 9, 7), (44, 36, 3, 2), bias=True, padding=1),
+    conv((1, 36, 7, 11), (68, 36, 2, 2), pytorch=False, padding=(2, 0, 1, 3)),
+    conv((2, 64, 5, 6), (72, 32, 2, 3), groups=2, stride=(2, 1), padding=(1, 2)),
+    conv((1, 44, 9, 8), (36, 44, 2, 3), stride=(3, 2), dilation=(2, 3), padding=2),
+    conv((2, 40, 1, 1), (36, 40, 1, 1)),
+    dense("matmul", (68, 20), (20, 132)),
+    dense("linear", (36, 44), (40, 44)),
+    dense("matmul", (2, 1, 40, 36), (3, 36, 32)),
+]
+every_edge = pytest.mark.parametrize("case", EDGES, ids=str)
+
+
+@pytest.fixture(scope="module")
+def emulator() -> KernelBackend:
+    return KernelBackend(EmulatorDevice())
+
+
+def launches(case: Case, dtype: str = "float32", capability: tuple[int, int] | None = None) -> dict[str, int]:
+    """The kernels that a case launches with large tiles, and their tile's rows."""
+    recorder = RecorderDevice(capability)
+    with np.errstate(all="ignore"):  # its results are what memory held
+        evaluate(case, KernelBackend(recorder), dtype)
+    return {one.name: int(dict(one.constants)["TILE_M"]) for one in recorder.launches if "_fma" in one.name}
+
+
+def by_small_tiles(case: Case, backend: KernelBackend, dtype: str, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    with monkeypatch.context() as context:
+        context.setattr(kernel_backend, "conv2d_variant", lambda *_: "gemm")
+        context.setattr(kernel_backend, "matmul_variant", lambda *_: "gemm")
+        return evaluate(case, backend, dtype).results
+
+
+def assert_same_bits(case: Case, backend: KernelBackend, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = by_small_tiles(case, backend, dtype, monkeypatch)
+    for ours, theirs in zip(evaluate(case, backend, dtype).results, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs, strict=True)
+
+
+# -- what they compute ---------------------------------------------------------------------------------
+
+
+@every_edge
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_large_tiles_give_the_bits_of_small_ones(
+    case: Case, dtype: str, emulator: KernelBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert launches(case, dtype)
+    assert_same_bits(case, emulator, dtype, monkeypatch)
+
+
+@pytest.mark.parametrize("case", [EDGES[0], EDGES[3], EDGES[5], EDGES[6]], ids=str)
+def test_the_largest_tile_gives_the_bits_of_small_ones(
+    case: Case, emulator: KernelBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_backend, "_filled", lambda *_: True)
+    assert set(launches(case).values()) == {128}
+    assert_same_bits(case, emulator, "float32", monkeypatch)
+
+
+def test_a_product_in_parts_has_parts_that_begin_at_16_bytes(emulator: KernelBackend) -> None:
+    case = dense("matmul", (36, 1028), (1028, 32))
+    recorder = RecorderDevice()
+    with np.errstate(all="ignore"):
+        evaluate(case, KernelBackend(recorder))
+    assert {"matmul_fma", "sum_parts"} <= {one.name for one in recorder.launches}
+    exact, ours = evaluate(case, precision="float64").results[0], evaluate(case, emulator).results[0]
+    np.testing.assert_allclose(ours, exact, rtol=0, atol=1030 * 2.0**-24 * float(np.abs(exact).max()) * 36)
+
+
+@pytest.mark.parametrize("case", [EDGES[2], EDGES[7]], ids=str)
+def test_any_order_of_the_threads_gives_equal_bits(case: Case) -> None:
+    first, *others = (evaluate(case, KernelBackend(EmulatorDevice(order=order))).results for order in (0, 1, 7))
+    for results in others:
+        for ours, theirs in zip(results, first, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_operands_off_a_boundary_of_16_bytes_give_the_same_bits(emulator: KernelBackend) -> None:
+    a, b = normal(36, 20).make("float32"), normal(20, 40, seed=1).make("float32")
+    moved = []
+    for array in (a, b):
+        memory = np.empty(array.size + 4, np.float32)
+        start = (-memory.ctypes.data % 16) // 4 + 1
+        moved.append(memory[start : start + array.size].reshape(array.shape))
+        moved[-1][...] = array
+    np.testing.assert_array_equal(emulator.matmul(*moved), emulator.matmul(a, b))
+
+
+def test_a_nan_stays_one_and_reaches_its_own_outputs_alone(emulator: KernelBackend) -> None:
+    a, b = np.ones((36, 20), np.float32), np.ones((40, 20), np.float32)
+    a[35, 19] = np.nan
+    y = emulator.matmul(a, b, trans_b=True)
+    assert np.isnan(y[35]).all()
+    assert np.isnan(y).sum() == 40
+
+
+# -- which kernel is chosen ------------------------------------------------------------------------------
+
+
+def test_channels_by_fours_and_half_a_tile_of_them_take_large_tiles() -> None:
+    def chosen(name: str, products: int = 0, chunk: int = 4) -> list[str]:
+        sizes = ((8, 32), (32, 8), (8, 28), (8, 34), (34, 32), (4, 32))
+        return [conv2d_variant(f"conv2d_{name}", c, k, products, chunk) for c, k in sizes]
+
+    assert chosen("forward") == ["fma", "gemm", "gemm", "gemm", "gemm", "direct"]
+    assert chosen("backward_input") == ["gemm", "fma", "gemm", "gemm", "gemm", "direct"]
+    assert chosen("backward_weight") == ["fma", "gemm", "gemm", "gemm", "gemm", "fma"]
+    assert "fma" not in chosen("forward", chunk=8)  # half types
+    assert chosen("forward", products=3)[0] == "mma"
+
+
+def test_a_product_that_does_not_fit_large_tiles_stays_where_it_was() -> None:
+    assert matmul_variant(32, 32, 12, False, False) == "fma"
+    assert matmul_variant(31, 32, 12, False, False) == "gemm"
+    assert matmul_variant(33, 32, 12, False, False) == "fma"
+    assert matmul_variant(33, 32, 12, True, False) == "gemm"  # a's last axis is 33
+    assert matmul_variant(32, 28, 12, False, False) == "gemm"
+    assert matmul_variant(32, 34, 12, False, False) == "gemm"
+    assert matmul_variant(32, 32, 11, False, False) == "gemm"
+    assert matmul_variant(32, 32, 12, False, False, 3) == "mma"
+    assert matmul_variant(32, 32, 16, False, False, 0, 8) == "gemm"
+
+
+@pytest.mark.parametrize("case", TENSOR_CORES_FILLED, ids=str)
+def test_the_largest_tile_is_taken_where_it_is_filled_and_never_in_double(case: Case) -> None:
+    assert set(launches(case).values()) == {128}
+    assert set(launches(case, "float64").values()) == {64}
+
+
+def test_a_graphics_card_takes_large_tiles_and_one_with_fast_tensor_cores_does_not() -> None:
+    assert launches(TENSOR_CORES_FILLED[0], capability=(8, 9))
+    assert launches(TENSOR_CORES_FILLED[0], capability=(7, 5))
+    assert not launches(TENSOR_CORES_FILLED[0], capability=(9, 0))
+    assert launches(TENSOR_CORES_FILLED[0], "float64", (9, 0))
+
+
+# -- bugs that are planted in a copy of the kernels ------------------------------------------------------
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Callable[[str, str], KernelBackend]:
+    copytree(kernel_folder(), tmp_path / "kernels")
+
+    def plant(old: str, new: str) -> KernelBackend:
+        path = tmp_path / "kernels" / "fma_tile.cuh"
+        text = path.read_text("utf-8")
+        assert text.count(old) == 1, f"fma_tile.cuh has {text.count(old)} times {old!r}"
+        path.write_text(text.replace(old, new), "utf-8")
+        return KernelBackend(EmulatorDevice(kernels=tmp_path / "kernels"))
+
+    return plant
+
+
+A, B = normal(36, 20).make("float32"), normal(40, 20, seed=1).make("float32")
+
+
+@pytest.mark.parametrize(("old", "new", "message"), [
+    ("            B::store(tiles.b[1 - stage], next_b);\n            __syncthreads();\n",
+     "            B::store(tiles.b[1 - stage], next_b);\n", "a race with thread|which nothing has written"),
+    ("A::store(tiles.a[1 - stage], next_a);", "A::store(tiles.a[stage], next_a);", "a race with thread"),
+    ("if (k() < left && chunk.inside)", "if (chunk.inside)", "out of bounds"),
+    ("tile[k() + j][row(i)] = from[i].at[j];", "tile[k() + j][row(i) / 2 * 2] = from[i].at[j];", "a race with thread"),
+])  # fmt: skip
+def test_the_emulator_catches_a_broken_step(old: str, new: str, message: str, planted: Any) -> None:
+    with pytest.raises(KernelError, match=message):
+        planted(old, new).matmul(A, B, trans_b=True)
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("tiles.a[stage][k][m + i * 16]", "tiles.a[stage][k][m + i * 8]"),
+    ("tiles.b[stage][k][n + j * 32]", "tiles.b[stage][k ^ 1][n + j * 32]"),
+    ("left = terms - done - (stage + 1) * FMA_STEP", "left = terms - done - (stage + 2) * FMA_STEP"),
+    ("+ i / 4 * 16 + i % 4,", "+ i / 4 * 16 + (i ^ 1) % 4,"),
+])  # fmt: skip
+def test_a_wrong_place_or_a_dropped_step_changes_the_result(
+    old: str, new: str, planted: Any, emulator: KernelBackend
+) -> None:
+    assert not np.array_equal(planted(old, new).matmul(A, B, trans_b=True), emulator.matmul(A, B, trans_b=True))
