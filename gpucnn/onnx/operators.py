@@ -17,6 +17,7 @@ import numpy as np
 
 from gpucnn import functional as F
 from gpucnn.backends import get_backend
+from gpucnn.backends.numpy_special import erf
 from gpucnn.functional import validate
 from gpucnn.onnx.read import Array, Node, dtype_of
 from gpucnn.onnx.spatial import (
@@ -32,7 +33,7 @@ from gpucnn.onnx.spatial import (
     space_to_depth,
     take,
 )
-from gpucnn.tensor import Tensor, in_storage_order
+from gpucnn.tensor import Tensor, in_storage_order, record
 
 Make = Callable[[Node], Function]
 
@@ -231,6 +232,16 @@ def _divide(x: Tensor, y: Tensor) -> Tensor:
     xp = x.backend.xp
     signs = xp.sign(x.array) * xp.sign(y.array) if x.dtype.kind == "i" else 1
     return Tensor((xp.abs(x.array) // xp.abs(y.array) * signs).astype(x.dtype), x.backend)
+
+
+def _erf(x: Tensor) -> Tensor:
+    """The error function, of which GELU is made where it is no operator of its own (before opset 20)."""
+    backend, values, slope = validate.floating("Erf", input=x), x.array, 2 / math.sqrt(math.pi)
+
+    def share(dy: Array, v: Array) -> Any:
+        return dy * (slope * backend.xp.exp(-v * v))
+
+    return record(backend, in_storage_order(erf, values), (x, lambda dy: in_storage_order(share, dy, values)))
 
 
 def _power(x: Tensor, y: Tensor) -> Tensor:
@@ -472,6 +483,7 @@ OPERATORS: dict[str, Operator] = {
     "Dropout": Operator(dropout, ("input", "ratio", "training_mode"), modal=True),
     "Elu": Operator(elu),
     "Equal": Operator(_comparison("equal"), _TWO, 2),
+    "Erf": Operator(_plain(_erf)),
     "Exp": Operator(_plain(F.exp)),
     "Expand": Operator(expand, ("input", "shape"), 2),
     "Flatten": Operator(flatten),

@@ -6,6 +6,7 @@ know that it can be recorded, and forward() may be written as it likes: layers, 
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,9 @@ class Recorder:
     def __init__(self, functions: Mapping[str, Any], whole: Callable[[str, dict[str, Any]], bool]) -> None:
         self.calls: list[Call] = []
         self._names: dict[CodeType, str] = {
-            function.__code__: name for name, function in functions.items() if isinstance(function, FunctionType)
+            inspect.unwrap(function).__code__: name
+            for name, function in functions.items()
+            if isinstance(function, FunctionType)
         }
         self._whole = whole
         self._open: list[tuple[FrameType, str, dict[str, Any], bool]] = []

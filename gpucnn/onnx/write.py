@@ -18,7 +18,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from gpucnn import functional as F
-from gpucnn.checkpoint import write_atomically
+from gpucnn.atomic import write_atomically
 from gpucnn.data import Normalize
 from gpucnn.functional import pooling
 from gpucnn.geometry import Window

@@ -1,6 +1,7 @@
 """Graph: a network from a file is a Module like any other; what can't be computed exactly is named before it runs."""
 
 import copy
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,75 @@ def test_fine_tuning_lowers_the_loss(tmp_path: Path, backend: str) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) / 2
+
+
+def gelu_of_erf() -> onnx.ModelProto:
+    """x · (erf(x / √2) + 1) / 2, as exporters write it before opset 20."""
+    constants = {"root": np.float32(np.sqrt(2)), "one": np.float32(1), "half": np.float32(0.5)}
+    nodes = [
+        make_node("Div", ["x", "root"], ["a"]), make_node("Erf", ["a"], ["b"]), make_node("Add", ["b", "one"], ["c"]),
+        make_node("Mul", ["x", "c"], ["d"]), make_node("Mul", ["d", "half"], ["y"]),
+    ]  # fmt: skip
+    return model_of(nodes, {"x": ["N", 2, 9, 7]}, constants=constants, opset=13)
+
+
+def gelu_of_tanh() -> onnx.ModelProto:
+    """x/2 · (1 + tanh(√(2/π) · (x + 0.044715 · x³)))."""
+    constants = {"three": np.float32(3), "small": np.float32(0.044715), "scale": np.float32(np.sqrt(2 / np.pi)),
+                 "one": np.float32(1), "half": np.float32(0.5)}  # fmt: skip
+    nodes = [
+        make_node("Pow", ["x", "three"], ["a"]), make_node("Mul", ["a", "small"], ["b"]),
+        make_node("Add", ["x", "b"], ["c"]), make_node("Mul", ["c", "scale"], ["d"]), make_node("Tanh", ["d"], ["e"]),
+        make_node("Add", ["e", "one"], ["f"]), make_node("Mul", ["x", "half"], ["g"]),
+        make_node("Mul", ["g", "f"], ["y"]),
+    ]  # fmt: skip
+    return model_of(nodes, {"x": ["N", 2, 9, 7]}, constants=constants, opset=13)
+
+
+@pytest.mark.parametrize(("model", "approximate"), [(gelu_of_erf(), "none"), (gelu_of_tanh(), "tanh")])
+def test_gelu_made_of_other_operators_computes_and_learns(
+    model: onnx.ModelProto, approximate: str, tmp_path: Path, backend: str
+) -> None:
+    values = 2 * random(3, 2, 9, 7)
+    agrees(model, tmp_path, backend, values)
+    graph = loaded(model, tmp_path)
+    assert not list(graph.parameters())
+    gradients = []
+    for function in (graph, lambda x: F.gelu(x, approximate)):
+        x = gpucnn.tensor(values, requires_grad=True, backend=backend)
+        (function(x) * gpucnn.tensor(random(3, 2, 9, 7, seed=1), backend=backend)).sum().backward()
+        assert x.grad is not None
+        gradients.append(x.grad.numpy())
+    # eight operators, each rounding a value of at most 1 + |x|³ and a share of the gradient
+    assert_within(gradients[0], gradients[1].astype(float), 64 * U * (1 + np.abs(values) ** 3))
+
+
+def test_the_error_function_of_a_vector_of_any_size_has_its_gradient(tmp_path: Path, backend: str) -> None:
+    graph = loaded(model_of([make_node("Erf", ["x"], ["y"])], {"x": ["N"]}), tmp_path)
+    values = np.array([-8, -1, -0.0, 0.4, 0.5, 3, np.inf, np.nan], np.float32)
+    x = gpucnn.tensor(values, requires_grad=True, backend=backend)
+    y = graph(x)
+    expected = [math.erf(v) for v in values.tolist()]
+    assert_within(y.numpy(), np.array(expected), 2 * U)
+    y.sum().backward()
+    assert x.grad is not None
+    slopes = [2 / math.sqrt(math.pi) * math.exp(-v * v) for v in values.tolist()]
+    assert_within(x.grad.numpy(), np.array(slopes), 8 * U)
+
+
+def test_every_arithmetic_operator_passes_its_gradient_on(tmp_path: Path, backend: str) -> None:
+    """What an exporter makes of layers that are no operator: each changes what reaches the input."""
+    for op in ("Abs", "Div", "Erf", "Exp", "Log", "Mul", "Neg", "Pow", "Reciprocal", "Sqrt", "Sub", "Tanh"):
+        two = op in ("Div", "Mul", "Pow", "Sub")
+        node = make_node(op, ["x", "w"] if two else ["x"], ["y"])
+        graph = loaded(model_of([node], {"x": ["N", 3]}, constants={"w": random(3) ** 2 + 1} if two else {}), tmp_path)
+        x = gpucnn.tensor(random(2, 3) ** 2 + 0.5, requires_grad=True, backend=backend)
+        graph(x).sum().backward()
+        assert x.grad is not None, op
+        assert x.grad.numpy().all(), op
+        for parameter in graph.parameters():
+            assert parameter.grad is not None, op
+            assert parameter.grad.numpy().all(), op
 
 
 def test_gradients_are_those_of_the_same_network_made_of_layers(tmp_path: Path, backend: str) -> None:

@@ -1,4 +1,4 @@
-"""`gpucnn predict` with an ONNX file."""
+"""`gpucnn predict`, `show` and `evaluate` with an ONNX file."""
 
 import json
 import re
@@ -12,6 +12,8 @@ from onnx_graphs import model_of, written
 
 import gpucnn
 from gpucnn import data, nn, train
+from gpucnn.checkpoint import load_model
+from gpucnn.nn import models
 
 pytest.importorskip("PIL", reason="Pillow is not installed: no pictures to predict")
 
@@ -127,3 +129,66 @@ def test_what_does_not_fit_is_said_in_one_line(
     code, _, err = run(capsys, "predict", path, picture, *options)
     assert code == 2
     assert re.search(message, err), err
+
+
+# -- show, evaluate --------------------------------------------------------------------------------
+
+
+def test_show_lists_the_nodes_and_draws_the_filters(
+    tmp_path: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib", reason="Matplotlib is not installed: no pictures")
+    path = tmp_path / "net.onnx"
+    gpucnn.onnx.save(network(), path, (3, 6, 5), classes=["cat", "dog", "emu"])
+    code, out, _ = run(capsys, "show", path, "--text")
+    assert code == 0
+    assert re.search(r"0 +Conv +4×4×3 +112 +1,296\n", out), out
+    assert "classes: cat, dog, emu" in out
+    code, out, _ = run(capsys, "show", path, picture, "--out", tmp_path / "pictures")
+    assert code == 0
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["feature_maps-dog.png", "filters.png"]
+
+
+@pytest.mark.parametrize("end", ["", "Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("batch", ["N", 5])
+def test_evaluate_measures_what_the_file_computes(
+    end: str, batch: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten images of two classes, as logits, probabilities or their logarithms, and five at a time."""
+    generator = np.random.default_rng(2)
+    images = generator.integers(0, 256, (10, 6, 5, 3)).astype(np.uint8)
+    labels = generator.integers(0, 2, 10)
+    np.savez(tmp_path / "ten.npz", images=images, labels=labels)
+    weights = generator.standard_normal((2, 90)).astype(np.float32)
+    shape = np.array([-1 if batch == "N" else batch, 90])
+    nodes = [make_node("Reshape", ["x", "s"], ["f"]), make_node("Gemm", ["f", "w"], ["z" if end else "y"], transB=1)]
+    nodes += [make_node(end, ["z"], ["y"], axis=1)] if end else []
+    path = written(model_of(nodes, {"x": [batch, 3, 6, 5]}, constants={"w": weights, "s": shape}), tmp_path)
+    logits = data.to_float(images).reshape(10, -1).astype(float) @ weights.T.astype(float)
+    losses = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1) - logits[range(10), labels]
+    code, out, err = run(capsys, "evaluate", path, tmp_path / "ten.npz")
+    assert code == 0, err
+    assert f"loss {losses.mean():.4f}" in out
+    assert f"accuracy {10 * (logits.argmax(1) == labels).sum()}.0 %" in out
+    code, _, err = run(capsys, "evaluate", path)
+    assert (code, "does not say what it was trained on; name a data set" in err) == (2, True)
+
+
+def test_training_starts_from_the_weights_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "net.onnx"
+    gpucnn.onnx.save(models.VGGSmall(3), path, (3, 8, 9))
+    generator = np.random.default_rng(3)
+    images = generator.integers(0, 256, (15, 8, 9, 3)).astype(np.uint8)
+    np.savez(tmp_path / "some.npz", images=images, labels=np.arange(15) % 3)
+    words = ["train", tmp_path / "some.npz", "--epochs", 1, "--lr", 1e-12, "--weight-decay", 0, "--no-pictures"]
+    code, _, err = run(capsys, *words, "--from", path, "--out", tmp_path / "other", "--model", "resnet20")
+    assert (code, "this state does not fit ResNet: missing: conv1.weight" in err) == (2, True)
+    gpucnn.onnx.save(network(), path, (3, 6, 5))
+    code, _, err = run(capsys, *words, "--from", path, "--out", tmp_path / "small")
+    assert (code, "this state does not fit VGGSmall" in err) == (2, True)
+    gpucnn.onnx.save(settled := models.VGGSmall(3), path, (3, 8, 9))
+    code, _, err = run(capsys, *words, "--from", path, "--out", tmp_path / "run")
+    assert code == 0, err
+    trained, _ = load_model(tmp_path / "run" / "model.safetensors")
+    for name, parameter in settled.named_parameters():
+        np.testing.assert_allclose(trained.state_dict()[name].numpy(), parameter.numpy(), rtol=0, atol=1e-6)

@@ -86,8 +86,12 @@ def test_every_model_is_written_with_its_weights_under_their_names(name: str, tm
 
 def test_resnet50_is_written(tmp_path: Path, backend: str) -> None:
     gpucnn.manual_seed(0)
-    gpucnn.onnx.save(models.resnet50(), tmp_path / "resnet50.onnx", (3, 33, 40))
-    assert len(onnx.load(tmp_path / "resnet50.onnx").graph.node) > 120
+    model, path = settled(models.resnet50()), tmp_path / "resnet50.onnx"
+    gpucnn.onnx.save(model, path, (3, 33, 40))
+    x = random(2, 3, 33, 40)
+    (ours,), (theirs,) = by_gpucnn(model, x, backend=backend), by_onnxruntime(path, x)  # type: ignore[arg-type]
+    assert_within(theirs, ours.astype(float), 8192 * U * float(np.abs(ours).max()))
+    assert len(onnx.load(path).graph.node) > 120
 
 
 def test_graph_is_what_an_exporter_would_write(tmp_path: Path, backend: str) -> None:
