@@ -7,8 +7,7 @@ ever made from it. Files are written whole or not at all.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from gpucnn import nn
+from gpucnn.atomic import write_atomically
 from gpucnn.backends import Backend, get_backend, use_backend
 from gpucnn.data import Loader, Normalize
+from gpucnn.dtypes import named
 from gpucnn.nn import Module, Sequential
 from gpucnn.optim import LRScheduler, Optimizer
 from gpucnn.random import Generator, default_generator
+from gpucnn.tensor import at_most
 
 Arrays = dict[str, NDArray[Any]]
 Description = dict[str, Any]
@@ -72,15 +74,18 @@ def _described(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else {"unknown": repr(value)[:200]}
 
 
-def build(description: Description) -> Module:
+def build(description: Description, own: type[Module] | None = None) -> Module:
     """The module that `describe` described, with newly drawn parameters.
 
-    Raises ValueError for a class that is not of gpucnn.nn or gpucnn.nn.models, and for what is no description.
+    own: a class of the caller's, which is made where the description names it. Raises ValueError for any other class
+    that is not of gpucnn.nn or gpucnn.nn.models, and for what is no description.
     """
     try:
         name, args, kwargs = description["class"], description["args"], description["kwargs"]
         children = dict(description["children"])
         kind = _classes().get(name)
+        if kind is None and own is not None and name.rpartition(".")[2] == own.__name__:
+            kind = own
         if kind is None:
             raise ValueError(
                 f"{name} is not a class of gpucnn.nn, so it can't be built from its description; make the model "
@@ -96,7 +101,7 @@ def build(description: Description) -> Module:
             raise ValueError(f"this is no description of a model: {name} can't have a child {child!r}")
         made = vars(module).get(child)
         if not isinstance(made, Module) or describe(made) != its_description:
-            setattr(module, child, build(its_description))
+            setattr(module, child, build(its_description, own))
     return module
 
 
@@ -127,33 +132,57 @@ def describe_input(loader: Loader) -> Description:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a file beside `path`, then put it in the place of `path`: whole or not at all.
-
-    Raises FileNotFoundError if there is no such folder, IsADirectoryError if `path` is one.
-    """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"can't write {path}: there is no folder {path.parent}; make it first")
-    if path.is_dir():
-        raise IsADirectoryError(f"can't write {path}: it is a folder; name a file in it")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _write(path: str | Path, arrays: Arrays, key: str, content: Mapping[str, Any]) -> None:
     metadata = {key: json.dumps(content)}
+    write_atomically(Path(path), lambda temporary: write_arrays(temporary, arrays, metadata))
+
+
+def write_arrays(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
+    """A safetensors file, in place: an error is the OSError that it is, and no second temporary file is made.
+
+    The library's own save_file would do both otherwise.
+    """
     # safetensors takes the bytes as they lie in memory, so filters must lie as [K, C, R, S] (order="C")
-    rows = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    write_atomically(Path(path), lambda temporary: save_file(rows, str(temporary), metadata))
+    path.write_bytes(save({name: np.asarray(array, order="C") for name, array in arrays.items()}, metadata))
 
 
 def _read(path: Path) -> tuple[Arrays, dict[str, str]]:
+    """The arrays and the metadata of a file, or of all files that an index names."""
+    return _read_shards(path) if path.name.endswith(".index.json") else _read_file(path)
+
+
+def _read_shards(index: Path) -> tuple[Arrays, dict[str, str]]:
+    """What the files hold among which an index (Hugging Face's model.safetensors.index.json) divides the arrays."""
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise ValueError(f"{index} has no weight_map, which says which file each array is in")
+    arrays: Arrays = {}
+    for file in sorted(set(places.values())):
+        if file != Path(file).name or "\\" in file:
+            raise ValueError(f"{index} names the file {file!r}; only files beside it are read")
+        found, _ = _read_file(index.parent / file)
+        listed = {name for name, place in places.items() if place == file}
+        if found.keys() != listed:
+            differ = ", ".join(sorted(found.keys() ^ listed))
+            raise ValueError(f"{index.parent / file} does not hold just what {index.name} says: {differ}")
+        arrays |= found
+    return arrays, {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises FileNotFoundError, and ValueError for a file that holds none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not whole JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object of JSON, {{…}}, not {type(content).__name__}")
+    return content
+
+
+def _read_file(path: Path) -> tuple[Arrays, dict[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
@@ -259,18 +288,33 @@ def load_model(
     if model is None:
         if "architecture" not in description:
             raise ValueError(f"{path} does not say which model its weights belong to; make it and pass it as model=")
-        drawn = default_generator.state()
-        try:
-            with use_backend(get_backend(backend)):
-                model = build(description["architecture"])
-            model.to(np.dtype(description.get("dtype", "float32")))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: {error}") from error
-        finally:
-            default_generator.set_state(drawn)  # loading a file is no reason for other random numbers afterwards
+        model = _built(path, description, arrays, backend)
     _check_state(path, model, arrays)
     model.load_state_dict(arrays)
     return (model if backend is None else model.to(get_backend(backend))).eval(), description
+
+
+def _built(
+    path: Path,
+    description: Description,
+    arrays: Arrays,
+    backend: str | Backend | None,
+    own: type[Module] | None = None,
+) -> Module:
+    """The model of a description, to be filled with those arrays: it may not take much more memory than they do."""
+    elements = sum(array.size for array in arrays.values())
+    drawn = default_generator.state()
+    try:
+        with use_backend(get_backend(backend)), at_most(4 * elements + (1 << 22)):  # a layer may have been replaced
+            model = build(description["architecture"], own)
+        dtype = description.get("dtype", "float32")
+        if dtype not in ("float16", "bfloat16", "float32", "float64"):
+            raise ValueError(f"its weights are said to be of type {dtype!r}, which no weights can have")
+        return model.to(named(dtype))
+    except (ValueError, TypeError, ArithmeticError, LookupError, RecursionError) as error:  # from any constructor
+        raise ValueError(f"{path}: {error}") from error
+    finally:
+        default_generator.set_state(drawn)  # loading a file is no reason for other random numbers afterwards
 
 
 # -- training states -------------------------------------------------------------------------------
@@ -325,6 +369,9 @@ def load_checkpoint(
     if _CHECKPOINT not in metadata:
         raise ValueError(f"{path} is not the state of a training")
     content = _content(path, metadata, _CHECKPOINT)
+    wrong = [key for key in ("settings", "optimizer", "generator", "state") if not isinstance(content.get(key), dict)]
+    if wrong:
+        raise ValueError(f"{path}: its description can't be read: {', '.join(wrong)} must be objects")
     found = _differences(content["settings"], json.loads(json.dumps(dict(settings or {}))), "")
     if found:
         more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
@@ -335,14 +382,37 @@ def load_checkpoint(
     parts: dict[str, Arrays] = {"model": {}, "optimizer": {}, "own": {}}
     for name, array in stored.items():
         part, _, rest = name.partition("/")
+        if part not in parts:
+            raise ValueError(f"{path}: {name} belongs neither to the {' nor to the '.join(parts)} part")
         parts[part][rest] = array
     _check_state(path, model, parts["model"])
-    optimizer.load_state_dict({**content["optimizer"], "arrays": parts["optimizer"]})
+    before = optimizer.state_dict(), None if scheduler is None else scheduler.state_dict(), generator.state()
+
+    def put(numbers: Any, schedule: Any, drawn: Any) -> None:
+        optimizer.load_state_dict(numbers)
+        if scheduler is not None:
+            scheduler.load_state_dict(schedule)
+        generator.set_state(drawn)
+
+    try:
+        for name in ("optimizer", "scheduler"):
+            _check_numbers(content.get(name), name)
+        put({**content["optimizer"], "arrays": parts["optimizer"]}, content.get("scheduler"), content["generator"])
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        put(*before)
+        optimizer.lr = before[0]["lr"]  # which the scheduler has set
+        raise ValueError(f"{path}: its state can't be read: {type(error).__name__} {error}") from error
     model.load_state_dict(parts["model"])
-    if scheduler is not None:
-        scheduler.load_state_dict(content["scheduler"])
-    generator.set_state(content["generator"])
     return content["state"], parts["own"]
+
+
+def _check_numbers(value: Any, name: str) -> None:
+    """Raises TypeError unless this state is made of numbers, None, lists and objects: it goes into arithmetic."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_numbers(item, f"{name}.{key}")
+    elif not (value is None or isinstance(value, int | float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def _differences(then: Any, now: Any, name: str) -> list[str]:

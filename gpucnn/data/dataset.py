@@ -37,7 +37,7 @@ def to_float(images: Images) -> NDArray[np.float32]:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Dataset:
-    """Images with labels: what :func:`load` gives and :class:`Loader` draws batches from.
+    """Images with labels: what `load` gives and `Loader` draws batches from.
 
     ``images`` is [N, H, W, C] as stored: uint8 0–255, float32 0..1, or bool for black/white; it may be memory-mapped.
     ``labels`` [N] is int64, each an index into ``classes``. Both are kept as read-only views.

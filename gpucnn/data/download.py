@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from gzip import BadGzipFile
 from hashlib import file_digest, sha256
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from threading import get_ident
 from typing import IO, TYPE_CHECKING
+
+from gpucnn.atomic import naming, replacing
 
 if TYPE_CHECKING:
     from tarfile import TarInfo
+
+DEFLATED = 1032  # bytes that one byte of a gzip or zip file can become at most
 
 Progress = Callable[[int, int], None]
 
@@ -102,14 +105,8 @@ def _bar(name: str, progress: Progress | None) -> Iterator[Progress]:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file to write that becomes ``path`` when the block ends well, and is removed when it does not."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}")
-    try:
-        with partial.open("wb") as out:
-            yield out
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, temporary.open("wb") as out:
+        yield out
 
 
 def extract(archive: Path, folder: Path) -> None:
@@ -124,6 +121,9 @@ def extract(archive: Path, folder: Path) -> None:
         with tarfile.open(archive, "r:gz") as tar:
             members = tar.getmembers()
             targets = [folder / _safe_name(archive, member) for member in members]
+            size, limit = sum(member.size for member in members), DEFLATED * archive.stat().st_size
+            if size > limit:
+                raise ValueError(f"{archive}: refusing to unpack: its {size} bytes are more than a .tar.gz can hold")
             for member, target in zip(members, targets, strict=True):
                 if member.isdir():
                     target.mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def extract(archive: Path, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source = tar.extractfile(member)
                 assert source is not None  # _safe_name lets only files and folders pass
-                with source, atomic_file(target) as out:
+                with naming(target), source, atomic_file(target) as out:
                     shutil.copyfileobj(source, out)
     except (tarfile.TarError, EOFError, zlib.error, BadGzipFile) as error:
         raise ValueError(f"{archive}: cannot unpack: {error}") from error

@@ -6,9 +6,13 @@ A reader of a format that has its own training and test part takes ``split``: "t
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import pickle
+import pickletools
 import re
+import warnings
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,9 +23,12 @@ from numpy.typing import NDArray
 
 from gpucnn.data.dataset import Dataset
 from gpucnn.data.dataset import split as split_dataset
+from gpucnn.data.download import DEFLATED
 
 Array = NDArray[Any]
 Part = tuple[Array, Array]  # images [N, H, W, C], labels [N]
+
+MOST_CLASSES = 1 << 16  # a larger label is a damaged file's, not the number of a class
 
 # ---- IDX (MNIST, Fashion-MNIST, EMNIST, …) --------------------------------------------------------------------------
 
@@ -49,6 +56,10 @@ def read_idx(path: Path) -> Array:
             dtype, shape, _ = _idx_header(path, stream)
             # read piece by piece, so that a header that promises terabytes costs nothing
             size, body = math.prod(shape) * dtype.itemsize, bytearray()
+            if size > DEFLATED * path.stat().st_size:
+                raise ValueError(
+                    f"{path}: its header says {size} bytes, more than {path.stat().st_size} zipped bytes can become"
+                )
             while len(body) <= size and (chunk := stream.read(1 << 20)):
                 body += chunk
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -68,7 +79,10 @@ def _idx_header(path: Path, stream: IO[bytes] | gzip.GzipFile) -> tuple[np.dtype
     if len(dims) < 4 * magic[3]:
         raise ValueError(f"{path}: ends inside the header: {4 + len(dims)} of {4 + 4 * magic[3]} bytes")
     shape = tuple(int(n) for n in np.frombuffer(dims, ">u4"))
-    return np.dtype(_IDX_DTYPES[magic[2]]), shape, 4 + len(dims)
+    dtype = np.dtype(_IDX_DTYPES[magic[2]])
+    if len(shape) > 64 or (0 in shape and math.prod(n or 1 for n in shape) * dtype.itemsize >= 1 << 63):
+        raise ValueError(f"{path}: its header says a shape that no array can have, {'×'.join(map(str, shape))}")
+    return dtype, shape, 4 + len(dims)
 
 
 def _check_length(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], found: int) -> None:
@@ -102,7 +116,7 @@ def idx_files(folder: Path, prefix: str | None = None) -> dict[tuple[str, str], 
 def read_idx_files(
     files: dict[tuple[str, str], Path], name: str, classes: tuple[str, ...] | None, split: str | None
 ) -> Dataset:
-    """The data set in ``files`` (see :func:`idx_files`). EMNIST's images are stored on their side: they are set up."""
+    """The data set in ``files`` (see `idx_files`). EMNIST's images are stored on their side: they are set up."""
 
     def read(part: str) -> Part:
         for kind in ("images", "labels"):
@@ -121,7 +135,7 @@ def read_idx_files(
     parts = _parts(read, sorted({part for part, _ in files}, reverse=True), split)
     if classes is None:
         labels = [read_idx(path) for (_, kind), path in files.items() if kind == "labels"]
-        classes = _emnist_classes(files) or _numbered(labels)
+        classes = _emnist_classes(files) or _numbered(labels, name)
     return _joined(parts, classes, name)
 
 
@@ -131,8 +145,13 @@ def _emnist_classes(files: dict[tuple[str, str], Path]) -> tuple[str, ...] | Non
     mapping = path.with_name(path.name.partition("-t")[0] + "-mapping.txt")
     if not (path.name.startswith("emnist-") and mapping.is_file()):
         return None
-    rows = [line.split() for line in mapping.read_text().splitlines() if line.strip()]
-    names = {int(row[0]): chr(int(row[1])) for row in rows}
+    try:
+        rows = [line.split() for line in mapping.read_text().splitlines() if line.strip()]
+        names = {int(row[0]): chr(int(row[1])) for row in rows}
+    except (ValueError, IndexError, OverflowError) as error:
+        raise ValueError(f"{mapping}: each line must be a label and the number of a character: {error}") from error
+    if not names or not 0 <= min(names) <= max(names) < MOST_CLASSES:
+        raise ValueError(f"{mapping}: its labels must be from 0 to {MOST_CLASSES - 1}, and there must be some")
     return tuple(names.get(label, "?") for label in range(max(names) + 1))
 
 
@@ -156,7 +175,7 @@ def cifar_version(folder: Path) -> str | None:
 
 
 def read_cifar(folder: Path, version: str, name: str, split: str | None) -> Dataset:
-    """CIFAR-10 or CIFAR-100 (its 100 fine labels) from ``folder``, in the version :func:`cifar_version` found."""
+    """CIFAR-10 or CIFAR-100 (its 100 fine labels) from ``folder``, in the version that `cifar_version` found."""
     train, test, names, label = _CIFAR[version]
 
     def read(part: str) -> Part:
@@ -166,12 +185,16 @@ def read_cifar(folder: Path, version: str, name: str, split: str | None) -> Data
         return planes.transpose(0, 2, 3, 1).copy(), np.concatenate([labels for _, labels in rows])
 
     if isinstance(label, int):
-        classes = tuple(line.strip() for line in (folder / names).read_text().splitlines() if line.strip())
+        try:
+            text = (folder / names).read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{folder / names}: no text in UTF-8: {error}") from error
+        classes = tuple(line.strip() for line in text.splitlines() if line.strip())
     else:
         meta = _entry(_unpickle(folder / names), folder / names, "label_names", "fine_label_names")
-        if not isinstance(meta, list):
-            raise ValueError(f"{folder / names}: the names of the classes must be a list, got {meta!r}")
-        classes = tuple(map(str, meta))
+        if not isinstance(meta, list) or not all(isinstance(name, str) for name in meta):
+            raise ValueError(f"{folder / names}: the names of the classes must be a list of texts")
+        classes = tuple(meta)
     return _joined(_parts(read, ["train", "test"], split), classes, name)
 
 
@@ -187,6 +210,8 @@ def _cifar_python(path: Path, label_key: str) -> Part:
     batch = _unpickle(path)
     images, labels = _entry(batch, path, "data"), _entry(batch, path, label_key)
     try:
+        if not isinstance(labels, list) or not all(type(label) is int for label in labels):
+            raise TypeError("its labels are something else")  # which may be too large to be shown
         return images.to_numpy().reshape(-1, 3072), np.array(labels, np.int64)
     except Exception as error:  # whatever else the pickle put there
         raise ValueError(f"{path}: 'data' must be bytes [N, 3072], {label_key!r} a list of numbers: {error}") from error
@@ -207,9 +232,10 @@ class _PickledArray:
 
     def to_numpy(self) -> NDArray[np.uint8]:
         if not isinstance(self.dtype, _PickledBytes):
-            raise TypeError(f"its dtype is {self.dtype!r}")
-        # Python 2 wrote bytes as str
-        raw = self.raw.encode("latin1") if isinstance(self.raw, str) else bytes(self.raw)
+            raise TypeError("its elements are no bytes")
+        if not isinstance(self.raw, str | bytes | bytearray):
+            raise TypeError("its content is no bytes")
+        raw = self.raw.encode("latin1") if isinstance(self.raw, str) else self.raw  # Python 2 wrote bytes as str
         return np.frombuffer(raw, np.uint8).reshape(self.shape, order="F" if self.fortran_order else "C")
 
 
@@ -218,7 +244,8 @@ class _PickledBytes:
 
     def __init__(self, code: str, align: Any, copy: Any) -> None:
         if code != "u1":
-            raise pickle.UnpicklingError(f"it has an array of {code!r}")
+            shown = repr(code[:20]) if isinstance(code, str) else type(code).__name__
+            raise pickle.UnpicklingError(f"it has an array of {shown}")
 
     def __setstate__(self, state: Any) -> None:
         """Byte order, fields and such say nothing about bytes."""
@@ -245,10 +272,23 @@ class _CifarUnpickler(pickle.Unpickler):
         return _UNPICKLED[module, name]
 
 
+def _check_memo(content: bytes) -> None:
+    """Raises ValueError for a pickle that is cut short, or whose memo would take more memory than the file has bytes.
+
+    One instruction of five bytes would make the unpickler fill a table of 64 GB.
+    """
+    for instruction, argument, _ in pickletools.genops(content):
+        if instruction.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
+            raise ValueError(f"it puts something into place {argument} of a memo, and has {len(content)} bytes")
+
+
 def _unpickle(path: Path) -> Any:
     try:
-        with path.open("rb") as stream:
-            return _CifarUnpickler(stream, encoding="latin1").load()
+        content = path.read_bytes()
+        _check_memo(content)
+        return _CifarUnpickler(io.BytesIO(content), encoding="latin1").load()
+    except FileNotFoundError:
+        raise
     except Exception as error:  # a damaged pickle raises anything
         raise ValueError(
             f"{path}: refused: {error} (only the plain arrays of CIFAR's Python version are unpickled; "
@@ -258,6 +298,9 @@ def _unpickle(path: Path) -> Any:
 
 # ---- pictures -------------------------------------------------------------------------------------------------------
 
+MOST_PIXELS = 1 << 26  # larger pictures are taken for bombs: a few kB that become GBs
+# Pillow would open others too, one of them (EPS) by running another program.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 PICTURES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 
@@ -275,7 +318,9 @@ def read_image(path: str | Path, *, mode: str = "RGB", size: tuple[int, int] | N
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f"size must be (height, width), got {size!r}")
     try:
-        with Image.open(path) as opened:
+        with warnings.catch_warnings(), Image.open(path, formats=_FORMATS) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise ValueError(f"it has {opened.width}×{opened.height} pixels, more than {MOST_PIXELS:,}")
             kind = opened.mode
             if opened.has_transparency_data:  # as it looks on paper: without this, transparent would mean black
                 paper = Image.new("RGBA", opened.size, "white")
@@ -305,7 +350,7 @@ def read_image_folder(
     """Pictures in one sub-folder per class, like torchvision's ImageFolder: classes and files sorted by name.
 
     Above the classes there may be a folder ``train`` and a folder ``test`` (or ``val``). ``mode`` and ``size`` are
-    those of :func:`read_image`; without ``size`` all pictures must be of one size. Raises ValueError naming the file
+    those of `read_image`; without ``size`` all pictures must be of one size. Raises ValueError naming the file
     that differs or is damaged, FileNotFoundError for a class without pictures.
     """
     folder = Path(folder)
@@ -379,7 +424,7 @@ def read_numpy(path: str | Path, split: str | None = None) -> Dataset:
         return images[..., None] if images.ndim == 3 else images, labels
 
     labels = [arrays[keys[1]] for keys in sets.values()]
-    classes = tuple(map(str, arrays["classes"])) if "classes" in arrays else _numbered(labels)
+    classes = tuple(map(str, arrays["classes"])) if "classes" in arrays else _numbered(labels, str(path))
     if "whole" in sets:
         return part_of(_joined([read("whole")], classes, path.stem), split)
     return _joined(_parts(read, sets, split), classes, path.stem)
@@ -387,7 +432,25 @@ def read_numpy(path: str | Path, split: str | None = None) -> Dataset:
 
 def _npz_arrays(path: Path) -> dict[str, Array]:
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        size, limit = sum(member.file_size for member in file.zip.infolist()), DEFLATED * path.stat().st_size
+        if size > limit:
+            raise ValueError(f"its arrays are said to be {size} bytes, more than it can hold")
+        for member in file.zip.infolist():
+            _check_member(file.zip, member)
         return dict(file)
+
+
+def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Raises ValueError if an array's header promises more than its file in the archive holds: NumPy believes it."""
+    with archive.open(member) as stream:
+        if stream.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+            raise ValueError(f"{member.filename} is no array")
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+    if math.prod(shape) * dtype.itemsize > member.file_size:
+        raise ValueError(f"{member.filename} is said to be {shape} of {dtype}, in {member.file_size} bytes")
 
 
 def _npy_arrays(path: Path) -> dict[str, Array]:
@@ -396,7 +459,7 @@ def _npy_arrays(path: Path) -> dict[str, Array]:
         raise FileNotFoundError(f"{path}: no labels beside it; images.npy goes with labels.npy")
     return {
         "images": np.asarray(np.load(path, mmap_mode="r", allow_pickle=False)),
-        "labels": np.load(labels, allow_pickle=False),
+        "labels": np.array(np.load(labels, mmap_mode="r", allow_pickle=False)),  # so its size is checked first
     }
 
 
@@ -417,13 +480,23 @@ def _parts(read: Callable[[str], Part], present: Iterable[str], split: str | Non
 
 def _joined(parts: list[Part], classes: tuple[str, ...], name: str) -> Dataset:
     if len(parts) == 1:
-        return Dataset(*parts[0], classes, name)
+        return _dataset(*parts[0], classes, name)
     shapes = [images.shape[1:] for images, _ in parts]
     if shapes[0] != shapes[1]:
         raise ValueError(f"{name}: training images are {shapes[0]} and test images {shapes[1]}: load one split")
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return Dataset(images, labels, classes, name)
+    return _dataset(images, labels, classes, name)
 
 
-def _numbered(labels: list[Array]) -> tuple[str, ...]:
-    return tuple(str(i) for i in range(max((int(part.max()) for part in labels if part.size), default=-1) + 1))
+def _dataset(images: Array, labels: Array, classes: tuple[str, ...], name: str) -> Dataset:
+    try:
+        return Dataset(images, labels, classes, name)
+    except TypeError as error:  # to the caller it is the file that is wrong, not an argument
+        raise ValueError(str(error)) from error
+
+
+def _numbered(labels: list[Array], name: str) -> tuple[str, ...]:
+    largest = max((int(part.max()) for part in labels if part.size), default=-1)
+    if largest >= MOST_CLASSES:
+        raise ValueError(f"{name}: labels must be the numbers of classes, up to {MOST_CLASSES - 1}, got {largest}")
+    return tuple(str(i) for i in range(largest + 1))

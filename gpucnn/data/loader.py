@@ -21,7 +21,7 @@ class Loader:
     """Iterates over batches ``(images float32 [N, C, H, W], labels int64 [N])``, like torch's DataLoader.
 
     The images are indexed [N, C, H, W] and stored channels-last. A last short batch is kept unless ``drop_last``.
-    ``augment(images [N, H, W, C], generator)`` changes the images on their way (see :mod:`gpucnn.data.augment`), and
+    ``augment(images [N, H, W, C], generator)`` changes the images on their way (see `Compose`), and
     ``normalise=(mean, std)``, numbers or one a channel, comes after it. A background thread prepares up to ``prefetch``
     batches ahead; 0 prepares them in the caller, with the same bits.
 

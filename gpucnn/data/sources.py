@@ -184,7 +184,7 @@ _SOURCES: dict[str, _Made | _Downloaded] = {
 
 
 def available(root: str | Path | None = None) -> tuple[Source, ...]:
-    """The data sets that :func:`load` knows by name, with where they come from and how to get those not here."""
+    """The data sets that `load` knows by name, with where they come from and how to get those not here."""
     return tuple(_describe(name, source, root) for name, source in _SOURCES.items())
 
 
@@ -207,7 +207,7 @@ def load(
     mode: str = "RGB",
     size: tuple[int, int] | None = None,
 ) -> Dataset:
-    """A data set by name (see :func:`available`) or from a path.
+    """A data set by name (see `available`) or from a path.
 
     A path is a folder of IDX files (MNIST, Fashion-MNIST, EMNIST; for one set of several, the folder and the beginning
     of its files' names, as in ``emnist/emnist-letters``), of CIFAR's binary or Python version, or of pictures, one

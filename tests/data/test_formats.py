@@ -82,7 +82,10 @@ class TestIdx:
         path.write_bytes(gzip.compress(data) if zipped else data)
         tracemalloc.start()
         try:
-            with pytest.raises(ValueError, match=r"cut short: .* = 79228162458924105385300197375 bytes, but 3 follow"):
+            told = (
+                r"says 79228162458924105385300197375 bytes, more than \d+ zipped" if zipped else r"bytes, but 3 follow"
+            )
+            with pytest.raises(ValueError, match=told):
                 read_idx(path)
             assert tracemalloc.get_traced_memory()[1] < 10e6
         finally:
@@ -328,7 +331,7 @@ class TestPickle:
     def test_class_names_must_be_a_list(self, tmp_path):
         write_cifar(tmp_path, "python 10")
         (tmp_path / "batches.meta").write_bytes(python3_pickle({"label_names": 10}))
-        with pytest.raises(ValueError, match=r"batches.meta: the names of the classes must be a list, got 10"):
+        with pytest.raises(ValueError, match=r"batches.meta: the names of the classes must be a list of texts"):
             load(tmp_path)
 
     @pytest.mark.parametrize("cut", [0, 10, 3000])

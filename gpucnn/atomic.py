@@ -1,0 +1,79 @@
+"""Files that are written whole or not at all, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import get_ident
+
+# A process writes at least every 30 s (the time limit of a download), so what has not changed for so long is of a dead
+# one. Process numbers would not tell: the folder may be shared with other machines.
+ABANDONED = 3600.0
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to: it becomes `path` when the block ends well, and is removed when it does not.
+
+    Removes what processes that were killed have left of earlier attempts.
+    """
+    _sweep(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Lets an OSError of the block say that it is `path` which can't be written: that of a full disk names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, f"can't write {path}: {error.strerror}") from error  # of the same subclass
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a file beside `path`, then put it in the place of `path`: whole or not at all.
+
+    Raises FileNotFoundError if there is no such folder, IsADirectoryError if `path` is one, and what OSError says why
+    it can't be written, such as a full disk: `path` is as it was then.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"can't write {path}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"can't write {path}: it is a folder; name a file in it")
+    with naming(path), replacing(path) as temporary:
+        write(temporary)
+
+
+def _sweep(path: Path) -> None:
+    name = re.compile(rf"\.{re.escape(path.name)}\.\d+\.\d+\.tmp")
+    for other in path.parent.iterdir():
+        try:
+            if name.fullmatch(other.name) and time.time() - other.stat().st_mtime > ABANDONED:
+                other.unlink()
+        except FileNotFoundError:
+            pass  # another process was quicker
+
+
+def _sync(folder: Path) -> None:
+    """Lets the new name outlive a loss of power too, where a folder can be synchronised."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

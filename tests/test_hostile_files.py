@@ -1,0 +1,289 @@
+"""Files that lie: each is refused with an error that names it, in bounded time and memory; nothing is half loaded."""
+
+import gzip
+import io
+import json
+import struct
+import subprocess
+import sys
+import tarfile
+import tracemalloc
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+import gpucnn
+from gpucnn import data, nn, optim
+from gpucnn.checkpoint import describe, load_checkpoint, load_model, save_checkpoint, save_model
+from gpucnn.data import formats
+from gpucnn.data.download import extract
+from gpucnn.random import Generator
+
+SCRIPT = Path(__file__).parent.parent / "bench" / "fuzz.py"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the script forks, which Windows can't")
+def test_every_parser_refuses_changed_files_with_an_error_that_names_them():
+    """The short version of `make fuzz`; a process of its own, because one with threads should not fork."""
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    found = subprocess.run(
+        [sys.executable, str(SCRIPT), "--runs", "100"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert ", 0 findings," in found.stdout.splitlines()[-1]
+    assert all(" 0 refused" not in line for line in found.stdout.splitlines()[:-1])
+
+
+@pytest.fixture
+def little_memory():
+    """What the test takes must stay under 64 MB."""
+    tracemalloc.start()
+    yield
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 64e6
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        {"class": "Linear", "args": [100_000, 100_000], "kwargs": {}, "children": {}},
+        {"class": "Conv2d", "args": [10**6, 10**6, 3], "kwargs": {}, "children": {}},
+        {"class": "BatchNorm2d", "args": [10**12], "kwargs": {}, "children": {}},
+        {"class": "LeNet5", "args": [], "kwargs": {"image_size": [10**6, 10**6]}, "children": {}},
+    ],
+    ids=lambda architecture: architecture["class"],
+)
+def test_a_description_of_a_model_larger_than_its_file_takes_no_memory(tmp_path, architecture, little_memory):
+    metadata = {"gpucnn.model": json.dumps({"architecture": architecture})}
+    (tmp_path / "m").write_bytes(save({"weight": np.zeros((2, 3), np.float32)}, metadata))
+    with pytest.raises(ValueError, match=r"/m: it would take more numbers than allowed, the last ones for the shape"):
+        load_model(tmp_path / "m")
+
+
+def test_a_model_of_which_a_large_layer_was_replaced_still_loads(tmp_path):
+    model = nn.models.ResNet("basic", (1,), (64,), num_classes=10_000)
+    model.fc = nn.Linear(64, 2)
+    save_model(model, tmp_path / "m")
+    assert load_model(tmp_path / "m")[0].fc.weight.shape == (2, 64)
+
+
+def test_what_a_model_may_take_is_limited_while_it_is_loaded_alone(tmp_path):
+    save_model(nn.Linear(2, 3), tmp_path / "m")
+    load_model(tmp_path / "m")
+    assert gpucnn.zeros(1 << 12, 1 << 12).shape == (4096, 4096)
+
+
+def test_a_description_nested_too_deeply_is_refused(tmp_path):
+    description = {"class": "Sequential", "args": [], "kwargs": {}, "children": {}}
+    for _ in range(300):
+        description = {"class": "Sequential", "args": [], "kwargs": {}, "children": {"0": description}}
+    metadata = {"gpucnn.model": json.dumps({"architecture": description})}
+    (tmp_path / "m").write_bytes(save({"weight": np.zeros((2, 3), np.float32)}, metadata))
+    with pytest.raises(ValueError, match="/m"):
+        load_model(tmp_path / "m")
+
+
+def training():
+    model = nn.Linear(2, 3)
+    optimizer = optim.Adam(model.parameters(), 0.01)
+    return {
+        "model": model, "optimizer": optimizer, "scheduler": optim.StepLR(optimizer, 5), "generator": Generator(1),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("optimizer", "lr"), "0.01"),
+        (("optimizer", "steps"), [1]),
+        (("optimizer", "steps"), None),
+        (("optimizer",), 7),
+        (("scheduler",), None),
+        (("scheduler", "base_lr"), [0.1]),
+        (("scheduler", "last_epoch"), "5"),
+        (("generator", "counter"), [1, 2]),
+        (("generator", "key"), "key"),
+        (("generator", "seed"), -1),
+        (("generator",), {}),
+        (("state",), []),
+    ],
+)
+def test_a_checkpoint_with_one_bad_number_changes_nothing(tmp_path, path, value):
+    parts = training()
+    save_checkpoint(tmp_path / "c", **parts)
+    raw = (tmp_path / "c").read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + length])
+    content = json.loads(header["__metadata__"]["gpucnn.checkpoint"])
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    header["__metadata__"]["gpucnn.checkpoint"] = json.dumps(content)
+    text = json.dumps(header).encode()
+    (tmp_path / "c").write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
+
+    other = training()
+    other["generator"] = Generator(9)
+    other["optimizer"].lr = 0.5
+    before = [str(part.state_dict()) for name, part in other.items() if name != "generator"]
+    with pytest.raises(ValueError, match=r"/c: its (state|description) can't be read"):
+        load_checkpoint(tmp_path / "c", **other)
+    assert [str(part.state_dict()) for name, part in other.items() if name != "generator"] == before
+    assert other["generator"].state() == Generator(9).state()
+
+
+# -- data sets ---------------------------------------------------------------------------------------------------------
+
+
+def pickled_array(raw: bytes) -> bytes:
+    """A dict as CIFAR has it whose array of bytes has `raw`, an expression of pickle, for its content."""
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01K\x01M\x00\x0c\x86"
+        b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89" + raw + b"tb"
+    )
+    return b"\x80\x02}(U\x04data" + array + b"U\x06labels](K\x01eu."
+
+
+def laughs() -> bytes:
+    """Lists of two references to the list before, 60 deep: to write them down would take 2 ** 60 letters."""
+    return b"](U\x01ae" + b"".join(b"q%c0](h%ch%ce" % (i, i, i) for i in range(60))
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"\x80\x02}r\xff\xff\xff\xff.", "place 4294967295 of a memo"),  # a table of 64 GB
+        (pickled_array(b"\x8a\x06\x00\x00\x00\x00\x00\x01"), "its content is no bytes"),  # bytes(2 ** 40)
+        (b"\x80\x02}(U\x04datacnumpy\ndtype\n(U\x02u1K\x00K\x01tRU\x06labels" + laughs() + b"u.", "labels"),
+        (b"\x80\x02}U\x04dataX\xff\xff\xff\x7fab.", "refused"),  # a text of 2 GB, in two bytes
+        (b"\x80\x04}\x96\xff\xff\xff\xff\xff\x00\x00\x00.", "refused"),  # a bytearray of 1 TB
+        (b"cposix\nsystem\n(U\x04truetR.", r"it asks for posix\.system"),
+    ],
+)
+def test_a_pickle_that_is_a_bomb_is_refused(tmp_path, content, match, little_memory):
+    (tmp_path / "batch").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"/batch: .*{match}"):
+        formats._cifar_python(tmp_path / "batch", "labels")
+
+
+def test_names_of_classes_that_grow_without_end_are_refused(tmp_path):
+    for number in range(1, 6):
+        (tmp_path / f"data_batch_{number}").write_bytes(b"")
+    (tmp_path / "test_batch").write_bytes(b"")
+    (tmp_path / "batches.meta").write_bytes(b"\x80\x02}U\x0blabel_names" + laughs() + b"s.")
+    with pytest.raises(ValueError, match=r"batches\.meta: the names of the classes must be a list of texts"):
+        data.load(tmp_path)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("shape", [(0, 2**32 - 1, 2**32 - 1), (1,) * 65])
+def test_a_shape_that_no_array_can_have_is_refused_with_the_name_of_the_file(tmp_path, shape, zipped):
+    content = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + bytes(0 not in shape)
+    (tmp_path / "i").write_bytes(gzip.compress(content) if zipped else content)
+    with pytest.raises(ValueError, match=r"/i: its header says a shape that no array can have, (0×4294967295|1×1×1)"):
+        formats.read_idx(tmp_path / "i")
+
+
+def test_labels_that_are_no_whole_numbers_are_a_damaged_file(tmp_path):
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + struct.pack(">3I", 1, 2, 3) + bytes(6))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x0d\x01" + struct.pack(">If", 1, 0.5))
+    with pytest.raises(ValueError, match="labels must be integers"):
+        data.load(tmp_path)
+
+
+def test_a_label_that_would_make_billions_of_classes_is_refused(tmp_path, little_memory):
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + struct.pack(">3I", 1, 2, 3) + bytes(6))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x0c\x01" + struct.pack(">2I", 1, 2**31 - 1))
+    with pytest.raises(ValueError, match=r"labels must be the numbers of classes, up to 65535, got 2147483647"):
+        data.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["1000000000 65", "-1 65", "1", "1 99999999999", "a b", ""])
+def test_a_mapping_of_letters_that_makes_no_sense_is_refused(tmp_path, text, little_memory):
+    for part in ("train", "test"):
+        images = b"\0\0\x08\x03" + struct.pack(">3I", 1, 2, 3) + bytes(6)
+        (tmp_path / f"emnist-x-{part}-images-idx3-ubyte").write_bytes(images)
+        (tmp_path / f"emnist-x-{part}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + struct.pack(">I", 1) + b"\0")
+    (tmp_path / "emnist-x-mapping.txt").write_text(text)
+    with pytest.raises(ValueError, match=r"emnist-x-mapping\.txt: (each line must|its labels must)"):
+        data.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["images", "labels"])
+def test_an_array_that_says_more_than_its_archive_holds_takes_no_memory(tmp_path, name, little_memory):
+    def array(shape: tuple[int, ...]) -> bytes:
+        out = io.BytesIO()
+        np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        return out.getvalue() + bytes(12)
+
+    with zipfile.ZipFile(tmp_path / "d.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for each, shape in {"images": (2, 2, 3), "labels": (2,)}.items():
+            archive.writestr(f"{each}.npy", array((2**27, *shape[1:]) if each == name else shape))
+    with pytest.raises(ValueError, match=rf"d\.npz: .*{name}\.npy is said to be \(134217728,.* of uint8, in "):
+        data.load(tmp_path / "d.npz")
+
+
+def test_a_member_of_an_archive_that_is_no_array_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        archive.writestr("images.npy", b"pixels")
+        archive.writestr("labels.npy", b"names")
+    with pytest.raises(ValueError, match=r"d\.npz: .*images\.npy is no array"):
+        data.load(tmp_path / "d.npz")
+
+
+def test_an_archive_of_holes_is_not_unpacked(tmp_path):
+    """A sparse file: 512 bytes of the archive that stand for a terabyte of zeros."""
+    info = tarfile.TarInfo("holes")
+    info.pax_headers = {
+        "GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.name": "holes", "GNU.sparse.size": str(2**40),
+        "GNU.sparse.numblocks": "1", "GNU.sparse.map": "0,0",
+    }  # fmt: skip
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info)
+    with pytest.raises(ValueError, match=r"a\.tar\.gz: refusing to unpack"):
+        extract(tmp_path / "a.tar.gz", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def png(height: int, width: int) -> bytes:
+    """A black picture of one bit a pixel, of which every kB becomes a MB."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">2I5B", width, height, 1, 0, 0, 0, 0))
+    rows = zlib.compressobj(9)
+    body = b"".join(rows.compress(bytes(1 + (width + 7) // 8)) for _ in range(height)) + rows.flush()
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused_without_a_warning(tmp_path):
+    for height, width in ((9_000, 8_000), (12_000, 9_000), (20_000, 20_000)):  # Pillow warns of some, refuses others
+        (tmp_path / "p.png").write_bytes(png(height, width))
+        with pytest.raises(ValueError, match=r"p\.png: not a readable picture: .*pixels"):
+            formats.read_image(tmp_path / "p.png", mode="L")
+    (tmp_path / "p.png").write_bytes(png(7, 5))
+    assert formats.read_image(tmp_path / "p.png", mode="L").shape == (7, 5, 1)
+
+
+def test_a_picture_that_is_a_program_is_not_run(tmp_path):
+    """PostScript, which Pillow gives to another program, is refused under whatever name it comes."""
+    (tmp_path / "p.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 7\n%%EndComments\nshowpage\n")
+    with pytest.raises(ValueError, match=r"p\.png: not a readable picture: cannot identify"):
+        formats.read_image(tmp_path / "p.png")
+
+
+def test_a_model_of_a_type_that_no_weights_have_is_refused(tmp_path):
+    metadata = {"gpucnn.model": json.dumps({"architecture": describe(nn.Linear(3, 2)), "dtype": "a"})}
+    (tmp_path / "m").write_bytes(save({"weight": np.zeros((2, 3), np.float32)}, metadata))
+    with pytest.raises(ValueError, match="/m: its weights are said to be of type 'a', which no weights can have"):
+        load_model(tmp_path / "m")
