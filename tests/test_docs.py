@@ -1,4 +1,4 @@
-"""README.md and docs/*.md do what they say: their code runs and prints what the page shows, and what they name exists.
+"""README.md and the pages of docs/ do what they say: their code prints what the page shows, and what they name exists.
 
 A ```python block with `>>>` prompts is a doctest: the text is the expected output. One without prompts is run. The
 blocks of a page share one namespace, in order. `<!-- not run: reason -->` on the line before a block skips it (it must
@@ -26,8 +26,12 @@ from gpucnn import functional as F
 from gpucnn import nn, optim
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOT_RUN = re.compile(r"<!-- not run: (.+) -->")
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def torch():
     return pytest.importorskip("torch", reason="what PyTorch does is asked of PyTorch")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 @pytest.mark.usefixtures("fresh_session")
 def test_code_prints_what_the_page_shows(page):
     run_python(page)
@@ -152,7 +156,7 @@ def broken_links(page: Path) -> list[str]:
     return problems
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_images_and_anchors_exist(page):
     assert broken_links(page) == []
 
@@ -212,7 +216,7 @@ def unknown_commands(page: Path) -> list[str]:
     return problems
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_command_that_is_named_exists(page):
     assert unknown_commands(page) == []
 
@@ -327,6 +331,12 @@ def test_pytorch_does_what_the_page_says_of_it(torch):
     assert not layer(ones(1, 2)).any()
     layer.weight.grad = torch.full((3, 2), nan)  # row 37
     assert torch.nn.utils.clip_grad_norm_(layer.parameters(), 1.0).isnan()
+    with pytest.raises(RuntimeError, match="requires grad"):  # row 7
+        np.asarray(ones(1, requires_grad=True))
+    with pytest.raises(ValueError, match="negative"):  # row 42
+        torch.from_numpy(np.ones(3)[::-1])
+    with pytest.warns(UserWarning, match="not writable"):
+        torch.from_numpy(np.broadcast_to(np.ones(1), 3))
 
 
 # -- these checks themselves -----------------------------------------------------------------------
