@@ -9,7 +9,7 @@ PYTHON_HERE := .venv/bin/python
 EPOCHS := 60
 OUT := runs/demo
 
-.PHONY: help demo test gate bench mutants clean
+.PHONY: help demo test docs gate bench mutants faults fuzz clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -17,7 +17,7 @@ help: ## this list
 demo: .venv/.ready-demo ## train LeNet-5 on real handwritten digits and show what came out
 	@if [ -e '$(OUT)/run.json' ]; then resume=--resume; fi; \
 	$(PYTHON_HERE) -m gpucnn train mnist-5k --epochs $(EPOCHS) --out '$(OUT)' $$resume
-	@printf "\nTo have the command gpucnn in this shell: . .venv/bin/activate\n"
+	@printf "\nTo have the command gpucnn in this shell: . .venv/bin/activate\nThen gpucnn demo opens a page to draw digits on and to look inside the network.\n"
 
 test: .venv/.ready-test ## lint, types and tests, as CI runs them
 	$(PYTHON_HERE) -m ruff check .
@@ -28,6 +28,10 @@ test: .venv/.ready-test ## lint, types and tests, as CI runs them
 	$(PYTHON_HERE) -m pytest -n 2 --backend emulator tests/functional/test_every_op.py tests/test_end_to_end.py \
 		-k 'not finite_differences'
 
+docs: .venv/.ready-docs ## build the site of docs/ into site/, a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(PYTHON_HERE) -m mkdocs build --strict
+	@printf "\nOpen site/index.html. To search too, serve it: $(PYTHON_HERE) -m http.server --directory site\n"
+
 gate: .venv/.ready-test ## compile the kernels that changed for every architecture; rewrite their tables in docs
 	$(PYTHON_HERE) bench/compile_gate.py
 
@@ -37,19 +41,30 @@ bench: .venv/.ready-bench ## time every op and network here (10 minutes); BENCH=
 mutants: .venv/.ready-test ## change the kernels in hundreds of small ways: how many do the tests notice? (an hour)
 	nice -n 19 $(PYTHON_HERE) bench/mutants.py
 
+faults: .venv/.ready-test ## kill a training 200 times, fill its disk, lock its folder: is anything lost? (2 minutes)
+	nice -n 19 $(PYTHON_HERE) bench/faults.py
+
+fuzz: .venv/.ready-test ## give every parser thousands of damaged and lying files (5 minutes)
+	nice -n 19 $(PYTHON_HERE) bench/fuzz.py
+
 clean: ## remove .venv, caches and build outputs; runs/ stays
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is older than what it was made from when the requirements have changed.
 .venv/.ready-demo: .venv/pyvenv.cfg pyproject.toml
 	@echo "installing gpucnn with what the demo needs into .venv (half a minute)"
-	@$(PYTHON_HERE) -m pip install --quiet --disable-pip-version-check -e ".[data,viz]"
+	@$(PYTHON_HERE) -m pip install --quiet --disable-pip-version-check -e ".[data,viz,demo]"
 	@touch $@
 
 .venv/.ready-test: .venv/pyvenv.cfg pyproject.toml
 	@echo "installing gpucnn with what the tests need into .venv (a minute)"
 	@$(PYTHON_HERE) -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	@touch $@
+
+.venv/.ready-docs: .venv/pyvenv.cfg pyproject.toml
+	@echo "installing gpucnn with what its site needs into .venv (half a minute)"
+	@$(PYTHON_HERE) -m pip install --quiet --disable-pip-version-check -e ".[docs]"
 	@touch $@
 
 .venv/.ready-bench: .venv/pyvenv.cfg pyproject.toml

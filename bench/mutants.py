@@ -37,8 +37,8 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn.atomic import write_atomically
 from gpucnn.backends.kernel_backend import KernelBackend
-from gpucnn.checkpoint import write_atomically
 from gpucnn.devices import Device
 from gpucnn.devices.base import Constants, Dim, KernelError, kernel_folder
 from gpucnn.devices.emulator import EmulatorDevice
@@ -56,6 +56,7 @@ Pipe = Connection  # through which a verdict comes
 
 # -- making mutants ----------------------------------------------------------------------------------------------------
 
+FOR_THE_GPU = re.compile(r"^#ifdef EMULATOR\n.*?^#else\n(.*?)^#endif", re.MULTILINE | re.DOTALL)
 TOKEN = re.compile(
     r"""(?P<blank>\s+|//[^\n]*|/\*.*?\*/)
     | (?P<directive>\#(?:\\\n|[^\n])*)
@@ -147,11 +148,14 @@ def functions(text: str) -> Iterator[tuple[str, list[Token], list[Token]]]:
 
 
 def mutants(file: str, text: str) -> list[Mutant]:
-    """Every mutant of a kernel file, in the order of the text."""
+    """Every mutant of a kernel file, in the order of the text; of what the emulator does not compile there is none."""
+    unseen = [branch.span(1) for branch in FOR_THE_GPU.finditer(text)]
     found = {}
     for function, declaration, body in functions(text):
         names = {token.text for token in (*declaration, *body)}
         for start, before, after in (*_changed_tokens(body, names), *_dropped_statements(text, body)):
+            if any(begin <= start < end for begin, end in unseen):
+                continue
             line = text.count("\n", 0, start) + 1
             first = text.rindex("\n", 0, start) + 1 if "\n" in text[:start] else 0
             rest = text[start + len(before) :].partition("\n")[0]
@@ -367,9 +371,11 @@ def verdict_of_the_tests(checkout: Path, keywords: str) -> tuple[str, str]:
 
 
 def keywords_of(file: str, kernels: set[tuple[str, str]], table: Iterable[Known]) -> list[str]:
-    """For pytest's -k, one run after the other: the tests that name an op or a kernel in which it takes part, or
-    math.cuh; then all tests, unless it is in a header, for which many kernels would be compiled anew."""
-    words = {"math", *(name for _, name in kernels), *(one.case.op for one in table)}
+    """For pytest's -k, one run after the other: the tests that name an op or a kernel in which it takes part, the end
+    of its file's name ("mma") or math.cuh; then all tests, unless it is in a header, for which many kernels would be
+    compiled anew."""
+    ends = {Path(cu).stem.rpartition("_")[2] for cu, _ in kernels}
+    words = {"math", *ends, *(name for _, name in kernels), *(one.case.op for one in table)}
     return [" or ".join(sorted(words)), *([] if file.endswith(".cuh") else [""])]
 
 
@@ -412,6 +418,12 @@ class Judge:
         self.free = [copy_of_the_checkout(folder / f"checkout-{i}") for i in range(jobs)]
         self.trials: dict[Pipe, Trial] = {}
         self.kills: Counter[tuple[str, str]] = Counter()
+
+    def try_unchanged(self) -> None:
+        """Raises RuntimeError if the tests fail in a copy without a mutant: then no failure would mean anything."""
+        outcome, detail = verdict_of_the_tests(self.free[0], "")
+        if outcome != "alive":
+            raise RuntimeError(f"{detail} fails in {self.free[0]} although no kernel is changed there")
 
     def verdicts(self, waiting: Iterable[Mutant]) -> Iterator[tuple[Mutant, str, str]]:
         """Each mutant with its verdict, as they come."""
@@ -620,7 +632,10 @@ def run(drawn: list[Mutant], folder: Path, jobs: int) -> None:
     with Progress() as progress, record.open("a", encoding="utf-8") as out:
         task = progress.add_task("the unchanged kernels", total=len(waiting))
         table = known(CASES, EmulatorDevice()) if waiting else []
-        for mutant, outcome, detail in Judge(folder, jobs, table).verdicts(waiting):
+        judge_of_all = Judge(folder, jobs, table)
+        if waiting:
+            judge_of_all.try_unchanged()
+        for mutant, outcome, detail in judge_of_all.verdicts(waiting):
             line = {"mutant": str(mutant), "outcome": outcome, "detail": detail, **now[mutant.file]}
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
             out.flush()

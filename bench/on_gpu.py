@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpucnn.checkpoint import write_atomically
+from gpucnn.atomic import write_atomically
 from gpucnn.devices import KernelError
 from gpucnn.devices.emulator import compiler
 

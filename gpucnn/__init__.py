@@ -3,32 +3,50 @@
 from importlib import import_module
 from typing import Any
 
-from gpucnn import functional, nn, optim
+from gpucnn import dtypes, functional, nn, optim
+from gpucnn.amp import GradScaler, autocast, is_autocast_enabled
 from gpucnn.backends import available_backends, get_backend, precision, use_backend
+from gpucnn.dtypes import float16, float32, float64
 from gpucnn.functional import cat, stack
+from gpucnn.interchange import as_tensor, from_dlpack, from_numpy
 from gpucnn.random import Generator, manual_seed, rand, randn
 from gpucnn.tensor import Tensor, full, is_grad_enabled, no_grad, ones, tensor, zeros
 
 __version__ = "0.1.0"
 
-_LAZY = ("checkpoint", "data", "onnx", "train", "viz")  # imported at first use: computing alone needs none of them
+# imported at first use: computing alone needs none of them
+_LAZY = ("attribution", "checkpoint", "data", "onnx", "sklearn", "train", "viz")
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return import_module(f"gpucnn.{name}")
+    if name == "bfloat16":  # needs ml_dtypes
+        return dtypes.bfloat16()
+    if name == "compile":
+        return import_module("gpucnn.graph").compile
     raise AttributeError(f"module 'gpucnn' has no attribute {name!r}")
 
 
 __all__ = [
     "Generator",
+    "GradScaler",
     "Tensor",
+    "as_tensor",
+    "autocast",
     "available_backends",
     "cat",
+    "compile",
     "data",
+    "float16",
+    "float32",
+    "float64",
+    "from_dlpack",
+    "from_numpy",
     "full",
     "functional",
     "get_backend",
+    "is_autocast_enabled",
     "is_grad_enabled",
     "manual_seed",
     "nn",

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpucnn.checkpoint import describe_input, save_model, write_atomically
+from gpucnn.amp import GradScaler
+from gpucnn.atomic import write_atomically
+from gpucnn.checkpoint import describe_input, save_model
 from gpucnn.data import Loader
 from gpucnn.nn import Module
 from gpucnn.optim import LRScheduler, Optimizer
@@ -29,7 +31,8 @@ class History:
     """What was measured in each epoch: `rows` of epoch (from 1), loss, accuracy, held_out_loss, held_out_accuracy, lr.
 
     loss and accuracy are those of the training batches, as they were seen; the held-out ones are there if there was a
-    held-out set. lr is the last learning rate of the epoch. history["loss"] is one column. `stop_reason` says why a
+    held-out set. lr is the last learning rate of the epoch. A training in float16 also has skipped, the steps whose
+    gradients overflowed, and loss_scale, as it was at the end. history["loss"] is one column. `stop_reason` says why a
     callback ended the training early. `seconds` is the time spent, earlier parts of a resumed run included.
     """
 
@@ -81,6 +84,8 @@ class TrainingState:
     accuracy: float = math.nan  # of the last batch
     epoch_loss: float = math.nan  # the mean over the images of this epoch so far
     epoch_accuracy: float = math.nan
+    scaler: GradScaler | None = None  # of a training in float16
+    skipped: int = 0  # steps of this epoch that the scaler skipped
 
     def stop(self, reason: str) -> None:
         """End the training after this epoch."""
@@ -90,7 +95,8 @@ class TrainingState:
     def columns(self) -> tuple[str, ...]:
         """What each row of the history holds."""
         held_out = () if self.held_out is None else ("held_out_loss", "held_out_accuracy")
-        return ("epoch", "loss", "accuracy", *held_out, "lr")
+        scaled = () if self.scaler is None else ("skipped", "loss_scale")
+        return ("epoch", "loss", "accuracy", *held_out, "lr", *scaled)
 
 
 class Callback:

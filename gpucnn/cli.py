@@ -1,4 +1,4 @@
-"""The command `gpucnn`: train, evaluate, predict, show, info, doctor, warmup, verify, bench, datasets."""
+"""The command `gpucnn`: train, evaluate, predict, show, explain, demo, info, doctor, warmup, verify, bench, …"""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
 import gpucnn
 from gpucnn import data as datasets_  # the command `datasets` has the plain name
 from gpucnn import functional as F
-from gpucnn import nn, optim, train
+from gpucnn import nn, optim, pretrained, train
+from gpucnn.atomic import write_atomically
 from gpucnn.backends import auto_choice, available_backends, get_backend, use_backend
-from gpucnn.checkpoint import describe_input, load_model, save_model, write_atomically
+from gpucnn.checkpoint import describe_input, load_model, save_model
 from gpucnn.data import Dataset, Loader, Normalize
 from gpucnn.metrics import Evaluation
 from gpucnn.nn import Module, models
@@ -39,6 +41,7 @@ Description = dict[str, Any]
 ModelName = Literal["lenet5", "lenet5-bn", "vgg-small", "resnet20", "resnet18", "resnet50", "x-or-not-x"]
 OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
 ScheduleName = Literal["onecycle", "cosine", "step", "constant"]
+PrecisionName = Literal["fp32", "tf32", "fp16", "bf16"]
 
 # What a person can do wrong, or a machine can lack, arrives as one of these; anything else is a bug of ours.
 MISTAKES = (
@@ -67,6 +70,9 @@ def _commands() -> None:
       gpucnn train                            LeNet-5 on 5,000 handwritten digits
       gpucnn predict runs/mnist-5k digit.png  prints 7: 0.97  1: 0.02  9: 0.01
       gpucnn show runs/mnist-5k digit.png     what each layer makes of it
+      gpucnn demo                             draw a digit on a local page, and look inside
+      gpucnn explain runs/mnist-5k digit.png --layer 0 --unit 2,7,13
+                                              where one number of it comes from
       gpucnn datasets                         what there is to train on
 
     \b
@@ -129,7 +135,12 @@ Backend = Annotated[
     str | None, typer.Option(help="What computes: auto, or one of those `gpucnn info` lists.", show_default="auto")
 ]
 ModelPath = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A model file, or the folder of a run.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model file (.safetensors, .onnx), the folder of a run, or one with config.json.",
+        show_default=False,
+    ),
 ]
 Invert = Annotated[
     bool,
@@ -165,6 +176,14 @@ def train_command(
         ScheduleName,
         typer.Option(help=f"How the learning rate changes; step: a tenth after every {STEP_EPOCHS} epochs."),
     ] = "onecycle",
+    precision: Annotated[
+        PrecisionName | None,
+        typer.Option(
+            help="fp16, bf16: mixed precision, with float32 weights, and for fp16 with loss scaling. fp32, tf32: how "
+            "exactly float32 is multiplied.",
+            show_default="GPUCNN_PRECISION, else fp32",
+        ),
+    ] = None,
     augment: Annotated[
         bool,
         typer.Option(help="Vary the training images: turn, move and scale gray ones; crop and flip colour ones."),
@@ -201,6 +220,14 @@ def train_command(
     ] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.")] = False,
     pictures: Annotated[bool, typer.Option(help="Draw filters, feature maps, mistakes, curves at the end.")] = True,
+    graph: Annotated[
+        bool | None,
+        typer.Option(
+            "--graph/--no-graph",
+            help="Launch each step as a whole. It changes no bits.",
+            show_default="on a GPU, where a step can be captured",
+        ),
+    ] = None,
     backend: Backend = None,
 ) -> None:
     """Train a network, measure it on images it has not seen, and save all that came of it in a folder.
@@ -217,7 +244,8 @@ def train_command(
     """
     asked = {
         "data": data, "model": model, "epochs": epochs, "batch_size": batch_size, "lr": lr, "optimizer": optimizer,
-        "weight_decay": weight_decay, "schedule": schedule, "augment": augment, "held_out": held_out, "seed": seed,
+        "weight_decay": weight_decay, "schedule": schedule, "precision": precision, "augment": augment,
+        "held_out": held_out, "seed": seed,
         "early_stopping": early_stopping, "image_size": _size(image_size), "gray": gray,
         "start": None if start is None else str(start),
     }  # fmt: skip
@@ -243,7 +271,9 @@ def train_command(
     else:
         settings = asked
     with use_backend(get_backend(backend)):
-        _train(settings, out, resume=resume, overwrite=overwrite, tensorboard=tensorboard, pictures=pictures)
+        _train(
+            settings, out, resume=resume, overwrite=overwrite, tensorboard=tensorboard, pictures=pictures, graph=graph
+        )
 
 
 def _given(ctx: typer.Context, name: str) -> bool:
@@ -276,7 +306,11 @@ def _read_run(out: Path) -> dict[str, Any] | None:
 def _resumed(run: dict[str, Any], given: Settings, out: Path) -> Settings:
     """The settings of a run, with as many epochs as are asked for now. Raises ValueError for others that differ."""
     settings: Settings = run["settings"]
-    other = [f"{n} {settings[n]}, not {v}" for n, v in given.items() if n != "epochs" and v not in (settings[n], None)]
+    other = [
+        f"{n} {settings.get(n)}, not {v}"
+        for n, v in given.items()
+        if n != "epochs" and v not in (settings.get(n), None)
+    ]
     if other:
         raise ValueError(
             f"{out} holds a run with {'; '.join(other)}: --resume keeps its settings; use --out for a new run"
@@ -347,15 +381,20 @@ def _files(out: Path) -> str:
             names = [file.name for file in sorted(path.iterdir())]
             lines.append(f"  {path}{os.sep}  {', '.join(names[:12])}{', …' if len(names) > 12 else ''}")
         elif not path.name.startswith("."):
-            lines.append(f"  {path}  {_bytes(path.stat().st_size)}")
+            lines.append(f"  {path}  {decimal(path.stat().st_size)}")
     return "\n".join(lines)
 
 
-def _bytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
-
-
-def _train(settings: Settings, out: Path, *, resume: bool, overwrite: bool, tensorboard: bool, pictures: bool) -> None:
+def _train(
+    settings: Settings,
+    out: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    tensorboard: bool,
+    pictures: bool,
+    graph: bool | None,
+) -> None:
     say = _console().print
     whole, held_out = _load(settings)
     settings["model"] = settings["model"] or _usual_model(whole)
@@ -398,6 +437,8 @@ def _train(settings: Settings, out: Path, *, resume: bool, overwrite: bool, tens
             callbacks=callbacks,
             folder=out,
             resume=resume,
+            precision=settings.get("precision"),
+            graph=graph,
         )
     except train.TrainingInterrupted as error:
         _complain(f"stopped; all that was learned is kept. Go on with: {_command(settings, out)} --resume")
@@ -445,9 +486,10 @@ class _Lines(train.Callback):
         images = len(state.train.dataset) - self._batch * state.train.batch_size
         left = round((state.epochs - state.epoch) * seconds)
         held_out = f"  held out {_percent(row['held_out_accuracy'])}" if "held_out_accuracy" in row else ""
+        skipped = f"  {row['skipped']} steps overflowed float16 and were skipped" if row.get("skipped") else ""
         print(
             f"epoch {state.epoch}/{state.epochs}  loss {row['loss']:.4f}  accuracy {_percent(row['accuracy'])}"
-            f"{held_out}  {images / seconds:,.0f} images/s  {left // 60}:{left % 60:02} left",
+            f"{held_out}  {images / seconds:,.0f} images/s  {left // 60}:{left % 60:02} left{skipped}",
             file=sys.stderr,
             flush=True,
         )
@@ -496,7 +538,13 @@ def _build(name: str, dataset: Dataset) -> Module:
 
 def _start_from(path: Path, model: Module, settings: Settings) -> None:
     """Load weights to start from; not those of a model that knows the held-out images of this run."""
-    _, description = load_model(path, model)
+    if path.suffix == ".onnx":
+        from gpucnn import onnx
+
+        counts = {n: value for n, value in model.state_dict().items() if n.endswith("num_batches_tracked")}
+        model.load_state_dict({**counts, **onnx.load(path).state_dict()})  # ONNX has no such counts
+        return
+    _, description = load_model(path / "model.safetensors" if path.is_dir() else path, model)
     theirs = description.get("trained_on") or {}
     if theirs.get("data") == settings["data"]:
         parts = ("seed", "held_out", "image_size", "gray")
@@ -509,7 +557,11 @@ def _start_from(path: Path, model: Module, settings: Settings) -> None:
 
 
 def _loss(model: Module) -> Callable[..., Any]:
-    return F.binary_cross_entropy if isinstance(list(model.modules())[-1], nn.Sigmoid) else F.cross_entropy
+    """What fits the end of a network, also of an ONNX file, whose layers have the names of its operators."""
+    last = {kind.__name__ for kind in type(list(model.modules())[-1]).__mro__}
+    if "Softmax" in last:
+        return lambda output, labels: F.nll_loss(output.log(), labels)
+    return F.binary_cross_entropy if "Sigmoid" in last else F.cross_entropy  # which logarithms of softmax do not change
 
 
 def _loaders(settings: Settings, whole: Dataset, held_out: Dataset) -> tuple[Loader, Loader, list[train.Callback]]:
@@ -631,8 +683,12 @@ def _now() -> str:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
+    _write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
     def write(temporary: Path) -> None:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
     write_atomically(path, write)
 
@@ -656,11 +712,12 @@ def evaluate(
     Examples:
       gpucnn evaluate runs/mnist-5k
       gpucnn evaluate runs/mnist-5k mnist
+      gpucnn evaluate net.onnx fashion-mnist
     """
     with use_backend(get_backend(backend)):
-        loaded, description = load_model(_model_file(model))
+        loaded, description, batch_size = _to_predict(_model_file(model))
         dataset, what = _evaluated(description, data, everything)
-        loader = Loader(dataset, 256, normalise=description.get("normalise"))
+        loader = Loader(dataset, batch_size, normalise=description.get("normalise"))
         size = (dataset.height, dataset.width, dataset.channels)
         wanted = (*description.get("image_size", size[:2]), description.get("channels", size[2]))
         if size != wanted or len(dataset.classes) != len(description.get("classes") or dataset.classes):
@@ -754,6 +811,9 @@ def show(
     out: Annotated[
         Path | None, typer.Option(help="Where to put the pictures.", show_default="pictures/ beside the model")
     ] = None,
+    why: Annotated[
+        bool, typer.Option("--why", help="Also where the model looks: saliency, occlusion and Grad-CAM of the picture.")
+    ] = False,
     text: Annotated[bool, typer.Option("--text", help="Only the table, no pictures.")] = False,
     invert: Invert = False,
     backend: Backend = None,
@@ -763,11 +823,15 @@ def show(
     \b
     Examples:
       gpucnn show runs/mnist-5k --text
+      gpucnn show net.onnx --text
       gpucnn show runs/mnist-5k digit.png --out pictures
+      gpucnn show runs/mnist-5k digit.png --why
     """
+    if why and image is None:
+        raise ValueError("--why looks at a picture: gpucnn show MODEL IMAGE --why")
     with use_backend(get_backend(backend)):
         path = _model_file(model)
-        loaded, description = load_model(path)
+        loaded, description, _ = _to_predict(path)
         channels, size = _input_of(description)
         values = None if image is None else _picture(image, description, invert)
         say = _console().print
@@ -777,7 +841,7 @@ def show(
             return
         from gpucnn import viz
 
-        folder = out or path.parent / "pictures"
+        folder = out or (path if path.is_dir() else path.parent) / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
         viz.filters(loaded, folder / "filters.png")
         say(f"wrote {folder / 'filters.png'}", soft_wrap=True)
@@ -785,10 +849,93 @@ def show(
             name = f"feature_maps-{image.stem}.png"
             viz.feature_maps(loaded, values, folder / name, description.get("classes"))
             say(f"wrote {folder / name}", soft_wrap=True)
+        if why and image is not None and values is not None:
+            normalise = description.get("normalise")
+            reasons: list[tuple[str, Any]] = [("saliency", viz.saliency), ("occlusion", viz.occlusion)]
+            if any(isinstance(module, nn.Conv2d) for module in loaded.modules()):
+                reasons.append(("grad_cam", viz.grad_cam))
+            for kind, draw in reasons:
+                drawn = folder / f"{kind}-{image.stem}.png"
+                draw(loaded, values, drawn, description.get("classes"), normalise=normalise)
+                say(f"wrote {drawn}", soft_wrap=True)
+
+
+@app.command("explain")
+def explain_command(
+    model: ModelPath,
+    image: Annotated[Path, typer.Argument(help="A picture file.", show_default=False)],
+    layer: Annotated[
+        str | None, typer.Option(metavar="LAYER", help="Its name, as `gpucnn show MODEL --text` lists it.")
+    ] = None,
+    unit: Annotated[
+        str | None, typer.Option(metavar="K,P,Q", help="Map, row and column in the layer's output; K of a vector.")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="CLASS", help="Whose score the gradient is of, by name or number.", show_default="answer"),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(metavar="CLASS", help="Take the gradient of this class's cross-entropy loss.", show_default=False),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it as a page here.")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all numbers here.")] = None,
+    invert: Invert = False,
+    backend: Backend = None,
+) -> None:
+    """Say where one number in a network comes from: what it sees, its weights, their products and sum, its gradient.
+
+    \b
+    Examples:
+      gpucnn explain runs/mnist-5k digit.png --layer 0 --unit 2,7,13
+      gpucnn explain runs/mnist-5k digit.png --layer 11 --unit 7 --label 7
+      gpucnn explain runs/mnist-5k digit.png --layer 2 --unit 2,3,6 --html unit.html
+    """
+    from gpucnn.sheet import page
+    from gpucnn.watch import leaves
+
+    with use_backend(get_backend(backend)):
+        loaded, description, _ = _to_predict(_model_file(model))
+        if layer is None or unit is None:
+            missing = "--layer" if layer is None else "--unit"
+            names = ", ".join(name for name, _ in leaves(loaded))
+            raise ValueError(f"say which number with --layer and --unit ({missing} is missing); the layers are {names}")
+        place = _indices(unit)
+        values = _picture(image, description, invert)
+        chosen = [None if word is None else _class_number(word, description) for word in (target, label)]
+        found = loaded.explain(values, layer, place, target=chosen[0], label=chosen[1])
+    if html is not None:
+        _write(html, page(f"{image.name}: layer {layer}, unit {unit}", found._repr_html_()))
+    if json_ is not None:
+        _write_json(json_, found.to_dict())
+    print(found)
+    for written in (html, json_):
+        if written is not None:
+            _console().print(f"wrote {written}", soft_wrap=True)
+
+
+def _indices(text: str) -> tuple[int, ...]:
+    """(2, 7, 13) from 2,7,13."""
+    try:
+        return tuple(int(word) for word in text.strip("() ").split(","))
+    except ValueError:
+        raise ValueError(f"--unit takes whole numbers by commas, such as 2,7,13, got {text!r}") from None
+
+
+def _class_number(word: str, description: Description) -> int:
+    """The number of a class that is given by its name, or by its number."""
+    names = list(description.get("classes") or ())
+    if word in names:
+        return names.index(word)
+    if word.isdecimal():
+        return int(word)
+    raise ValueError(f"there is no class {word!r}; the classes are {', '.join(names) or 'not named: give a number'}")
 
 
 def _to_predict(path: Path) -> tuple[Module, Description, int]:
-    """A model, what it says of itself, and how many images it takes at a time."""
+    """A model of any kind of file or folder, what it says of itself, and how many images it takes at a time."""
+    if path.is_dir():
+        return *pretrained.load(path, Module, None), 256
     if path.suffix != ".onnx":
         return *load_model(path), 256
     from gpucnn import onnx
@@ -813,7 +960,8 @@ def _numbers(option: str, text: str | None) -> list[float]:
 
 
 def _model_file(path: Path) -> Path:
-    return path / "model.safetensors" if path.is_dir() else path
+    """The model of a run's folder; a folder as Hugging Face lays it out stays one."""
+    return path / "model.safetensors" if path.is_dir() and not (path / "config.json").is_file() else path
 
 
 def _input_of(description: Description) -> tuple[int, list[int]]:
@@ -860,7 +1008,14 @@ def info() -> None:
 
     blas = [f"{p['internal_api']} {p['version']}, {p['num_threads']} threads" for p in threadpool_info()]
     chosen, why = auto_choice()
-    extras = {"data": ("sklearn", "mlxtend", "PIL"), "viz": ("matplotlib", "PIL"), "onnx": ("onnx",)}
+    extras = {
+        "data": ("sklearn", "mlxtend", "PIL"),
+        "viz": ("matplotlib", "PIL"),
+        "onnx": ("onnx",),
+        "half": ("ml_dtypes",),
+        "sklearn": ("sklearn",),
+        "demo": ("starlette", "uvicorn"),
+    }
     rows = {
         "gpucnn": f"{gpucnn.__version__} in {Path(gpucnn.__file__).parent}",
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
@@ -953,7 +1108,7 @@ def warmup_command(
     quiet = not sys.stderr.isatty()
     for _ in track(prepared, "compiling", len(kernels), console=Console(stderr=True), disable=quiet, transient=True):
         pass
-    if chosen.xp is not np:  # CuPy's sums and products are kernels too, compiled when they are first used
+    if chosen.xp.__name__ == "cupy":  # CuPy's sums and products are kernels too, compiled when they are first used
         train_once(network.to(chosen), shape, SHORT_BATCH)
     seconds = time.perf_counter() - start
     _console().print(f"{len(kernels)} kernels of {model} are ready on {chosen.name} ({seconds:.1f} s)", soft_wrap=True)
@@ -970,7 +1125,7 @@ def _to_warm_up(model: str) -> tuple[Module, tuple[int, int, int]]:
         raise FileNotFoundError(
             f"there is no model called {model!r} and no such file; known are {', '.join(USUAL_IMAGES)}"
         )
-    network, description = load_model(_model_file(Path(model)))
+    network, description, _ = _to_predict(_model_file(Path(model)))
     channels, (height, width) = _input_of(description)
     return network, (channels, height, width)
 
@@ -986,6 +1141,10 @@ def verify_command(
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every result here.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with pictures here.")] = None,
     dtype: Annotated[Literal["float32", "float64"], typer.Option(help="The precision to verify.")] = "float32",
+    precision: Annotated[
+        PrecisionName | None,
+        typer.Option(help="fp16, bf16: tensors of that type. tf32: float32, multiplied in TF32.", show_default=False),
+    ] = None,
     backend: Backend = None,
 ) -> None:
     """Compute every op, forward and backward, and compare each element with float64 within a computed bound.
@@ -997,10 +1156,11 @@ def verify_command(
       gpucnn verify
       gpucnn verify --backend cuda --html report.html
       gpucnn verify --op "conv*" --backend emulator
+      gpucnn verify --precision bf16
     """
     from gpucnn import verify
 
-    raise typer.Exit(verify.run(backend, op, dtype, json, html))
+    raise typer.Exit(verify.run(backend, op, dtype, json, html, precision))
 
 
 @app.command("bench")
@@ -1110,11 +1270,47 @@ def datasets() -> None:
     """
     table = _table("name", "what", "here?", "how to get it")
     for source in datasets_.available():
-        size = f" ({_bytes(source.size)})" if source.size and not source.here else ""
+        size = f" ({decimal(source.size)})" if source.size and not source.here else ""
         table.add_row(
             source.name, source.about, "yes" if source.here else "no", "" if source.here else source.get + size
         )
     _console().print(table)
+
+
+# -- demo ------------------------------------------------------------------------------------------
+
+
+@app.command("demo")
+def demo_command(
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[MODEL]...", help="Model files or folders of runs.", show_default="those in runs/"),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of 127.0.0.1.", show_default="a free one")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+    backend: Backend = None,
+) -> None:
+    """Open a local page: draw a digit, see what each layer makes of it as you draw, ask any unit why.
+
+    Shown are the models that are named and the runs in runs/; where there are none, a LeNet-5 is trained first, once.
+    Only this machine can reach the page. Ctrl-C ends it.
+
+    \b
+    Examples:
+      gpucnn demo
+      gpucnn demo runs/fashion-mnist net.onnx --port 8000 --no-browser
+    """
+    missing = [name for name in ("starlette", "uvicorn", "PIL") if find_spec(name) is None]
+    if missing:
+        raise ImportError(f'the page needs {", ".join(missing)}: pip install "gpucnn[demo]"')
+    from gpucnn import page
+
+    entries = page.find(models or (), Path("runs"), datasets_.download.cache_folder())
+    networks = page.Networks(entries, lambda path: _to_predict(_model_file(path)), lambda settings: _load(settings)[1])
+    chosen = get_backend(backend).name
+    for entry in list(entries.values())[: len(models or ())]:
+        networks.get(entry.id, chosen)  # what can't be read is said before the page opens
+    page.serve(networks, available_backends(), chosen, port, browser)
 
 
 # -- printing --------------------------------------------------------------------------------------

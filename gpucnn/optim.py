@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import numpy as np
 
 from gpucnn.backends import Array, Backend
+from gpucnn.backends.base import AdamSettings, RMSpropSettings, SGDSettings
+from gpucnn.dtypes import is_half
+from gpucnn.live import CaptureError, Live
 from gpucnn.tensor import Tensor
+
+T = TypeVar("T")
 
 
 class Optimizer(ABC):
@@ -28,6 +33,11 @@ class Optimizer(ABC):
                 raise TypeError(
                     f"{type(self).__name__}: parameter {i} is not a leaf tensor, as a module's parameters are"
                 )
+            if is_half(p.dtype):
+                raise TypeError(
+                    f"{type(self).__name__}: parameter {i} is {p.dtype}, too coarse for small steps; keep parameters "
+                    "float32 and compute inside gpucnn.autocast"
+                )
         if len({id(p) for p in self.params}) < len(self.params):
             raise ValueError(f"{type(self).__name__}: a parameter is given twice, it would be stepped twice")
         for name, value in {"lr": lr, "weight_decay": weight_decay}.items():
@@ -38,6 +48,7 @@ class Optimizer(ABC):
         self._state: list[dict[str, Array | None]] = [dict.fromkeys(self._moments) for _ in self.params]
 
     _moments: tuple[str, ...] = ()  # the names of the arrays kept per parameter
+    momentum = 0.0  # of the optimisers that have none
 
     @abstractmethod
     def _update(self, backend: Backend, params: list[Array], grads: list[Array], state: list[dict[str, Any]]) -> None:
@@ -47,8 +58,24 @@ class Optimizer(ABC):
         """Change every parameter that has a gradient."""
         ready = [(p, s) for p, s in zip(self.params, self._state, strict=True) if p.grad is not None]
         if ready:
+            backend = ready[0][0].backend
+            before = [dict(moments) for moments in self._state] if backend.capturing else []
             grads = [p.grad.array for p, _ in ready if p.grad is not None]
-            self._update(ready[0][0].backend, [p.array for p, _ in ready], grads, [s for _, s in ready])
+            self._update(backend, [p.array for p, _ in ready], grads, [s for _, s in ready])
+            for moments, earlier in zip(self._state, before, strict=False):
+                if any(value is not earlier[name] for name, value in moments.items()):
+                    self._state = before
+                    raise CaptureError("the optimizer has yet to make its first step; let it make one before")
+
+    def _live(self, settings: Callable[[], T], has_changed: Callable[[], bool] = lambda: False) -> Live[T]:
+        """The settings of each step to come; stale, for a graph, once it would step arrays that nobody uses."""
+        arrays, state, momentum = [p.array for p in self.params], self._state, bool(self.momentum)
+
+        def is_stale() -> bool:
+            replaced = any(p.array is not array for p, array in zip(self.params, arrays, strict=True))
+            return replaced or self._state is not state or bool(self.momentum) != momentum or has_changed()
+
+        return Live(settings, is_stale)
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -110,16 +137,11 @@ class SGD(Optimizer):
         self.momentum, self.dampening, self.nesterov = momentum, dampening, nesterov
 
     def _update(self, backend: Backend, params: list[Array], grads: list[Array], state: list[dict[str, Any]]) -> None:
-        moments = backend.sgd_update(
-            params,
-            grads,
-            [s["momentum_buffer"] for s in state],
-            lr=self.lr,
-            momentum=self.momentum,
-            dampening=self.dampening,
-            weight_decay=self.weight_decay,
-            nesterov=self.nesterov,
-        )
+        def settings() -> SGDSettings:
+            return SGDSettings(self.lr, self.momentum, self.dampening, self.weight_decay, self.nesterov)
+
+        before = [s["momentum_buffer"] for s in state]
+        moments = backend.sgd_update(params, grads, before, self._live(settings))
         for s, moment in zip(state, moments, strict=True):
             s["momentum_buffer"] = moment
 
@@ -146,29 +168,26 @@ class Adam(Optimizer):
         self.betas, self.eps = betas, eps
         self.steps = [0] * len(self.params)
 
-    def step(self) -> None:
-        for i, p in enumerate(self.params):
-            self.steps[i] += p.grad is not None
-        super().step()
-
     def _update(self, backend: Backend, params: list[Array], grads: list[Array], state: list[dict[str, Any]]) -> None:
         averages = self._zeros(backend, params, state, "exp_avg")
         squares = self._zeros(backend, params, state, "exp_avg_sq")
-        counts = [n for n, p in zip(self.steps, self.params, strict=True) if p.grad is not None]
+        numbers = [i for i, p in enumerate(self.params) if p.grad is not None]
+        counts = [self.steps[i] for i in numbers]
         for count in sorted(set(counts)):  # one, unless some parameters have missed steps
-            chosen = [i for i, n in enumerate(counts) if n == count]
-            backend.adam_update(
-                [params[i] for i in chosen],
-                [grads[i] for i in chosen],
-                [averages[i] for i in chosen],
-                [squares[i] for i in chosen],
-                step=count,
-                lr=self.lr,
-                betas=self.betas,
-                eps=self.eps,
-                weight_decay=self.weight_decay,
-                decoupled=self._decoupled,
-            )
+            chosen = [at for at, n in enumerate(counts) if n == count]
+            w, g, m, v = ([table[at] for at in chosen] for table in (params, grads, averages, squares))
+            backend.adam_update(w, g, m, v, self._live_settings([numbers[at] for at in chosen]))
+
+    def _live_settings(self, numbers: list[int]) -> Live[AdamSettings]:
+        """Those of each step to come of these parameters, which have made equally many."""
+
+        def settings() -> AdamSettings:
+            for i in numbers:
+                self.steps[i] += 1
+            step = self.steps[numbers[0]]
+            return AdamSettings(step, self.lr, self.betas, self.eps, self.weight_decay, self._decoupled)
+
+        return self._live(settings, lambda: len({self.steps[i] for i in numbers}) > 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "steps": list(self.steps)}
@@ -216,17 +235,12 @@ class RMSprop(Optimizer):
         self.alpha, self.eps, self.momentum = alpha, eps, momentum
 
     def _update(self, backend: Backend, params: list[Array], grads: list[Array], state: list[dict[str, Any]]) -> None:
-        moments = backend.rmsprop_update(
-            params,
-            grads,
-            self._zeros(backend, params, state, "square_avg"),
-            [s["momentum_buffer"] for s in state],
-            lr=self.lr,
-            alpha=self.alpha,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            momentum=self.momentum,
-        )
+        def settings() -> RMSpropSettings:
+            return RMSpropSettings(self.lr, self.alpha, self.eps, self.weight_decay, self.momentum)
+
+        squares = self._zeros(backend, params, state, "square_avg")
+        before = [s["momentum_buffer"] for s in state]
+        moments = backend.rmsprop_update(params, grads, squares, before, self._live(settings))
         for s, moment in zip(state, moments, strict=True):
             s["momentum_buffer"] = moment
 
@@ -249,6 +263,8 @@ class LRScheduler(ABC):
 
     def step(self) -> None:
         """One epoch (or batch, for schedules by batch) is over."""
+        if self.optimizer.params[0].backend.capturing:
+            raise CaptureError("scheduler.step() is called inside the step; call it after the step")
         self.last_epoch += 1
         self.optimizer.lr = self.lr_at(self.last_epoch)
 

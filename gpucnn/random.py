@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.backends import Backend
+from gpucnn.backends import Backend, get_backend
+from gpucnn.live import CaptureError
 from gpucnn.tensor import Tensor, _size, tensor
 
 
@@ -73,6 +74,12 @@ def manual_seed(seed: int) -> Generator:
     return default_generator.manual_seed(seed)
 
 
+def _host(generator: Generator | None, backend: str | Backend | None) -> np.random.Generator:
+    if get_backend(backend).capturing:
+        raise CaptureError("the step draws random numbers on the host, which would be the same in every call")
+    return (generator or default_generator).host
+
+
 def _drawn(values: np.ndarray[Any, Any], requires_grad: bool, backend: str | Backend | None) -> Tensor:
     return tensor(values.astype(np.float32), requires_grad=requires_grad, backend=backend)
 
@@ -84,7 +91,7 @@ def rand(
     backend: str | Backend | None = None,
 ) -> Tensor:
     """float32 numbers uniform in [0, 1): rand(2, 3) or rand((2, 3))."""
-    return _drawn((generator or default_generator).host.random(_size(size), np.float32), requires_grad, backend)
+    return _drawn(_host(generator, backend).random(_size(size), np.float32), requires_grad, backend)
 
 
 def randn(
@@ -94,4 +101,4 @@ def randn(
     backend: str | Backend | None = None,
 ) -> Tensor:
     """float32 numbers from the standard normal distribution."""
-    return _drawn((generator or default_generator).host.standard_normal(_size(size)), requires_grad, backend)
+    return _drawn(_host(generator, backend).standard_normal(_size(size)), requires_grad, backend)

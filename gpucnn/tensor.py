@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,12 +19,17 @@ from typing import Any, Self
 import numpy as np
 
 from gpucnn.backends import Array, Backend, get_backend
+from gpucnn.dtypes import bfloat16, float16, float32, is_floating, is_half, named
+from gpucnn.live import CaptureError
 
 Vjp = Callable[[Array], Any]
 Edge = tuple["Tensor | None | tuple[Tensor | None, ...]", Vjp]
 
 _grad_enabled: ContextVar[bool] = ContextVar("gpucnn_grad_enabled", default=True)
-_DTYPES = "float32, float64, int8 … int64, uint8 or bool"
+# while a step is captured: the leaves that got a gradient, and which
+_captured: ContextVar[dict[Node, Array] | None] = ContextVar("gpucnn_captured_gradients", default=None)
+_NO_ARRAY = np.dtype(np.bool_)  # stands for the type of a Python number
+_DTYPES = "float16, bfloat16, float32, float64, int8 … int64, uint8 or bool"
 
 
 @contextmanager
@@ -36,9 +42,30 @@ def no_grad() -> Iterator[None]:
         _grad_enabled.reset(token)
 
 
+@contextmanager
+def enable_grad() -> Iterator[None]:
+    """Record inside, also where `no_grad` is around it."""
+    token = _grad_enabled.set(True)
+    try:
+        yield
+    finally:
+        _grad_enabled.reset(token)
+
+
 def is_grad_enabled() -> bool:
     """False inside `no_grad`."""
     return _grad_enabled.get()
+
+
+@contextmanager
+def capturing_gradients() -> Iterator[dict[Node, Array]]:
+    """While a step is captured: the leaves that `backward` gives a gradient, and which."""
+    captured: dict[Node, Array] = {}
+    token = _captured.set(captured)
+    try:
+        yield captured
+    finally:
+        _captured.reset(token)
 
 
 class Node:
@@ -87,19 +114,25 @@ class Node:
                     else:
                         pending[parent] = share
                         heapq.heappush(heap, (-parent.order, parent))
-        owned = {id(_owner(seed))}
+        owned, captured = {id(_owner(seed))}, _captured.get()
         for node, gradient in arrived:
             gradient = node.backend.contiguous(gradient)
             if id(_owner(gradient)) in owned:  # an op may hand one array to several parents; each leaf gets its own
                 gradient = gradient.copy(order="K")
             if node.gradient is not None:
+                if captured is not None and node not in captured:
+                    raise CaptureError("backward() adds to gradients of an earlier call; call zero_grad() in the step")
                 gradient = in_storage_order(node.backend.xp.add, node.gradient, gradient)
             owned.add(id(_owner(gradient)))
             node.gradient = gradient
+            if captured is not None:
+                captured[node] = gradient
 
 
-def _owner(array: Array) -> Array:
-    return array if array.base is None else array.base
+def _owner(array: Array) -> Any:
+    while getattr(array, "base", None) is not None:
+        array = array.base
+    return array
 
 
 def in_storage_order(function: Callable[..., Array], *operands: Any) -> Array:
@@ -107,7 +140,17 @@ def in_storage_order(function: Callable[..., Array], *operands: Any) -> Array:
 
     With four axes it works on the [N,H,W,C] views: contiguous for arrays that are stored channels-last, and what comes
     out is channels-last too. (NumPy would keep the layout by itself, CuPy would not.)
+
+    Half arrays become float32 for a function of several steps or with a number among its operands, so that only its
+    result is rounded; a function of the array library of two half arrays does so by itself.
     """
+    types = {a.dtype for a in operands if is_floating(getattr(a, "dtype", _NO_ARRAY))}
+    plain = type(function).__name__ == "ufunc" and all(is_half(getattr(a, "dtype", _NO_ARRAY)) for a in operands)
+    if any(map(is_half, types)) and not plain:
+        wide = (a.astype(float32) if is_half(getattr(a, "dtype", _NO_ARRAY)) else a for a in operands)
+        y = in_storage_order(function, *wide)
+        with np.errstate(all="ignore"):
+            return y.astype(types.pop()) if y.dtype == float32 and len(types) == 1 else y
     with np.errstate(all="ignore"):  # infinity and NaN are values, as in PyTorch
         if max((getattr(a, "ndim", 0) for a in operands), default=0) != 4:
             return function(*operands)
@@ -202,7 +245,7 @@ class Tensor:
         if not value:
             self._node = None
         elif self._node is None:
-            if self.dtype.kind != "f":
+            if not is_floating(self.dtype):
                 raise RuntimeError(f"only a floating tensor can have a gradient, this one is {self.dtype}")
             self._node = Node(self.backend, [])
 
@@ -240,11 +283,16 @@ class Tensor:
         self._node.keeps_gradient = True
 
     def __repr__(self) -> str:
-        values = np.array2string(self.numpy(), separator=", ", precision=4, threshold=200, prefix="tensor(")
+        values = np.array2string(self._plain(), separator=", ", precision=4, threshold=200, prefix="tensor(")
         dtype = "" if self.dtype in (np.float32, np.int64, np.bool_) else f", dtype={self.dtype}"
         backend = "" if self.backend.name == "numpy" else f", backend={self.backend.name!r}"
         grad = ", requires_grad=True" if self.requires_grad else ""
         return f"tensor({values}{dtype}{backend}{grad})"
+
+    def _repr_html_(self) -> str:
+        from gpucnn.notebook import tensor_html
+
+        return tensor_html(self)
 
     def __len__(self) -> int:
         if not self.ndim:
@@ -271,17 +319,75 @@ class Tensor:
         return values
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        """What numpy.asarray(tensor) calls; shares memory. As in PyTorch, a gradient or a GPU is not left silently."""
+        if self.requires_grad:
+            raise RuntimeError(
+                "a tensor that requires a gradient does not become an array by itself; use tensor.detach() or "
+                "tensor.numpy()"
+            )
+        if not isinstance(self.array, np.ndarray):
+            raise TypeError(
+                f"a tensor on {self.backend.name} does not become a numpy array by itself; copy it to the host with "
+                "tensor.numpy() or tensor.to('numpy')"
+            )
         return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """This memory for another library: what from_dlpack of NumPy, CuPy, PyTorch and JAX calls (DLPack).
+
+        Raises BufferError for a tensor that requires a gradient, and for what can't be exported as it is.
+        """
+        if self.requires_grad:
+            raise BufferError("a tensor that requires a gradient can't be exported; use tensor.detach()")
+        if self.dtype.kind == "V" and isinstance(self.array, np.ndarray):
+            raise BufferError(f"an array of NumPy can't be exported as {self.dtype}; use tensor.float()")
+        if any(stride < 0 for stride in self.array.strides):  # PyTorch would end the process
+            raise BufferError(f"strides {self.array.strides} run backwards, PyTorch can't take it; use tensor.clone()")
+        asked = {"stream": stream, "max_version": max_version, "dl_device": dl_device, "copy": copy}
+        return self.array.__dlpack__(**{name: value for name, value in asked.items() if value is not None})
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """(DLPack's number for the kind of memory, which of them): (1, 0) is the host, (2, i) is CUDA GPU i."""
+        kind, number = self.array.__dlpack_device__()
+        return int(kind), int(number)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """This memory for a library that takes arrays of a CUDA GPU, such as Numba; not there on other backends."""
+        if isinstance(self.array, np.ndarray):
+            raise AttributeError(f"a tensor on {self.backend.name} is in the host's memory; use tensor.to('cuda')")
+        if self.requires_grad:
+            raise RuntimeError("a tensor that requires a gradient can't be exported; use tensor.detach()")
+        interface: dict[str, Any] = self.array.__cuda_array_interface__
+        return interface
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A leaf for pickle and joblib: its values and the name of its backend."""
+        if not self.is_leaf:
+            raise RuntimeError("only a leaf can be pickled; use detach() first")
+        return _restored, (type(self), self.numpy(), self.backend.name, self.requires_grad)
+
+    def _plain(self) -> np.ndarray[Any, Any]:
+        """The values in a type whose elements Python knows."""
+        values = self.numpy()
+        return values if values.dtype.kind != "V" else values.astype(float32)
 
     def item(self) -> Any:
         """The value of a tensor of one element, as a Python number."""
         if self.numel() != 1:
             raise ValueError(f"item() needs a tensor of one element, this one has shape {self.shape}")
-        return self.numpy().item()
+        return self._plain().item()
 
     def tolist(self) -> Any:
         """The values as nested lists of Python numbers."""
-        return self.numpy().tolist()
+        return self._plain().tolist()
 
     def detach(self) -> Tensor:
         """The same values without the history; shares memory."""
@@ -299,22 +405,36 @@ class Tensor:
         """As float64."""
         return F.to(self, np.float64)
 
+    def half(self) -> Tensor:
+        """As float16."""
+        return F.to(self, float16)
+
+    def bfloat16(self) -> Tensor:
+        """As bfloat16."""
+        return F.to(self, bfloat16())
+
     def copy_(self, source: Tensor | np.ndarray[Any, Any]) -> Self:
         """Overwrite the values in place, outside the tape; shapes must agree, dtype and backend stay. Returns self."""
         values = source.numpy() if isinstance(source, Tensor) else np.asarray(source)
         if values.shape != self.shape:
             raise ValueError(f"copy_: can't copy shape {values.shape} into shape {self.shape}")
-        self.array[...] = self.backend.asarray(values, self.dtype)
+        self._writable()[...] = self.backend.asarray(values, self.dtype)
         return self
+
+    def _writable(self) -> Array:
+        """The array, to be changed in place."""
+        if not getattr(self.array.flags, "writeable", True):  # CuPy has no such arrays
+            raise ValueError("this tensor shares the memory of a read-only array; change a clone() of it instead")
+        return self.array
 
     def move_(self, target: str | Backend | np.dtype[Any] | type) -> Self:
         """`to` in place, for a leaf: its gradient is forgotten. A dtype changes a floating tensor only."""
         moved = self.detach().to(target)
-        if self.dtype.kind == "f" and moved.dtype.kind != "f":
+        if is_floating(self.dtype) and not is_floating(moved.dtype):
             raise TypeError(f"move_: a {self.dtype} tensor can become float32 or float64, not {moved.dtype}")
         requires_grad = self.requires_grad
         self.requires_grad = False
-        if moved.dtype == self.dtype or self.dtype.kind == "f":
+        if moved.dtype == self.dtype or is_floating(self.dtype):
             self.array, self.backend = moved.array, moved.backend
         self.requires_grad = requires_grad
         return self
@@ -430,7 +550,7 @@ class Tensor:
     def __setitem__(self, index: Any, value: Any) -> None:
         if self.requires_grad and is_grad_enabled():
             raise RuntimeError("a tensor that requires a gradient can be changed in place only inside no_grad()")
-        self.array[F.host_index(index)] = value.array if isinstance(value, Tensor) else value
+        self._writable()[F.host_index(index)] = value.array if isinstance(value, Tensor) else value
 
     def matmul(self, other: Tensor) -> Tensor:
         """`functional.matmul`."""
@@ -537,8 +657,15 @@ class Tensor:
         return record(self.backend, self.array.copy(order="K"), (self, lambda dy: dy))
 
 
+def _restored(kind: type[Tensor], values: np.ndarray[Any, Any], backend: str, requires_grad: bool) -> Tensor:
+    """The tensor that `Tensor.__reduce__` took apart."""
+    tensor, on = kind.__new__(kind), get_backend(backend)
+    Tensor.__init__(tensor, on.asarray(values), on, requires_grad)
+    return tensor
+
+
 def _checked_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    if dtype not in (np.float32, np.float64) and dtype.kind not in "iub":
+    if not (is_floating(dtype) or dtype.kind in "iub") or not dtype.isnative:
         raise TypeError(f"a tensor can't hold {dtype}; convert it to {_DTYPES} first")
     return dtype
 
@@ -553,7 +680,8 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, backend: s
     if isinstance(data, Tensor):
         data = data.numpy()
     try:
-        values = np.array(data, dtype=dtype)
+        with np.errstate(over="ignore"):  # what a half type can not hold is infinite
+            values = np.array(data, dtype=None if dtype is None else named(dtype))
     except ValueError as error:
         raise ValueError(f"can't make a tensor of this data: {error}") from None
     if dtype is None and values.dtype == np.float64 and not isinstance(data, np.ndarray | np.generic):
@@ -573,8 +701,30 @@ def full(
     """A tensor of that shape, every element `fill_value`."""
     if any(length < 0 for length in size):
         raise ValueError(f"a shape can't have a negative length, got {tuple(size)}")
-    values = np.full(tuple(size), fill_value, _checked_dtype(np.dtype(dtype)))
+    left = _elements_left.get()
+    if left is not None:
+        left[0] -= math.prod(size)
+        if left[0] < 0:
+            raise ValueError(f"it would take more numbers than allowed, the last ones for the shape {tuple(size)}")
+    with np.errstate(over="ignore"):
+        values = np.full(tuple(size), fill_value, _checked_dtype(named(dtype)))
     return tensor(values, requires_grad=requires_grad, backend=backend)
+
+
+_elements_left: ContextVar[list[int] | None] = ContextVar("_elements_left", default=None)
+
+
+@contextmanager
+def at_most(elements: int) -> Iterator[None]:
+    """In this block `full`, `zeros` and `ones` make so many elements in all; more are a ValueError and take no memory.
+
+    For making a model after a description that may lie.
+    """
+    token = _elements_left.set([elements])
+    try:
+        yield
+    finally:
+        _elements_left.reset(token)
 
 
 def _size(size: tuple[Any, ...]) -> Sequence[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -9,8 +10,9 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -22,7 +24,10 @@ from numpy.typing import NDArray
 
 from gpucnn import functional as F
 from gpucnn import nn
+from gpucnn.amp import GradScaler, autocast
+from gpucnn.atomic import naming
 from gpucnn.backends import get_backend
+from gpucnn.backends import precision as computing_in
 from gpucnn.callbacks import (
     BestModel,
     Callback,
@@ -35,6 +40,8 @@ from gpucnn.callbacks import (
 )
 from gpucnn.checkpoint import describe, describe_input, load_checkpoint, save_checkpoint, save_model
 from gpucnn.data import Dataset, Loader
+from gpucnn.dtypes import is_floating, named
+from gpucnn.graph import Compiled
 from gpucnn.metrics import Evaluation
 from gpucnn.nn import Module
 from gpucnn.optim import LRScheduler, Optimizer, clip_grad_norm_
@@ -57,6 +64,7 @@ __all__ = [
 ]
 
 Loss = Callable[[Tensor, Any], Tensor]
+_logger = logging.getLogger("gpucnn")
 
 # Losses that compare the output with an array of its shape; from all others labels go in as they are.
 _ELEMENTWISE = (
@@ -66,6 +74,11 @@ _ELEMENTWISE = (
 _ELEMENTWISE_MODULES = (
     nn.BCELoss, nn.BCEWithLogitsLoss, nn.HalfSquaredError, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss,
 )  # fmt: skip
+
+
+# What fit calls a precision; in the half types it is autocast.
+PRECISIONS = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+SMALLEST_SCALE = 2.0**-16
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -96,6 +109,8 @@ def fit(
     progress: bool | None = None,
     accumulate: int = 1,
     clip_norm: float | None = None,
+    precision: str | None = None,
+    graph: bool | None = None,
 ) -> History:
     """Train `model` in place for `epochs` passes over `train`, and measure it on `held_out` after each.
 
@@ -104,6 +119,13 @@ def fit(
     accumulate: batches that share one optimiser step, each image with the same weight. clip_norm: the largest norm of
     all gradients together. progress: whether to show a bar; None: if stderr is a terminal. Epochs count on from
     train.current, so that a second fit sees new shuffles.
+
+    precision: "fp16" and "bf16" compute inside `autocast`, with float32 weights, and fp16 with a `GradScaler`: a step
+    whose gradients overflow is skipped, and counted in the history. "fp32" and "tf32" are those of `gpucnn.precision`.
+    None: whatever is in force.
+
+    graph: whether a step is captured and launched as a whole (`gpucnn.compile`); None: on cuda, where that can be. It
+    changes no bits. True warns if it can't be. A loss that is not finite is then found after the step, not before.
 
     With a folder, the training can stop at any moment and go on: folder/checkpoint.safetensors is written at the start,
     after each epoch and after each `checkpoint_every` optimiser steps, and folder/model.safetensors (for load_model) at
@@ -116,8 +138,9 @@ def fit(
     are not those of the run to be resumed.
     """
     _check(
-        model, train, held_out, epochs, optimizer, scheduler, folder, resume, checkpoint_every, accumulate, clip_norm
-    )
+        model, train, held_out, epochs, optimizer, scheduler, folder, resume, checkpoint_every, accumulate, clip_norm,
+        precision,
+    )  # fmt: skip
     folder = None if folder is None else Path(folder)
     shown = sys.stderr.isatty() if progress is None else progress
     every_callback = [*callbacks, ProgressBar()] if shown else list(callbacks)
@@ -130,7 +153,10 @@ def fit(
             stack.callback(callback.close)
         stack.enter_context(_mode(model, True))
         stack.enter_context(np.errstate(over="ignore", invalid="ignore"))  # every loss is looked at
-        run = _Run(state, loss, every_callback, checkpoint_every, accumulate, clip_norm, wish)
+        if precision in ("fp32", "tf32"):
+            stack.enter_context(computing_in(precision))
+        run = _Run(state, loss, every_callback, checkpoint_every, accumulate, clip_norm, precision, wish)
+        run.compile(graph)
         if folder is not None:
             run.open(folder, resume)
         run.train()
@@ -149,6 +175,7 @@ def _check(
     checkpoint_every: int | None,
     accumulate: int,
     clip_norm: float | None,
+    precision: str | None,
 ) -> None:
     for name, loader in {"train": train, "held_out": held_out}.items():
         if loader is not None and not isinstance(loader, Loader):
@@ -160,6 +187,9 @@ def _check(
             raise ValueError(f"fit: {name} must be a positive int, got {count!r}")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"fit: clip_norm must be positive, got {clip_norm}")
+    if precision is not None and precision not in PRECISIONS:
+        raise ValueError(f"fit: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    named(PRECISIONS[precision or "fp32"])  # bfloat16 may be missing
     if folder is None and (resume or checkpoint_every):
         raise ValueError("fit: resume and checkpoint_every need a folder=")
     if scheduler is not None and scheduler.optimizer is not optimizer:
@@ -180,10 +210,15 @@ class _Run:
         checkpoint_every: int | None,
         accumulate: int,
         clip_norm: float | None,
+        precision: str | None,
         wish: _WishToStop,
     ) -> None:
         self.state, self.loss, self.callbacks, self.wish = state, loss, callbacks, wish
         self.checkpoint_every, self.accumulate, self.clip_norm = checkpoint_every, accumulate, clip_norm
+        self.precision = precision
+        self.scaler = GradScaler(enabled=precision == "fp16")
+        if self.scaler.is_enabled():
+            state.scaler = self.scaler
         self.first_epoch = state.train.current
         self.sums = {"loss": 0.0, "correct": 0, "images": 0}  # of the epoch so far
         self.checkpoint: Path | None = None
@@ -193,6 +228,53 @@ class _Run:
         # a callback with a state is one that state_dict was overridden for
         self.remembering = [c for c in callbacks if type(c).state_dict is not Callback.state_dict]
         self.settings = self._settings()
+        self.compiled: Compiled | None = None
+
+    # -- a step as a graph -------------------------------------------------------------------------
+
+    def compile(self, graph: bool | None) -> None:
+        """Let steps be captured, if that is wanted and can be; say why not where it was asked for."""
+        backend = self.state.optimizer.params[0].backend
+        if graph is False or (graph is None and backend.name != "cuda"):
+            return
+
+        def tell(reason: str) -> None:
+            if graph:
+                warnings.warn(f"fit: steps are not captured in a graph: {reason}", UserWarning, stacklevel=2)
+            else:
+                _logger.info("fit: steps are not captured in a graph: %s", reason)
+
+        reason = self._not_captured()
+        if reason is None:
+            self.compiled = Compiled(self._captured_step, tell)
+        else:
+            tell(reason)
+
+    def _not_captured(self) -> str | None:
+        """Why a step can't be captured, as far as that is known before."""
+        function = self.loss.func if isinstance(self.loss, partial) else self.loss
+        if function is not F.cross_entropy and not isinstance(function, nn.CrossEntropyLoss):
+            return f"the loss {_named(function)} gets its labels on the host; cross_entropy does not"
+        if self.accumulate > 1:
+            return "accumulate adds up gradients over several calls"
+        if self.clip_norm is not None:
+            return "clip_norm reads the gradients' norm on the host"
+        if self.scaler.is_enabled():
+            return "fp16's loss scaling looks at the gradients on the host; bf16 needs none"
+        if any(vars(module).get("_hooks") for module in self.state.model.modules()):
+            return "the model has forward hooks, which run on the host"
+        return None
+
+    def _captured_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """All that is computed in a step of one batch."""
+        state = self.state
+        state.optimizer.zero_grad()
+        with self._autocast():
+            output = _output(state.model, images, state.train.dataset)
+            loss = self.loss(output, labels)
+        loss.backward()
+        state.optimizer.step()
+        return output, loss
 
     # -- the loop ----------------------------------------------------------------------------------
 
@@ -211,7 +293,7 @@ class _Run:
             history.rows.append(self._row())
             for callback in self.callbacks:
                 callback.on_epoch_end(state)
-            state.batch = 0
+            state.batch = state.skipped = 0
             self.sums = {"loss": 0.0, "correct": 0, "images": 0}
             state.train.current = self.first_epoch + len(history)
             self._save()
@@ -241,19 +323,17 @@ class _Run:
 
     def _train_batch(self, images: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
         state = self.state
-        first_of_step = state.batch % self.accumulate == 0
-        if first_of_step:
-            state.optimizer.zero_grad()
-        output = _output(state.model, images, state.train.dataset)
-        loss = _loss(self.loss, output, labels)
-        share = 1.0 if self.accumulate == 1 else len(labels) / self._images_of_step()
-        (loss if share == 1 else loss * share).backward()
+        if self.compiled is not None:
+            x = _input(state.model, images)
+            output, loss = self.compiled(x, Tensor(x.backend.asarray(labels), x.backend))
+        else:
+            output, loss = self._pass(images, labels)
         state.loss = float(loss.item())
         if not math.isfinite(state.loss):
             raise FloatingPointError(
                 f"the loss is {state.loss} in epoch {state.epoch}, batch {state.batch + 1} of {len(state.train)}, with "
                 f"lr {state.optimizer.lr:g}; try a lower learning rate or clip_norm, and look for NaN in the data"
-                f"{self.saved}"
+                f"{self._largest()}{self._first_not_finite(images)}{self.saved}"
             )
         correct = int((_decided(state.model, output) == labels).sum())
         state.accuracy = correct / len(labels)
@@ -262,6 +342,45 @@ class _Run:
         self.sums["images"] += len(labels)
         state.epoch_loss = self.sums["loss"] / self.sums["images"]
         state.epoch_accuracy = self.sums["correct"] / self.sums["images"]
+
+    def _first_not_finite(self, images: NDArray[np.float32]) -> str:
+        """Where it began, in words: the batch is computed once more, and each layer's output looked at."""
+        if self.compiled is not None:
+            return ""  # the weights are those after the step already
+        if not np.isfinite(images).all():
+            return "; the images of this batch are not finite themselves"
+        model, found = self.state.model, list[str]()
+
+        def look(name: str) -> Callable[[Module, Any, Any], None]:
+            def hook(module: Module, inputs: Any, output: Any) -> None:
+                if (
+                    not found
+                    and isinstance(output, Tensor)
+                    and not bool(output.backend.xp.isfinite(output.array).all())
+                ):
+                    found.append(f"{type(module).__name__} {name}".strip())
+
+            return hook
+
+        with ExitStack() as hooks, no_grad(), self._autocast():
+            for name, module in model.named_modules():
+                hooks.callback(module.register_forward_hook(look(name)).remove)
+            _output(model, _input(model, images))
+        layer = f"the first layer whose output is not finite is {found[0]}" if found else "the model's output is finite"
+        return f"; {layer}"
+
+    def _pass(self, images: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Forward and backward."""
+        state = self.state
+        first_of_step = state.batch % self.accumulate == 0
+        if first_of_step:
+            state.optimizer.zero_grad()
+        with self._autocast():
+            output = _output(state.model, _input(state.model, images), state.train.dataset)
+            loss = _loss(self.loss, output, labels)
+        share = 1.0 if self.accumulate == 1 else len(labels) / self._images_of_step()
+        self.scaler.scale(loss if share == 1 else loss * share).backward()
+        return output, loss
 
     def _images_of_step(self) -> int:
         """Images in the batches that share the current optimiser step; the last step of an epoch may have fewer."""
@@ -272,7 +391,19 @@ class _Run:
 
     def _step(self) -> None:
         state = self.state
-        if self.clip_norm is not None:
+        if self.compiled is None:
+            self._update()
+        state.step += 1
+        state.lr = state.optimizer.lr
+        if state.scheduler is not None:
+            state.scheduler.step()
+
+    def _update(self) -> None:
+        """The optimiser's step, with all that belongs to it."""
+        state = self.state
+        self.scaler.unscale_(state.optimizer)
+        overflow = self.scaler.found_inf(state.optimizer)
+        if self.clip_norm is not None and not overflow:
             try:
                 clip_grad_norm_(state.optimizer.params, self.clip_norm)
             except ValueError as error:
@@ -280,23 +411,37 @@ class _Run:
                     f"{error}, in epoch {state.epoch}, batch {state.batch} of {len(state.train)}, with lr "
                     f"{state.optimizer.lr:g}{self.saved}"
                 ) from error
-        state.optimizer.step()
-        state.step += 1
-        state.lr = state.optimizer.lr
-        if state.scheduler is not None:
-            state.scheduler.step()
+        self.scaler.step(state.optimizer)
+        self.scaler.update()
+        state.skipped += overflow
+        if self.scaler.get_scale() < SMALLEST_SCALE:
+            raise FloatingPointError(
+                f"the gradients overflow float16 at every scale, down to {self.scaler.get_scale():g}, in epoch "
+                f"{state.epoch}, batch {state.batch} of {len(state.train)}; try precision='bf16', a lower learning "
+                f"rate or clip_norm{self.saved}"
+            )
 
     def _row(self) -> dict[str, Any]:
         state = self.state
         row: dict[str, Any] = {"epoch": state.epoch, "loss": state.epoch_loss, "accuracy": state.epoch_accuracy}
         if state.held_out is not None:
-            found = _evaluate(state.model, state.held_out, self.loss, self._stop_if_asked)
+            with self._autocast():
+                found = _evaluate(state.model, state.held_out, self.loss, self._stop_if_asked)
             row |= {"held_out_loss": found.loss, "held_out_accuracy": found.accuracy}
-        return row | {"lr": state.lr}
+        row["lr"] = state.lr
+        if self.scaler.is_enabled():
+            row |= {"skipped": state.skipped, "loss_scale": self.scaler.get_scale()}
+        return row
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return autocast(PRECISIONS[self.precision]) if self.precision in ("fp16", "bf16") else nullcontext()
+
+    def _largest(self) -> str:
+        return "; float16 ends at 65504: precision='bf16' reaches as far as float32" if self.precision == "fp16" else ""
 
     def _check_weights(self) -> None:
         for name, value in self.state.model.state_dict().items():
-            if value.dtype.kind == "f" and not bool(value.backend.xp.isfinite(value.array).all()):
+            if is_floating(value.dtype) and not bool(value.backend.xp.isfinite(value.array).all()):
                 raise FloatingPointError(
                     f"{name} is no longer finite in epoch {self.state.epoch}, with lr {self.state.optimizer.lr:g}; try "
                     f"a lower learning rate or clip_norm{self.saved}"
@@ -336,6 +481,8 @@ class _Run:
         state.epoch = min(len(state.history) + 1, state.epochs)
         for name in ("batch", "step", "lr", "loss", "accuracy", "epoch_loss", "epoch_accuracy"):
             setattr(state, name, kept[name])
+        state.skipped = kept.get("skipped", 0)
+        self.scaler.load_state_dict(kept.get("scaler", {}))
         state.train.current = self.first_epoch + len(state.history)
         for i, (callback, its_state) in enumerate(zip(self.remembering, kept["callbacks"], strict=True)):
             own = {name.removeprefix(f"{i}."): a for name, a in arrays.items() if name.startswith(f"{i}.")}
@@ -368,6 +515,8 @@ class _Run:
             accuracy=state.accuracy,
             epoch_loss=state.epoch_loss,
             epoch_accuracy=state.epoch_accuracy,
+            skipped=state.skipped,
+            scaler=self.scaler.state_dict(),
         )
         self.saved = f". The state {self._position()} is in {self.checkpoint}"
 
@@ -408,6 +557,7 @@ class _Run:
             "held_out": None if state.held_out is None else _loader_settings(state.held_out),
             "accumulate": self.accumulate,
             "clip_norm": self.clip_norm,
+            "precision": self.precision,
             "callbacks": [repr(callback) for callback in self.remembering],
         }
 
@@ -483,8 +633,10 @@ class _WishToStop:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Makes the folder and keeps other processes out of it, until the end of this block or of this process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    with file:
         try:
             _lock(file)
         except (BlockingIOError, PermissionError) as error:
@@ -531,12 +683,16 @@ def _mode(model: Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-def _output(model: Module, images: NDArray[Any], dataset: Dataset | None = None) -> Tensor:
-    """What the model makes of images on the host: [N, classes]. Raises ValueError for outputs of another shape."""
+def _input(model: Module, images: NDArray[Any]) -> Tensor:
+    """Images on the host as the model takes them."""
     reference = next(iter(model.parameters()), None)
     backend = get_backend() if reference is None else reference.backend
-    dtype = np.float32 if reference is None else reference.dtype
-    output: Tensor = model(Tensor(backend.asarray(images, dtype), backend))
+    return Tensor(backend.asarray(images, np.float32 if reference is None else reference.dtype), backend)
+
+
+def _output(model: Module, images: Tensor, dataset: Dataset | None = None) -> Tensor:
+    """What the model makes of images: [N, classes]. Raises ValueError for outputs of another shape."""
+    output: Tensor = model(images)
     if output.ndim > 2 and output.shape[2:] == (1,) * (output.ndim - 2):  # as global pooling leaves it
         output = output.flatten(1)
     if output.ndim != 2:
@@ -606,7 +762,7 @@ def _evaluate(model: Module, loader: Loader, loss: Loss, after_batch: Callable[[
     total, probabilities = 0.0, []
     with no_grad(), _mode(model, False), closing(plain.epoch(0)) as batches:  # type: ignore[type-var]
         for images, labels in batches:
-            output = _output(model, images, dataset)
+            output = _output(model, _input(model, images), dataset)
             total += float(_loss(loss, output, labels).item()) * len(labels)
             probabilities.append(_probabilities(model, output))
             after_batch()
@@ -629,7 +785,7 @@ def predict(model: Module, images: NDArray[np.float32], batch_size: int = 256) -
     several = images if images.ndim == 4 else images[None]
     with no_grad(), _mode(model, False):
         parts = [
-            _probabilities(model, _output(model, several[i : i + batch_size]))
+            _probabilities(model, _output(model, _input(model, several[i : i + batch_size])))
             for i in range(0, max(len(several), 1), batch_size)
         ]
     probabilities = np.concatenate(parts)

@@ -15,12 +15,11 @@ import hashlib
 import json as json_
 import math
 import platform
-import struct
 import subprocess
 import sys
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -32,9 +31,21 @@ from typing import Any
 import numpy as np
 
 import gpucnn
+from gpucnn.atomic import write_atomically
 from gpucnn.backends import Backend, get_backend
-from gpucnn.checkpoint import write_atomically
-from gpucnn.testing import CASES, Array, Case, Evaluation, evaluate, on_tensor_cores
+from gpucnn.dtypes import HALVES, is_half, unit_roundoff
+from gpucnn.sheet import png
+from gpucnn.testing import (
+    CASES,
+    Array,
+    Bounds,
+    Case,
+    Evaluation,
+    evaluate,
+    halves_on_tensor_cores,
+    in_half,
+    on_tensor_cores,
+)
 
 OnCase = Callable[[Case], None]
 MOST_TERMS = 64  # of a window that a report lists
@@ -97,6 +108,11 @@ class Result:
     @cached_property
     def ulps(self) -> Array:
         """The error in units of the last place of what is expected, in the dtype under test."""
+        if is_half(self.got.dtype):
+            least = 2.0**-14 if self.got.dtype == np.float16 else 2.0**-126
+            _, exponent = np.frexp(np.maximum(np.abs(self.expected), least))
+            half: Array = self.error / np.ldexp(2 * unit_roundoff(self.got.dtype), exponent - 1)
+            return half
         limits = np.finfo(self.got.dtype)
         size = np.clip(np.abs(self.expected), float(limits.tiny), float(limits.max)).astype(self.got.dtype)
         spacing: Array = np.spacing(size).astype(np.float64)
@@ -134,7 +150,7 @@ class Result:
 
     def describe(self) -> str:
         """The worst element in a line or two."""
-        text = f"{self.case}: {self.name}{list(self.worst)} is {self.got[self.worst]:.9g}, "
+        text = f"{self.case}: {self.name}{list(self.worst)} is {float(self.got[self.worst]):.9g}, "
         text += f"expected {self.expected[self.worst]:.9g} within {self.bound[self.worst]:.2g}"
         made = " and ".join(map(str, self.parts))
         return f"{text}; made of {made}" + (f"; {self.suspicion()}" if self.suspicion() else "")
@@ -236,10 +252,10 @@ def verify(
     """Compute the cases on a backend and compare every output and gradient with the float64 reference.
 
     pattern: which cases, as `chosen` reads it. on_case is called before each. Raises ValueError for a pattern that no
-    case matches and for a dtype other than float32 and float64.
+    case matches and for another dtype than float32, float64, float16 and bfloat16.
     """
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
+    if dtype not in ("float32", "float64", *HALVES):
+        raise ValueError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype!r}")
     engine, results, errors = get_backend(backend), [], []
     for case in chosen(pattern):
         if on_case:
@@ -254,7 +270,7 @@ def verify(
         if wrong:
             errors.append((case, wrong))
         else:
-            results += _compared(ours, exact, dtype, _tf32_products(case, engine, dtype))
+            results += _compared(ours, exact, dtype, _on_tensor_cores(case, engine, dtype))
     return Report(_about(engine, dtype), tuple(results), tuple(errors))
 
 
@@ -274,27 +290,34 @@ def chosen(pattern: str | None) -> list[Case]:
 
 def _wrong_shape(ours: Evaluation, exact: Evaluation, dtype: str) -> str:
     for name, got, expected in zip(exact.case.results, ours.results, exact.results, strict=True):
-        if got.shape != expected.shape or got.dtype != dtype:
+        if got.shape != expected.shape or str(got.dtype) != dtype:
             return f"{name} is {got.dtype} {got.shape}, expected {dtype} {expected.shape}"
     return ""
 
 
-def _tf32_products(case: Case, backend: Backend, dtype: str) -> int:
-    """How many products of TF32 make one where a backend computes a case on tensor cores; 0 if it does not."""
+def _on_tensor_cores(case: Case, backend: Backend, dtype: str) -> Bounds | None:
+    """The bounds of a case that a backend computes on tensor cores; None if it does not."""
     from gpucnn.backends.kernel_backend import KernelBackend
     from gpucnn.devices.recorder import RecorderDevice
 
     if not isinstance(backend, KernelBackend) or backend.device.capability is None:
-        return 0
+        return None
     recorder = RecorderDevice(backend.device.capability)
     with warnings.catch_warnings(action="ignore"):  # what the recorder returns is any number, also NaN
         evaluate(case, KernelBackend(recorder), dtype)
-    return max((int(dict(launch.constants).get("PRODUCTS", 0)) for launch in recorder.launches), default=0)
+    constants = [dict(launch.constants) for launch in recorder.launches]
+    if any("HALF" in of_one for of_one in constants):
+        return halves_on_tensor_cores
+    products = max((int(of_one.get("PRODUCTS", 0)) for of_one in constants), default=0)
+    return partial(on_tensor_cores, tf32_products=products) if products else None
 
 
-def _compared(ours: Evaluation, exact: Evaluation, dtype: str, tf32_products: int = 0) -> list[Result]:
-    unit = float(np.finfo(dtype).eps) / 2 * (2 if dtype == "float64" else 1)  # there the reference rounds as well
-    bounds, found = on_tensor_cores(exact, tf32_products) if tf32_products else exact.case.bounds(exact), []
+def _compared(ours: Evaluation, exact: Evaluation, dtype: str, on_tensor_cores: Bounds | None = None) -> list[Result]:
+    unit = unit_roundoff(dtype) * (2 if dtype == "float64" else 1)  # there the reference rounds as well
+    bounds = (on_tensor_cores or exact.case.bounds)(exact)
+    if dtype in HALVES:
+        unit, bounds = 1.0, in_half(exact, dtype, bounds)
+    found = []
     for i, name in enumerate(exact.case.results):
         got, expected = ours.results[i], exact.results[i]
         bound = np.broadcast_to(unit * np.asarray(bounds[i]), expected.shape)
@@ -484,7 +507,7 @@ def _figure(
     """A heat map: a plane for each image and channel, side by side; the marked element is framed."""
     plane, cells = _laid_out(array)
     height, width = plane.shape
-    png = base64.b64encode(_png((colours or _signed)(plane))).decode()
+    data = base64.b64encode(png((colours or _signed)(plane))).decode()
     scale = max(1, min(24, 480 // max(width, 1), 360 // max(height, 1)))
     frame = ""
     if mark is not None:
@@ -493,7 +516,7 @@ def _figure(
     return (
         f'<figure><svg viewBox="-.2 -.2 {width + 0.4} {height + 0.4}" '
         f'width="{width * scale}" height="{height * scale}">'
-        f'<image href="data:image/png;base64,{png}" width="{width}" height="{height}" '
+        f'<image href="data:image/png;base64,{data}" width="{width}" height="{height}" '
         f'style="image-rendering:pixelated"/>{frame}</svg><figcaption>{escape(caption)}</figcaption></figure>'
     )
 
@@ -525,19 +548,6 @@ def _shades(plane: Array) -> Array:
     t = np.clip(np.nan_to_num(plane, nan=0.0), 0, 1)[..., None]
     shade = np.where((plane > 1)[..., None], 0.0, 255 + t * np.array([0.0, -115.0, -255.0]))
     return np.where(np.isnan(plane)[..., None], 200, shade)
-
-
-def _png(pixels: Array) -> bytes:
-    """An image file of [rows, columns, 3] numbers 0 to 255."""
-    height, width, _ = pixels.shape
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.astype(np.uint8).reshape(height, -1)], axis=1)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = chunk(b"IDAT", zlib.compress(rows.tobytes(), 9))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
 
 
 def _histogram(results: Sequence[Result]) -> str:
@@ -572,9 +582,15 @@ def run(
     dtype: str = "float32",
     json: str | Path | None = None,
     html: str | Path | None = None,
+    precision: str | None = None,
 ) -> int:
-    """Verify, print a table and what failed, and write the reports that are asked for. 0 if all passed, else 1."""
-    report = _with_progress(len(chosen(op)), lambda on_case: verify(backend, op, dtype, on_case))
+    """Verify, print a table and what failed, and write the reports that are asked for. 0 if all passed, else 1.
+
+    precision: "fp16" and "bf16" stand for the dtypes float16 and bfloat16, "fp32" and "tf32" for those of `precision`.
+    """
+    dtype = {"fp16": "float16", "bf16": "bfloat16"}.get(precision or "", dtype)
+    with gpucnn.precision(precision) if precision in ("fp32", "tf32") else nullcontext():
+        report = _with_progress(len(chosen(op)), lambda on_case: verify(backend, op, dtype, on_case))
     _print(report)
     if json is not None:
         text = json_.dumps(report.as_json(), indent=1, allow_nan=False)

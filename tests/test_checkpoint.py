@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 import gpucnn
 from gpucnn import functional as F
 from gpucnn import nn, optim
+from gpucnn.atomic import write_atomically
 from gpucnn.checkpoint import (
     build,
     describe,
@@ -19,7 +20,6 @@ from gpucnn.checkpoint import (
     load_model,
     save_checkpoint,
     save_model,
-    write_atomically,
 )
 from gpucnn.data import Normalize
 from gpucnn.nn import models

@@ -102,7 +102,7 @@ def test_without_a_word_the_help_names_all_commands_and_exit_codes():
         assert name in result.out
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "show"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "show", "explain", "demo"])
 def test_the_help_of_a_command_has_examples_that_it_understands(name):
     result = CliRunner().invoke(cli.app, [name, "--help"])
     assert result.exit_code == 0
@@ -820,6 +820,76 @@ def test_show_without_matplotlib_says_what_to_install(finished, monkeypatch, tmp
     assert "Conv2d" in result.out, "the table comes all the same"
 
 
+# -- explain, show --why ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def digit(gray, tmp_path):
+    """(a run with a LeNet-5 on 16×20 images, one of its images as a file)."""
+    path, run, _ = gray
+    Image.fromarray(data.load(path).images[0, :, :, 0]).save(tmp_path / "one.png")
+    return run, tmp_path / "one.png"
+
+
+def test_explain_prints_what_the_method_returns(digit):
+    run, picture = digit
+    result = command("explain", run, picture, "--layer", "3", "--unit", "2,1,0", "--target", "cross")
+    assert result.code == 0, result.err
+    model, description = load_model(run / "model.safetensors")
+    x = cli._picture(picture, description, False)
+    assert result.out == f"{model.explain(x, '3', (2, 1, 0), target=1)}\n"
+    assert "The gradient of the score of class 1" in result.out
+
+
+def test_explain_writes_a_page_and_all_numbers(digit, tmp_path):
+    result = command(
+        "explain", *digit, "--layer", 11, "--unit", 1, "--label", 0, "--html", "a.html", "--json", "a.json"
+    )
+    assert result.code == 0, result.err
+    page = (tmp_path / "a.html").read_text("utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "The gradient of the cross-entropy loss of class 0" in page
+    numbers = json.loads((tmp_path / "a.json").read_text("utf-8"))
+    assert (numbers["layer"], numbers["unit"], numbers["kind"]) == ("11", [1], "Linear")
+    assert sum(numbers["products"]) + numbers["bias"] == pytest.approx(numbers["value"], rel=1e-4)
+    assert "wrote a.html\nwrote a.json" in result.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), r"say which number with --layer and --unit \(--layer is missing\); the layers are 0, 1, 2"),
+        (("--layer", "0"), r"\(--unit is missing\)"),
+        (("--layer", "0", "--unit", "a,b"), r"--unit takes whole numbers by commas, such as 2,7,13, got 'a,b'"),
+        (("--layer", "0", "--unit", "9,0,0"), r"layer '0' makes 6×16×20, which has no unit \(9, 0, 0\): a unit is \("),
+        (("--layer", "conv", "--unit", "0"), r"LeNet5 has no layer 'conv'; it has '0'"),
+        (("--layer", "11", "--unit", "0", "--target", "dog"), r"there is no class 'dog'; the classes are other, cross"),
+        (("--layer", "11", "--unit", "0", "--target", "7"), r"there is no class 7 among the model's 2 outputs"),
+        (("--layer", "11", "--unit", "0", "--target", "0", "--label", "1"), r"choose one of target=0, label=1"),
+        (("--layer", "11", "--unit", "0", "--html", "no/folder.html"), r"can.t write no.folder.html: there is no"),
+    ],
+)
+def test_explain_says_in_one_line_what_is_wrong(digit, options, message):
+    result = command("explain", *digit, *options)
+    assert result.code == 2
+    assert re.search(message, result.err), result.err
+    assert result.err.count("\n") == 1
+
+
+def test_show_why_draws_where_the_model_looks(digit, tmp_path):
+    result = command("show", *digit, "--why", "--out", "drawn")
+    assert result.code == 0, result.err
+    names = [f"{kind}-one.png" for kind in ("feature_maps", "grad_cam", "occlusion", "saliency")]
+    assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == sorted(["filters.png", *names])
+    assert "wrote drawn/grad_cam-one.png" in result.out
+
+
+def test_show_why_needs_a_picture(digit):
+    result = command("show", digit[0], "--why")
+    assert result.code == 2
+    assert "--why looks at a picture" in result.err
+
+
 # -- info, datasets --------------------------------------------------------------------------------
 
 
@@ -947,3 +1017,17 @@ def test_importing_the_package_imports_none_of_the_command(tmp_path):
         "import sys, gpucnn; assert not {'typer', 'rich', 'matplotlib', 'PIL'} & set(sys.modules), sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_graph_and_no_graph_are_handed_to_fit(monkeypatch):
+    asked = []
+
+    def fit(*args, graph, **options):
+        asked.append(graph)
+        raise ValueError("that will do")
+
+    monkeypatch.setattr(train, "fit", fit)
+    for number, flags in enumerate(((), ("--graph",), ("--no-graph",))):
+        result = command("train", "x-or-not-x", "--epochs", 1, "--out", f"run{number}", *flags)
+        assert "that will do" in result.err
+    assert asked == [None, True, False]

@@ -169,12 +169,16 @@ def of_filters_without_a_tap(right: Callable[..., Any], first: Any, w: Any, *res
     return right(first, last_tap_zero(w), *rest)
 
 
+def a_step_ahead(settings: Any) -> Any:
+    return settings._replace(step=settings.step + 1)
+
+
 WRONG: dict[str, tuple[str, Callable[..., Any]]] = {
     "a tap of the forward pass": ("conv2d_forward", of_filters_without_a_tap),
     "a tap of the input's gradient": ("conv2d_backward_input", of_filters_without_a_tap),
     "a tap of the weight's gradient": ("conv2d_backward_weight", lambda right, *given: last_tap_zero(right(*given))),
     "one per cent of batch norm": ("batch_norm_forward", lambda right, *given: right(*given) * np.float32(0.99)),
-    "Adam's first step": ("adam_update", lambda right, *given, step, **named: right(*given, step=step + 1, **named)),
+    "Adam's first step": ("adam_update", lambda right, *given: right(*given[:-1], given[-1].then(a_step_ahead))),
 }
 
 

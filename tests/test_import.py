@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-LAZY = ["cupy", "typer", "rich", "matplotlib", "PIL", "sklearn", "mlxtend", "torch", "onnx", "scipy", "safetensors"]
+LAZY = ["cupy", "typer", "rich", "matplotlib", "PIL", "sklearn", "mlxtend", "torch", "onnx", "scipy", "safetensors",
+        "ml_dtypes"]  # fmt: skip
 
 
 def output_of(code: str) -> str:

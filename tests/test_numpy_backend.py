@@ -20,6 +20,7 @@ from gpucnn.backends import numpy_conv, numpy_elementwise, numpy_parallel, numpy
 from gpucnn.backends.numpy_backend import NumpyBackend
 from gpucnn.backends.numpy_special import erf, philox_words
 from gpucnn.geometry import Window
+from gpucnn.live import Live
 
 Array = np.ndarray[Any, Any]
 backend = NumpyBackend()
@@ -29,6 +30,10 @@ SAME3 = Window((3, 3), (1, 1), (1, 1, 1, 1))
 def random(*shape: int, dtype: Any = np.float32, seed: int = 0) -> Array:
     array: Array = backend.asarray(np.random.default_rng(seed).standard_normal(shape).astype(dtype))
     return array
+
+
+def at(seed: int, offset: int) -> Live[tuple[int, int]]:
+    return Live(lambda: (seed, offset))
 
 
 def is_channels_last(array: Array) -> bool:
@@ -55,7 +60,7 @@ def every_primitive(n: int) -> dict[str, Callable[[], Any]]:
         "avg_pool2d_backward": lambda: backend.avg_pool2d_backward(dy, SAME3, "real", (23, 37)),
         "relu": lambda: backend.activation_forward(x, "relu", 0.0),
         "relu backward": lambda: backend.activation_backward(dy, x, "relu", 0.0),
-        "dropout": lambda: backend.dropout(x, 0.3, 5, 0),
+        "dropout": lambda: backend.dropout(x, 0.3, at(5, 0)),
         "batch_norm_statistics": lambda: backend.batch_norm_statistics(x),
         "batch_norm_forward": lambda: backend.batch_norm_forward(x, vector, vector, vector, vector),
         "batch_norm_backward": lambda: backend.batch_norm_backward(dy, x, vector, vector, vector, True),
@@ -285,7 +290,7 @@ def test_four_axes_come_out_channels_last_and_arguments_stay_as_they_are(n: int)
         backend.avg_pool2d_backward(random(n, 6, *out), window, "window", (7, 9)),
         backend.activation_forward(x, "gelu", 0.0),
         backend.activation_backward(x, x, "gelu", 0.0),
-        backend.dropout(x, 0.5, 1, 0),
+        backend.dropout(x, 0.5, at(1, 0)),
         backend.batch_norm_forward(x, vector, vector, None, None),
         backend.batch_norm_backward(x, x, vector, vector, None, True)[0],
         backend.matmul(x, x, False, True),
@@ -336,7 +341,7 @@ def test_any_strides_give_the_same_bits() -> None:
         lambda x: backend.bias_backward(x),
         lambda x: backend.batch_norm_statistics(x),
         lambda x: backend.activation_forward(x, "relu", 0.0),
-        lambda x: backend.dropout(x, 0.5, 1, 0),
+        lambda x: backend.dropout(x, 0.5, at(1, 0)),
     ]
     for number, function in enumerate(functions):
         for view in strided(x):
@@ -549,14 +554,14 @@ def test_dropout_counts_elements_in_storage_order_across_blocks() -> None:
     words = philox_words(x.size, seed, offset).reshape(3, 83, 97, 5).transpose(0, 3, 1, 2)
     kept = (words >> 8) * 2.0**-24 >= p
     expected = np.where(kept, x / np.float32(1 - p), 0)
-    np.testing.assert_array_equal(backend.dropout(x, p, seed, offset), expected)
+    np.testing.assert_array_equal(backend.dropout(x, p, at(seed, offset)), expected)
     assert abs(kept.mean() - (1 - p)) < 5 * math.sqrt(p * (1 - p) / x.size)
 
 
 def test_dropout_of_everything_and_of_nothing() -> None:
     x = random(2, 3, 4, 5)
-    assert not backend.dropout(x, 1.0, 0, 0).any()
-    np.testing.assert_array_equal(backend.dropout(x, 0.0, 0, 0), x)
+    assert not backend.dropout(x, 1.0, at(0, 0)).any()
+    np.testing.assert_array_equal(backend.dropout(x, 0.0, at(0, 0)), x)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -33,6 +33,9 @@ def test_the_wheel_has_all_modules_the_kernels_the_emulator_and_the_type_marker(
     assert modules <= names
     assert {f"gpucnn/kernels/{name}" for name in KERNELS} <= names
     assert {"gpucnn/py.typed", "gpucnn/devices/emulator.cpp", "gpucnn/devices/cuda_on_cpu.h"} <= names
+    page = {path.name for path in (ROOT / "gpucnn" / "page" / "static").iterdir()}
+    assert {"index.html", "style.css", "main.js"} <= page
+    assert {f"gpucnn/page/static/{name}" for name in page} <= names
 
 
 def test_the_wheel_has_nothing_else(wheel):
@@ -74,5 +77,5 @@ def test_the_core_needs_little():
     names = {requirement.split(">")[0] for requirement in project["dependencies"]}
     assert names == {"numpy", "safetensors", "threadpoolctl", "typer", "rich"}
     assert set(project["optional-dependencies"]) == {
-        "cuda12", "cuda13", "data", "viz", "onnx", "test", "bench", "docs",
+        "cuda12", "cuda13", "data", "viz", "onnx", "sklearn", "half", "demo", "test", "bench", "docs",
     }  # fmt: skip

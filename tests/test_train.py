@@ -14,16 +14,20 @@ from functools import partial
 from io import StringIO
 from pathlib import Path
 
+import fake_cupy
 import numpy as np
 import pytest
 from numerics import unit_roundoff
 from safetensors.numpy import load_file
 
 import gpucnn
+import gpucnn.graph
 from gpucnn import data, nn, optim
 from gpucnn import functional as F
+from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.checkpoint import load_model
 from gpucnn.data import Dataset, Loader
+from gpucnn.devices.cuda import CudaDevice
 from gpucnn.nn import models
 from gpucnn.random import default_generator
 from gpucnn.train import (
@@ -362,6 +366,28 @@ def test_a_diverging_loss_stops_the_training_and_keeps_the_last_good_checkpoint(
             clip_norm=clip_norm, callbacks=[Note(poison)],
         )  # fmt: skip
     assert all(np.isfinite(array).all() for array in load_file(tmp_path / "checkpoint.safetensors").values())
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("weight", r"; the first layer whose output is not finite is Linear 3$"),
+        ("data", r"; the images of this batch are not finite themselves$"),
+        ("loss", r"; the model's output is finite$"),
+    ],
+)
+def test_the_error_of_a_loss_that_is_not_finite_says_where_it_began(where, told):
+    model = small_net()
+    if where == "weight":
+        model[3].bias.copy_(np.array([0, math.nan, 0], np.float32))
+    poisoned = (lambda images, generator: images * np.float32(math.nan)) if where == "data" else None
+    loss = (lambda output, labels: F.cross_entropy(output, labels) * math.inf) if where == "loss" else F.cross_entropy
+    with pytest.raises(FloatingPointError, match=told):
+        fit(
+            model, Loader(some_data(), 5, augment=poisoned), epochs=1, loss=loss,
+            optimizer=optim.SGD(model.parameters(), 0.01),
+        )  # fmt: skip
+    assert not any(vars(module).get("_hooks") for module in model.modules())
 
 
 def test_a_learning_rate_that_is_too_high_ends_in_a_clear_error():
@@ -1212,3 +1238,108 @@ def test_a_folder_is_locked_between_processes_and_free_after_a_kill(tmp_path, la
     process.wait()
     with pytest.raises(ValueError, match="of a run with other settings"):  # so the lock is free
         lively_run(tmp_path / "run", resume=True)
+
+
+# -- steps as graphs -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def emulator():
+    with gpucnn.use_backend("emulator"):
+        gpucnn.manual_seed(3)
+        yield
+
+
+def trained_lively(epochs=4, **options):
+    """A net after some epochs whose last batch is short, and the optimizer."""
+    gpucnn.manual_seed(3)
+    model = lively_net()
+    optimizer = optim.Adam(list(model.parameters()), 0.01)
+    train = Loader(some_data(), 4, shuffle=True, seed=1)
+    schedule = optim.OneCycleLR(optimizer, 0.02, 50)
+    history = fit(
+        model, train, epochs=epochs, optimizer=optimizer, scheduler=schedule, held_out=Loader(some_data(9), 4),
+        progress=False, **options,
+    )  # fmt: skip
+    return model, optimizer, history
+
+
+def test_with_graphs_a_training_has_the_same_bits(emulator, monkeypatch):
+    made = []
+    monkeypatch.setattr("gpucnn.train.Compiled", lambda *args: made.append(gpucnn.graph.Compiled(*args)) or made[-1])
+    (plain, *_, history), (captured, *_, other) = (trained_lively(graph=graph) for graph in (False, True))
+    assert history == other
+    assert_same_state(state_of(plain), state_of(captured))
+    [compiled] = made
+    assert (compiled.reason, len(compiled.report())) == (None, 2)  # the last batch of an epoch is short
+
+
+def test_a_training_with_graphs_that_is_resumed_has_the_bits_of_one_without_a_pause(emulator, tmp_path):
+    whole, _, history = trained_lively(4, graph=True)
+    trained_lively(2, graph=True, folder=tmp_path)
+    resumed, _, other = trained_lively(4, graph=True, folder=tmp_path, resume=True)
+    assert history == other
+    assert_same_state(state_of(whole), state_of(resumed))
+
+
+def test_a_loss_that_is_not_finite_ends_a_training_with_graphs(emulator):
+    model = small_net()
+
+    def overshoot(state):
+        if state.batch == 3:  # the fourth step is the second launch of the graph
+            state.optimizer.lr = 1e30
+
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) in epoch 1, batch 5 of 6, with lr 1e\+30"):
+        fit(
+            model, Loader(some_data(), 4), epochs=2, optimizer=optim.SGD(list(model.parameters())), graph=True,
+            callbacks=[Note(overshoot)], progress=False,
+        )  # fmt: skip
+
+
+NOT_CAPTURED = {
+    "the loss <function half_squared_error> gets its labels on the host": {"loss": F.half_squared_error},
+    "accumulate adds up gradients over several calls": {"accumulate": 2},
+    "clip_norm reads the gradients' norm on the host": {"clip_norm": 1.0},
+    "fp16's loss scaling looks at the gradients on the host": {"precision": "fp16"},
+    "the model has forward hooks": {},
+}
+
+
+@pytest.mark.parametrize("reason", NOT_CAPTURED)
+def test_what_keeps_a_training_from_graphs_is_told_where_they_were_asked_for(reason):
+    model = small_net()
+    if "hooks" in reason:
+        model[0].register_forward_hook(lambda *_: None)
+    options = {
+        "epochs": 1, "optimizer": optim.SGD(list(model.parameters())), "progress": False, **NOT_CAPTURED[reason],
+    }  # fmt: skip
+    with pytest.warns(UserWarning, match=f"^fit: steps are not captured in a graph: {reason}"):
+        fit(model, Loader(some_data(), 4), graph=True, **options)
+    fit(model, Loader(some_data(), 4), **options)  # which warns of nothing
+    fit(model, Loader(some_data(), 4), graph=False, **options)
+
+
+def test_numpy_has_no_graphs():
+    model = small_net()
+    with pytest.warns(UserWarning, match="fit: steps are not captured in a graph: the backend 'numpy' has no graphs"):
+        fit(
+            model, Loader(some_data(), 4), epochs=1, optimizer=optim.SGD(list(model.parameters())), graph=True,
+            progress=False,
+        )  # fmt: skip
+
+
+def test_on_cuda_graphs_are_the_default_and_what_keeps_from_them_is_logged(monkeypatch, caplog):
+    fake_cupy.install(monkeypatch)
+    with gpucnn.use_backend(KernelBackend(CudaDevice())):
+        made = []
+        monkeypatch.setattr(
+            "gpucnn.train.Compiled", lambda *args: made.append(gpucnn.graph.Compiled(*args)) or made[-1]
+        )
+        captured, *_ = trained_lively(2)
+        assert [len(compiled.report()) for compiled in made] == [1]
+        plain, *_ = trained_lively(2, graph=False)
+        assert_same_state(state_of(plain), state_of(captured))
+        with caplog.at_level("INFO", "gpucnn"):
+            trained_lively(1, accumulate=2)
+    assert len(made) == 1
+    assert "fit: steps are not captured in a graph: accumulate adds up gradients over several calls" in caplog.messages

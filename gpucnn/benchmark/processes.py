@@ -35,8 +35,8 @@ PATIENCE = 300  # seconds that a process may take
 def takes_part(task: Task, provider: Provider) -> bool:
     """Whether there is anything to measure of a provider in a task of the suites "startup" and "memory"."""
     if task.suite == "memory":
-        return not provider.name.endswith(("compile", "cupy"))
-    plain = provider.name in (*OURS, "torch-cpu", "torch-cuda")
+        return not provider.name.endswith(("compile", "cupy", "graph"))
+    plain = provider.name in ("numpy", "cuda", "torch-cpu", "torch-cuda")
     if task.name == "import":
         return provider.name in ("numpy", "torch-cpu", "jax", "tinygrad", "cupy")
     return plain if task.name == "first-step" else provider.name == "cuda"

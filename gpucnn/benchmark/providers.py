@@ -28,10 +28,10 @@ from gpucnn.nn import Module, models
 from gpucnn.testing import Array
 
 NAMES = (
-    "numpy", "cuda", "torch-cpu", "torch-cpu-channels-last", "torch-cuda", "torch-cuda-channels-last",
+    "numpy", "cuda", "cuda-graph", "torch-cpu", "torch-cpu-channels-last", "torch-cuda", "torch-cuda-channels-last",
     "torch-cuda-compile", "jax", "tinygrad", "cupy",
 )  # fmt: skip
-OURS = ("numpy", "cuda")
+OURS = ("numpy", "cuda", "cuda-graph")
 
 
 class Unsupported(Exception):
@@ -102,16 +102,19 @@ def process_peak() -> int:
 
 
 class Gpucnn(Provider):
-    """One of our backends."""
+    """One of our backends; "cuda-graph" is cuda with each step of a network captured and launched as a whole."""
 
-    def __init__(self, backend: str) -> None:
+    def __init__(self, name: str) -> None:
+        backend, _, self.variant = name.partition("-")
         self.backend = get_backend(backend)
-        self.name, self.version = backend, gpucnn.__version__
+        self.name, self.version = name, gpucnn.__version__
         if backend == "cuda":
             self.device = "gpu"
             self._clock = cupy_clock(self.backend.xp)
 
     def op(self, problem: OpProblem, part: str) -> Work:
+        if self.variant == "graph":
+            raise Unsupported("graphs are for networks: a single op is a launch or two anyway")
         wanted = problem.gradients_of(part)
         inputs = [
             gpucnn.tensor(value, backend=self.backend, requires_grad=i in wanted)
@@ -138,17 +141,18 @@ class Gpucnn(Provider):
         x = gpucnn.tensor(problem.images, backend=self.backend)
         if not problem.training:
 
-            def infer() -> Any:
+            def infer(x: gpucnn.Tensor) -> Any:
                 with gpucnn.no_grad():
                     return module(x)
 
-            return Work(infer, lambda y: [y.numpy()])
+            launch = gpucnn.compile(infer) if self.variant == "graph" else infer
+            return Work(lambda: launch(x), lambda y: [y.numpy()])
         parameters = list(module.parameters())
         optimizer = gpucnn.optim.SGD(parameters, lr=LR, momentum=MOMENTUM)
 
-        def step() -> Any:
+        def step(x: gpucnn.Tensor, labels: Any) -> Any:
             optimizer.zero_grad()
-            loss = F.cross_entropy(module(x), problem.labels)
+            loss = F.cross_entropy(module(x), labels)
             loss.backward()
             optimizer.step()
             return loss
@@ -160,7 +164,10 @@ class Gpucnn(Provider):
                 flat(p.numpy() for p in parameters),
             ]
 
-        return Work(step, results)
+        if self.variant == "graph":
+            captured, labels = gpucnn.compile(step), gpucnn.tensor(problem.labels, backend=self.backend)
+            return Work(lambda: captured(x, labels), results)
+        return Work(lambda: step(x, problem.labels), results)
 
     def synchronize(self) -> None:
         self.backend.synchronize()

@@ -20,10 +20,10 @@ import numpy as np
 import gpucnn
 from gpucnn import data, optim
 from gpucnn import functional as F
+from gpucnn.atomic import write_atomically
 from gpucnn.backends import get_backend, use_backend
 from gpucnn.benchmark.providers import OURS, torch_twin
 from gpucnn.benchmark.report import Table
-from gpucnn.checkpoint import write_atomically
 from gpucnn.nn import Module, models
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 2e-3

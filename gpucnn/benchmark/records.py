@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gpucnn.checkpoint import write_atomically
+from gpucnn.atomic import write_atomically
 
 Status = Literal["measured", "wrong", "failed", "unsupported", "skipped"]
 SIGNIFICANCE = 0.05  # the chance that a comparison of two equal runs finds anything at all

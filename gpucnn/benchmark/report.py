@@ -15,12 +15,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from gpucnn.atomic import write_atomically
 from gpucnn.benchmark import roofline
 from gpucnn.benchmark.providers import OURS
 from gpucnn.benchmark.records import Row, Run, compare, ratios
 from gpucnn.benchmark.roofline import Limits, time_text
 from gpucnn.benchmark.suites import tasks
-from gpucnn.checkpoint import write_atomically
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 TITLES = {"ops": "Ops", "networks": "Networks", "startup": "Start-up", "memory": "Peak memory of a training step"}

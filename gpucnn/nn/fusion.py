@@ -7,6 +7,8 @@ may be another.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -14,6 +16,26 @@ from gpucnn import functional as F
 from gpucnn.nn.layers import BatchNorm2d, Conv2d, MaxPool2d, ReLU
 from gpucnn.nn.module import Module
 from gpucnn.tensor import Tensor, is_grad_enabled
+
+Groups = list[tuple[Module, ...]]
+_watched: ContextVar[Groups | None] = ContextVar("computed as one", default=None)
+
+
+@contextmanager
+def watching_fusion() -> Iterator[Groups]:
+    """Inside, the list gets a tuple for each time that a module has computed others, which follow it, along with it."""
+    groups: Groups = []
+    token = _watched.set(groups)
+    try:
+        yield groups
+    finally:
+        _watched.reset(token)
+
+
+def _computed_as_one(*modules: Module) -> None:
+    groups = _watched.get()
+    if groups is not None:
+        groups.append(modules)
 
 
 def fused(modules: list[Module]) -> Iterator[Callable[[Any], Any]]:
@@ -38,10 +60,10 @@ def fused(modules: list[Module]) -> Iterator[Callable[[Any], Any]]:
             i += 1
         elif starts(rest, BatchNorm2d):
             relu = starts(rest[1:], ReLU) and not starts(rest[2:], MaxPool2d)
-            yield partial(conv_norm, module, rest[0], activation="relu" if relu else None)
+            yield partial(conv_norm, module, rest[0], activation=rest[1] if relu else None)
             i += 3 if relu else 2
         elif starts(rest, ReLU) and not starts(rest[1:], MaxPool2d):
-            yield partial(module.forward, activation="relu")
+            yield partial(_conv_relu, module, rest[0])
             i += 2
         else:
             yield module
@@ -53,8 +75,13 @@ def starts(modules: list[Module], kind: type[Module]) -> bool:
     return bool(modules) and type(modules[0]) is kind and not vars(modules[0]).get("_hooks")
 
 
-def conv_norm(conv: Module, norm: Module, input: Tensor, activation: str | None = None) -> Tensor:
-    """norm(conv(input)), activated.
+def _conv_relu(conv: Module, relu: Module, input: Tensor) -> Tensor:
+    _computed_as_one(conv, relu)
+    return conv.forward(input, activation="relu")  # type: ignore[no-any-return]
+
+
+def conv_norm(conv: Module, norm: Module, input: Tensor, activation: Module | str | None = None) -> Tensor:
+    """norm(conv(input)), activated by a ReLU module or the function of that name.
 
     Where nothing is learned (evaluation mode, inside `no_grad`), the normalisation is a scale and a bias of the
     convolution's results: one pass over memory instead of three, and the same up to rounding.
@@ -65,6 +92,10 @@ def conv_norm(conv: Module, norm: Module, input: Tensor, activation: str | None 
         and not (norm.training or is_grad_enabled() or norm.running_var is None)  # type: ignore[attr-defined]
     ):
         scale, shift = norm.affine_transform()  # type: ignore[attr-defined]
-        return conv.forward(input, activation, scale, shift)  # type: ignore[no-any-return]
+        behind = [activation] if isinstance(activation, Module) else []
+        _computed_as_one(conv, norm, *behind)
+        return conv.forward(input, "relu" if behind else activation, scale, shift)  # type: ignore[no-any-return]
     y = norm(conv(input))
-    return y if activation is None else getattr(F, activation)(y)  # type: ignore[no-any-return]
+    if activation is None:
+        return y  # type: ignore[no-any-return]
+    return activation(y) if isinstance(activation, Module) else getattr(F, activation)(y)  # type: ignore[no-any-return]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from gpucnn.backends import Backend, get_backend
 from gpucnn.tensor import Tensor, no_grad
+
+if TYPE_CHECKING:
+    from gpucnn.data import Normalize
+    from gpucnn.explain import Explanation
 
 Hook = Callable[["Module", tuple[Any, ...], Any], None]
 
@@ -39,6 +44,7 @@ class Module:
     """
 
     training: bool = True
+    config: dict[str, Any]  # of a model that from_pretrained made: what config.json says
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -150,6 +156,43 @@ class Module:
             if name in state_dict:
                 value.copy_(state_dict[name])
 
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        classes: Sequence[str] | None = None,
+        normalise: Normalize | tuple[Any, Any] | None = None,
+        image_size: Sequence[int] | None = None,
+        channels: int | None = None,
+    ) -> None:
+        """Write a folder as Hugging Face lays it out, config.json and model.safetensors, for `from_pretrained`.
+
+        classes are the names of the outputs (id2label and label2id), normalise the (mean, std) of the images in 0..1,
+        image_size [H, W] and channels what the model takes. What is not given is what `config` says, if from_pretrained
+        made the model. Raises ValueError for two classes of one name.
+        """
+        from gpucnn import pretrained
+
+        pretrained.save(self, Path(save_directory), classes, normalise, image_size, channels)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, backend: str | Backend | None = None
+    ) -> Self:
+        """The model in a folder that `save_pretrained` wrote, in evaluation mode; `config` is what config.json says.
+
+        nn.Module.from_pretrained makes any model of gpucnn.nn's classes; a class of your own, called on itself, is made
+        with the arguments that config.json names. The weights may be divided among several files, by an index
+        (model.safetensors.index.json). Nothing in the folder is executed, nothing is downloaded.
+
+        Raises FileNotFoundError, and ValueError for a damaged file, another class, and weights that are missing, not
+        expected or of another shape: all are named.
+        """
+        from gpucnn import pretrained
+
+        model, _ = pretrained.load(Path(pretrained_model_name_or_path), cls, backend)
+        return model  # type: ignore[return-value]
+
     def train(self, mode: bool = True) -> Self:
         """Training mode (dropout drops, batch norm uses the batch) for this module and all below; returns self."""
         for module in self.modules():
@@ -201,8 +244,12 @@ class Module:
     def summary(self, *input_shape: int) -> Summary:
         """A table of all layers: output shape, parameters, multiply-adds, for one input [C, H, W] (no batch axis).
 
+        A layer that another one computes along with its own results, in evaluation mode, says in which.
+
         >>> print(model.summary(1, 28, 28))
         """
+        from gpucnn.nn.fusion import watching_fusion  # it knows the layers, which are modules
+
         rows: dict[str, SummaryRow] = {}
         own: dict[str, int] = {}  # parameters of each module itself; one that two modules share counts at the first
         for name, parameter in self.named_parameters():
@@ -235,12 +282,40 @@ class Module:
             self.eval()
             with no_grad():
                 self(x)
+                for handle in handles:
+                    handle.remove()
+                with watching_fusion() as groups:  # a layer with a hook is computed by itself
+                    self(x)
         finally:
             for handle in handles:
                 handle.remove()
             for module in self.modules():
                 module.training = was_training[id(module)]
+        names = {id(module): name for name, module in self.named_modules()}
+        for first, *others in groups:
+            for name in (names[id(module)] for module in others):
+                rows[name] = replace(rows[name], computed_in=names[id(first)])
         return Summary(type(self).__name__, tuple(input_shape), list(rows.values()))
+
+    def explain(
+        self,
+        x: Any,
+        layer: str,
+        unit: int | Sequence[int],
+        *,
+        target: int | None = None,
+        label: int | None = None,
+        gradient: float | None = None,
+    ) -> Explanation:
+        """Where one number of a layer's output comes from for one image x, and where its gradient goes, step by step.
+
+        layer is a name as in `summary`, unit (k, p, q) or k; all else is as in `gpucnn.explain.explain`.
+
+        >>> print(model.explain(image, "0", (2, 7, 13)))
+        """
+        from gpucnn.explain import explain
+
+        return explain(self, x, layer, unit, target=target, label=label, gradient=gradient)
 
     def extra_repr(self) -> str:
         """What stands in the parentheses of repr: the constructor's arguments."""
@@ -253,6 +328,11 @@ class Module:
             return f"{type(self).__name__}({self.extra_repr()})"
         lines = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in children]
         return f"{type(self).__name__}(\n  " + "\n  ".join(lines) + "\n)"
+
+    def _repr_html_(self) -> str:
+        from gpucnn.notebook import module_html
+
+        return module_html(self)
 
 
 class RemovableHandle:
@@ -269,13 +349,19 @@ class RemovableHandle:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One layer of a summary."""
+    """One layer of a summary; `computed_in` is the layer that computes it along with its own results, if any."""
 
     name: str
     kind: str
     output_shape: tuple[int, ...]
     parameters: int
     multiply_adds: int
+    computed_in: str | None = None
+
+    @property
+    def kind_text(self) -> str:
+        """BatchNorm2d; or BatchNorm2d, in conv1."""
+        return self.kind if self.computed_in is None else f"{self.kind}, in {self.computed_in}"
 
 
 @dataclass(frozen=True)
@@ -302,7 +388,7 @@ class Summary:
 
         header = ("layer", "kind", "output", "parameters", "multiply-adds")
         table = [
-            (r.name, r.kind, shown(r.output_shape), f"{r.parameters:,}", f"{r.multiply_adds:,}") for r in self.rows
+            (r.name, r.kind_text, shown(r.output_shape), f"{r.parameters:,}", f"{r.multiply_adds:,}") for r in self.rows
         ]
         total = ("total", self.name, "", f"{self.parameters:,}", f"{self.multiply_adds:,}")
         widths = [max(len(row[i]) for row in [header, *table, total]) for i in range(5)]
@@ -315,3 +401,8 @@ class Summary:
 
         rule = "─" * (sum(widths) + 8)
         return "\n".join([f"input {shown(self.input_shape)}", line(header), rule, *map(line, table), rule, line(total)])
+
+    def _repr_html_(self) -> str:
+        from gpucnn.notebook import summary_html
+
+        return summary_html(self)

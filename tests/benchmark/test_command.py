@@ -47,7 +47,7 @@ def kept(folder="runs"):
     ("words", "message"),
     [
         (["oops"], "suite 'oops' does not exist; there are ops, networks, startup, memory, real-work"),
-        (["--providers", "numpy,tpu"], "--providers 'tpu' does not exist; there are numpy, cuda, torch-cpu,"),
+        (["--providers", "numpy,tpu"], "--providers 'tpu' does not exist; there are numpy, cuda, cuda-graph, torch-cpu,"),
         (["--providers", "emulator"], "the emulator is a test instrument: it runs a GPU's threads one after the other"),
         (["--pass", "sideways"], "--pass 'sideways' does not exist; there are forward, input-gradient,"),
         (["--precision", "fp8"], "fp8"),
@@ -241,7 +241,7 @@ def test_showing_a_run_can_fill_the_readme(tmp_path, monkeypatch):
     run = Run.load(RECORDED)
     Run(run.about | {"cpu_share": 1.0}, run.rows).save(tmp_path / "run.jsonl")
     assert bench("--show", tmp_path, "--readme")[0] == 0
-    assert "| lenet5, training, batch 1 | numpy |" in (tmp_path / "README.md").read_text("utf-8")
+    assert "| lenet5, training | numpy |" in (tmp_path / "README.md").read_text("utf-8")
 
 
 def test_the_readme_is_filled_by_the_run_itself(tmp_path, monkeypatch):
@@ -250,7 +250,7 @@ def test_the_readme_is_filled_by_the_run_itself(tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text(f"{report.BEGIN}\n{report.END}\n", "utf-8")
     code, _, err = bench("networks", "-k", "lenet5", "--pass", "inference", "--batch", "2", *HERE, "--readme")
     assert code == 0, err
-    assert "| lenet5, inference, batch 2 | numpy |" in (tmp_path / "README.md").read_text("utf-8")
+    assert "| lenet5, inference | numpy |" in (tmp_path / "README.md").read_text("utf-8")
     assert list((tmp_path / "bench" / "results").glob("*/run.jsonl"))  # the usual folder of a checkout
 
 

@@ -9,7 +9,7 @@ import fake_cupy
 import numpy as np
 import pytest
 
-from gpucnn import backends
+from gpucnn import backends, manual_seed, nn
 from gpucnn.backends.numpy_parallel import workers
 from gpucnn.benchmark import providers, suites
 from gpucnn.benchmark.providers import Gpucnn, Unsupported, make
@@ -166,6 +166,27 @@ def test_the_cuda_provider_computes_and_is_timed_by_events(gpu):
         assert provider.cold_seconds(work.run, 0.0) == pytest.approx(0.003)
     assert {name for name, *_ in gpu.launches} >= {"max_pool2d_forward", "max_pool2d_backward"}
     assert provider.peak_memory() == 30  # what the pool holds
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_with_graphs_the_cuda_provider_computes_the_same(gpu, training):
+    def module():
+        manual_seed(0)
+        with backends.use_backend("numpy"):
+            return nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(20, 3))
+
+    images = np.random.default_rng(1).standard_normal((4, 1, 5, 4)).astype(np.float32)
+    problem = SimpleNamespace(training=training, module=module, images=images, labels=np.array([0, 2, 1, 1]))
+    found = []
+    for name in ("cuda", "cuda-graph"):
+        provider = make(name, "fp32", 2)
+        assert (provider.name, provider.device) == (name, "gpu")
+        work = provider.network(problem)
+        found.append([work.results(work.run()) for _ in range(4)])
+    np.testing.assert_equal(*found)
+    op = next(iter(suites.tasks("ops", (1,), "max_pool2d.lenet5")))
+    with pytest.raises(Unsupported, match="graphs are for networks"):
+        provider.work(pose(op, "fp32"), op.part, "fp32")
 
 
 def test_the_cache_is_overwritten_before_and_for_as_long_as_the_host_enqueues(monkeypatch):

@@ -240,7 +240,7 @@ def test_conversion_reaches_floating_tensors_of_the_whole_tree() -> None:
     ("target", "error", "message"),
     [
         ("int64", TypeError, "float32 or float64, not int64"),
-        ("float16", TypeError, "float16"),
+        ("complex64", TypeError, "complex64"),
         ("abacus", ValueError, "'abacus'"),
     ],
 )
@@ -388,8 +388,9 @@ def test_summary_leaves_the_model_as_it_was() -> None:
     model.to("float64").summary(1, 5, 4)
     assert [m.training for m in model.modules()] == [True, True, True, True, False, False]
     assert {name: value.tolist() for name, value in model.state_dict().items()} == state
+    seen.clear()
     model(gpucnn.ones(1, 1, 5, 4).double())
-    assert seen == ["mine", "mine"]
+    assert seen == ["mine"]
     with pytest.raises(ValueError, match="channels"):
         model.summary(3, 5, 4)
     assert [m.training for m in model.modules()] == [True, True, True, True, False, False]

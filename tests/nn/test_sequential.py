@@ -132,3 +132,22 @@ def test_a_norm_without_running_statistics_stays_by_itself() -> None:
     np.testing.assert_allclose(y.numpy().mean(axis=(0, 2, 3)), 0, atol=1e-6)
     with pytest.raises(ValueError, match="BatchNorm2d has no running statistics: track_running_stats=False"):
         model[1].affine_transform()
+
+
+def test_a_summary_says_which_layers_another_computes() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 3, 3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2, track_running_stats=False),
+    )  # fmt: skip
+    summary = model.summary(1, 9, 11)
+    assert [row.computed_in for row in summary.rows] == [None, "0", "0", None, None, None, None, "6", None, None]
+    assert "1      BatchNorm2d, in 0" in str(summary)
+    assert '<td class="name">ReLU, in 6</td>' in summary._repr_html_()
+
+
+def test_a_summary_names_the_convolutions_of_a_residual_network_that_take_in_their_norms() -> None:
+    rows = {row.name: row for row in nn.models.resnet20().summary(3, 8, 8).rows}
+    norms = {name: row for name, row in rows.items() if row.kind == "BatchNorm2d"}
+    assert len(norms) == 19
+    assert all(row.computed_in == name.replace("bn", "conv") for name, row in norms.items())
+    assert not any(row.computed_in for name, row in rows.items() if name not in norms)
