@@ -47,7 +47,7 @@ def kept(folder="runs"):
     ("words", "message"),
     [
         (["oops"], "suite 'oops' does not exist; there are ops, networks, startup, memory, real-work"),
-        (["--providers", "numpy,tpu"], "--providers 'tpu' does not exist; there are numpy, cuda, cuda-graph, torch-cpu,"),
+        (["--providers", "numpy,tpu"], "--providers 'tpu' does not exist; there are numpy, cuda, cuda-graph,"),
         (["--providers", "emulator"], "the emulator is a test instrument: it runs a GPU's threads one after the other"),
         (["--pass", "sideways"], "--pass 'sideways' does not exist; there are forward, input-gradient,"),
         (["--precision", "fp8"], "fp8"),
