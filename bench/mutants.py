@@ -123,7 +123,7 @@ def tokens(text: str) -> list[Token]:
 
 
 def functions(text: str) -> Iterator[tuple[str, list[Token], list[Token]]]:
-    """The name, declaration and body of each function, and of each macro that computes something."""
+    """The name, declaration and body of functions, structs with functions, and macros that compute something."""
     depth, declaration, body = 0, list[Token](), list[Token]()
     for token in tokens(text):
         if token.kind == "directive" and not depth:
@@ -137,7 +137,7 @@ def functions(text: str) -> Iterator[tuple[str, list[Token], list[Token]]]:
         depth -= token.text == "}"
         if depth:
             body.append(token)
-        elif token.text == "}" and declaration and declaration[0].text != "struct":
+        elif token.text == "}" and declaration and not _is_plain(declaration, body):
             words = " ".join(t.text for t in declaration)
             yield re.sub(r"__launch_bounds__ \(.*?\)", "", words).split(" (")[0].split()[-1], declaration, body
         if token.text in ("}", ";") and not depth:
@@ -145,6 +145,11 @@ def functions(text: str) -> Iterator[tuple[str, list[Token], list[Token]]]:
         elif not depth and token.text != "{":
             declaration.append(token)
         depth += token.text == "{"
+
+
+def _is_plain(declaration: list[Token], body: list[Token]) -> bool:
+    """Whether it is a struct without functions."""
+    return declaration[0].text == "struct" and not any(token.text == "(" for token in body)
 
 
 def mutants(file: str, text: str) -> list[Mutant]:
@@ -239,8 +244,8 @@ def kernels_of(folder: Path) -> dict[tuple[str, str], set[tuple[str, str]]]:
         calls: dict[str, set[str]] = {}
         home: dict[str, set[str]] = {}
         for source in _included(file, texts):
-            for name, _, body in functions(texts[source]):
-                calls.setdefault(name, set()).update(token.text for token in body)
+            for name, declaration, body in functions(texts[source]):
+                calls.setdefault(name, set()).update(token.text for token in (*declaration, *body))
                 home.setdefault(name, set()).add(source)
             for name, definition in re.findall(r"#define\s+(\w+)\s+(.*)", texts[source]):
                 calls.setdefault(name, set()).update(re.findall(r"\w+", definition))

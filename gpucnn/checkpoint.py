@@ -7,7 +7,7 @@ ever made from it. Files are written whole or not at all.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -358,8 +358,11 @@ def load_checkpoint(
     scheduler: LRScheduler | None = None,
     generator: Generator = default_generator,
     settings: Mapping[str, Any] | None = None,
+    check: Callable[[dict[str, Any]], None] = lambda state: None,
 ) -> tuple[dict[str, Any], Arrays]:
     """Put all back as it was when save_checkpoint(path) ran; returns the caller's own (state, arrays).
+
+    `check` gets the caller's own state before anything is put back, and raises what it finds wrong in it.
 
     Raises FileNotFoundError, and ValueError if the file is not a checkpoint or the settings or arrays differ: the error
     shows both sides, and nothing has changed.
@@ -379,6 +382,7 @@ def load_checkpoint(
             f"{path} is of a run with other settings: {'; '.join(found[:5])}{more}. Resume with the settings of the "
             "run, or start a new one in another folder"
         )
+    check(content["state"])
     parts: dict[str, Arrays] = {"model": {}, "optimizer": {}, "own": {}}
     for name, array in stored.items():
         part, _, rest = name.partition("/")

@@ -470,29 +470,59 @@ class _Run:
             optimizer=state.optimizer,
             scheduler=state.scheduler,
             settings=self.settings,
+            check=self._check_own,
         )
-        if len(kept["rows"]) > state.epochs:
-            raise ValueError(
-                f"the run in {state.folder} has {len(kept['rows'])} epochs, more than epochs={state.epochs}"
-            )
         state.history.rows, state.history.stop_reason = kept["rows"], kept["stop_reason"]
         self.seconds, self.sums, self.first_epoch = kept["seconds"], kept["sums"], kept["first_epoch"]
         state.resumed = True
         state.epoch = min(len(state.history) + 1, state.epochs)
         for name in ("batch", "step", "lr", "loss", "accuracy", "epoch_loss", "epoch_accuracy"):
             setattr(state, name, kept[name])
-        state.skipped = kept.get("skipped", 0)
-        self.scaler.load_state_dict(kept.get("scaler", {}))
+        state.skipped = kept["skipped"]
+        self.scaler.load_state_dict(kept["scaler"])
         state.train.current = self.first_epoch + len(state.history)
         for i, (callback, its_state) in enumerate(zip(self.remembering, kept["callbacks"], strict=True)):
             own = {name.removeprefix(f"{i}."): a for name, a in arrays.items() if name.startswith(f"{i}.")}
             callback.load_state_dict({**its_state, "arrays": own})
 
+    def _own(self, callbacks: list[dict[str, Any]]) -> dict[str, Any]:
+        """What a checkpoint holds besides the model, the optimizer, the schedule and the random numbers."""
+        state, history = self.state, self.state.history
+        return {
+            "rows": history.rows,
+            "stop_reason": history.stop_reason,
+            "seconds": self._elapsed(),
+            "sums": self.sums,
+            "first_epoch": self.first_epoch,
+            "callbacks": callbacks,
+            "batch": state.batch,
+            "step": state.step,
+            "lr": state.lr,
+            "loss": state.loss,
+            "accuracy": state.accuracy,
+            "epoch_loss": state.epoch_loss,
+            "epoch_accuracy": state.epoch_accuracy,
+            "skipped": state.skipped,
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def _check_own(self, kept: dict[str, Any]) -> None:
+        """Raises ValueError for a checkpoint that has not what `_own` gives, or has more epochs than are asked for."""
+        own = self._own([{}] * len(self.remembering))
+        wrong = [name for name, value in own.items() if name not in kept or not _alike(kept[name], value)]
+        if wrong:
+            raise ValueError(f"{self.checkpoint}: the run's own state can't be read: {', '.join(wrong)}")
+        epochs = self.state.epochs
+        if len(kept["rows"]) > epochs:
+            raise ValueError(
+                f"the run in {self.state.folder} has {len(kept['rows'])} epochs, more than epochs={epochs}"
+            )
+
     def _save(self) -> None:
         if self.checkpoint is None:
             return
         self._check_weights()  # what is saved must be worth going on from
-        state, history = self.state, self.state.history
+        state = self.state
         states = [dict(callback.state_dict()) for callback in self.remembering]
         arrays = {f"{i}.{name}": a for i, s in enumerate(states) for name, a in s.pop("arrays", {}).items()}
         save_checkpoint(
@@ -502,21 +532,7 @@ class _Run:
             scheduler=state.scheduler,
             settings=self.settings,
             arrays=arrays,
-            rows=history.rows,
-            stop_reason=history.stop_reason,
-            seconds=self._elapsed(),
-            sums=self.sums,
-            first_epoch=self.first_epoch,
-            callbacks=states,
-            batch=state.batch,
-            step=state.step,
-            lr=state.lr,
-            loss=state.loss,
-            accuracy=state.accuracy,
-            epoch_loss=state.epoch_loss,
-            epoch_accuracy=state.epoch_accuracy,
-            skipped=state.skipped,
-            scaler=self.scaler.state_dict(),
+            **self._own(states),
         )
         self.saved = f". The state {self._position()} is in {self.checkpoint}"
 
@@ -560,6 +576,18 @@ class _Run:
             "precision": self.precision,
             "callbacks": [repr(callback) for callback in self.remembering],
         }
+
+
+def _alike(kept: Any, own: Any) -> bool:
+    """Whether what a file gives is of our own value's kind: a number, a text, a list of objects, the same names."""
+    if isinstance(own, dict):
+        return (
+            isinstance(kept, dict) and kept.keys() == own.keys() and all(_alike(kept[name], own[name]) for name in own)
+        )
+    if isinstance(own, list):
+        objects = isinstance(kept, list) and all(isinstance(item, dict) for item in kept)
+        return objects and (not own or len(kept) == len(own))
+    return isinstance(kept, int | float) if isinstance(own, int | float) else kept is None or isinstance(kept, str)
 
 
 def _named(value: Any) -> str:

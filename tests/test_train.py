@@ -18,7 +18,8 @@ import fake_cupy
 import numpy as np
 import pytest
 from numerics import unit_roundoff
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save
 
 import gpucnn
 import gpucnn.graph
@@ -1062,6 +1063,28 @@ def test_a_run_resumes_only_with_its_settings(tmp_path, change, match):
     with pytest.raises(ValueError, match=match):
         lively_run(tmp_path, resume=True, **change)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rows", None), ("rows", [1]), ("rows", ...), ("sums", {"loss": 0.0}), ("seconds", "1"), ("callbacks", []),
+     ("stop_reason", 3), ("scaler", {"scale": 1.0}), ("skipped", ...)],
+)  # fmt: skip
+def test_a_run_whose_own_state_is_damaged_changes_nothing(tmp_path, name, value):
+    with pytest.raises(Stop):
+        lively_run(tmp_path, stop=3)
+    path = tmp_path / "checkpoint.safetensors"
+    with safe_open(path, "numpy") as file:
+        metadata, arrays = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    (key,) = (key for key in metadata if "state" in json.loads(metadata[key]))
+    content = json.loads(metadata[key])
+    content["state"] = {k: v for k, v in (content["state"] | {name: value}).items() if v is not ...}
+    path.write_bytes(save(arrays, metadata | {key: json.dumps(content)}))
+    model = lively_net()
+    before = {key: tensor.tolist() for key, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"the run's own state can't be read: {name}"):
+        lively_run(tmp_path, resume=True, model=model)
+    assert {key: tensor.tolist() for key, tensor in model.state_dict().items()} == before
 
 
 def test_another_learning_rate_without_a_schedule_is_refused(tmp_path):
