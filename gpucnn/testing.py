@@ -968,7 +968,7 @@ SMALL = [
 TENSOR_CORES = [
     conv((1, 12, 7, 5), (20, 12, 3, 2), bias=True, padding=1),
     conv((2, 8, 9, 7), (12, 8, 2, 3), pytorch=False, stride=(2, 1), dilation=(1, 2), padding=(1, 0, 2, 3)),
-    conv((2, 16, 5, 6), (8, 8, 3, 3), bias=True, groups=2, stride=(1, 2), padding=(2, 0)),
+    conv((2, 16, 5, 6), (8, 8, 3, 2), bias=True, groups=2, stride=(1, 2), padding=(2, 0)),
     conv((1, 36, 3, 23), (68, 36, 1, 1), bias=True),
     dense("linear", (70, 36), (8, 36), (8,)),
     dense("matmul", (12, 20), (20, 72)),
@@ -978,7 +978,7 @@ TENSOR_CORES = [
 TENSOR_CORES_HALF = [
     conv((1, 16, 7, 5), (24, 16, 3, 2), bias=True, padding=1),
     conv((2, 8, 9, 7), (16, 8, 2, 3), pytorch=False, stride=(2, 1), dilation=(1, 2), padding=(1, 0, 2, 3)),
-    conv((2, 16, 5, 6), (16, 8, 3, 3), bias=True, groups=2, stride=(1, 2), padding=(2, 0)),
+    conv((2, 16, 5, 6), (16, 8, 3, 2), bias=True, groups=2, stride=(1, 2), padding=(2, 0)),
     conv((1, 40, 3, 23), (72, 40, 1, 1), bias=True),
     dense("linear", (72, 40), (8, 40), (8,)),
     dense("matmul", (16, 24), (24, 72)),
