@@ -90,6 +90,10 @@ def steps(out: Path, backend: str = "cuda", cases: str | None = None, select: st
         Step("doctor", 120, (*gpucnn, "doctor", "--backend", backend)),
         Step("verify", 1200, (*gpucnn, "verify", "--backend", backend, *only, *reports)),
         Step("verify-float64", 1200, (*gpucnn, "verify", "--backend", backend, "--dtype", "float64", *only)),
+        *(
+            Step(f"verify-{half}", 1200, (*gpucnn, "verify", "--backend", backend, "--precision", half, *only))
+            for half in ("fp16", "bf16")
+        ),
         Step("bits", 1200, (python, "-m", "gpucnn.verify", "--backend", backend, "--check-bits", str(BITS))),
         tests("end-to-end", 20, "tests/test_end_to_end.py"),
         tests("kernels", 30, "tests/kernels", *math),

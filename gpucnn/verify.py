@@ -431,8 +431,16 @@ def write_bits(path: str | Path, backend: str | Backend | None = None, on_case: 
 
 
 def differing_bits(path: str | Path, backend: str | Backend | None = None, on_case: OnCase | None = None) -> list[str]:
-    """The results whose bits are not those of the file, and the cases that only one of them has."""
-    theirs, ours = json_.loads(Path(path).read_text("utf-8")), bits(backend, None, on_case)
+    """The results whose bits are not those of the file, and the cases that only one of them has.
+
+    What the backend computes on tensor cores is left out: the order of their sums is the hardware's own.
+    """
+    engine = get_backend(backend)
+    theirs, ours = json_.loads(Path(path).read_text("utf-8")), bits(engine, None, on_case)
+    for case in CASES:
+        if str(case) in ours and _on_tensor_cores(case, engine, "float32"):
+            ours.pop(str(case))
+            theirs.pop(str(case), None)
     alone = [f"{case}: is not in {path}" for case in ours if case not in theirs]
     alone += [f"{case}: is only in {path}" for case in theirs if case not in ours]
     return alone + [

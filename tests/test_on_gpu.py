@@ -12,7 +12,17 @@ from types import ModuleType
 import pytest
 
 SCRIPT = Path(__file__).parent.parent / "bench" / "on_gpu.py"
-NAMES = ["doctor", "verify", "verify-float64", "bits", "end-to-end", "kernels", "functional"]
+NAMES = [
+    "doctor",
+    "verify",
+    "verify-float64",
+    "verify-fp16",
+    "verify-bf16",
+    "bits",
+    "end-to-end",
+    "kernels",
+    "functional",
+]
 NAMES += ["memcheck", "racecheck", "bench"]
 
 

@@ -19,9 +19,10 @@ from gpucnn import cli
 from gpucnn import verify as module
 from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.backends.numpy_backend import NumpyBackend
+from gpucnn.devices.emulator import EmulatorDevice
 from gpucnn.devices.recorder import RecorderDevice
 from gpucnn.geometry import Window
-from gpucnn.testing import CASES, CONV2D, NOT_A_NUMBER, Case, Values, evaluate, products
+from gpucnn.testing import CASES, CONV2D, NOT_A_NUMBER, Case, Values, conv, evaluate, products
 from gpucnn.verify import Report, Result, bits, chosen, differing_bits, html_page, main, run, verify, write_bits
 
 BITS = Path(__file__).parent / "bits" / "emulator.json"
@@ -544,6 +545,18 @@ def test_bits_are_those_that_the_emulator_committed(backend: str) -> None:
     if backend == "numpy":
         pytest.skip("NumPy's bits depend on its BLAS: the file is of the kernels, --backend emulator or cuda")
     assert differing_bits(BITS, backend) == []
+
+
+def test_what_tensor_cores_compute_need_not_have_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_them, not_on_them = conv((1, 8, 7, 5), (12, 8, 3, 2)), conv((1, 3, 7, 5), (2, 3, 3, 2))
+    monkeypatch.setattr("gpucnn.verify.CASES", [on_them, not_on_them])
+    path = tmp_path / "bits.json"
+    write_bits(path, KernelBackend(EmulatorDevice()))
+    engine = KernelBackend(EmulatorDevice(capability=(9, 0)))
+    assert bits(engine)[str(on_them)] != json.loads(path.read_text("utf-8"))[str(on_them)]
+    assert differing_bits(path, engine) == []
+    path.write_text(path.read_text("utf-8").replace(bits(engine)[str(not_on_them)]["output"], "0" * 16), "utf-8")
+    assert differing_bits(path, engine) == [f"{not_on_them}: output"]
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
