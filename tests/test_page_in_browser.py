@@ -380,6 +380,7 @@ def test_a_network_for_colour_takes_a_picture_in_the_place_of_a_drawing(tab):
 def test_a_file_that_is_no_picture_is_said(tab):
     one = tab()
     one.page.locator("#network").select_option(index=1)
+    sync_api.expect(one.page.locator("#no-samples")).to_contain_text("does not say what it was trained on")
     one.page.locator("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"})
     sync_api.expect(one.page.get_by_role("alert")).to_have_text("a.png is not a picture that the browser can read")
 
