@@ -91,6 +91,7 @@ class Tab:
         self.context = browser.new_context(**context)
         self.page = self.context.new_page()
         self.page.set_default_timeout(15_000)
+        sync_api.expect.set_options(timeout=15_000)
         self.page.add_init_script(SCRIPT)
         self.page.on("console", lambda note: note.type in ("error", "warning") and self.problems.append(note.text))
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
