@@ -6,6 +6,7 @@ SHELL := /bin/sh
 
 # Paths below are relative, so the folder of the checkout may have spaces in its name.
 PYTHON_HERE := .venv/bin/python
+EXTRAS_demo := data,viz,demo
 EPOCHS := 60
 OUT := runs/demo
 
@@ -52,24 +53,9 @@ clean: ## remove .venv, caches and build outputs; runs/ stays
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is older than what it was made from when the requirements have changed.
-.venv/.ready-demo: .venv/pyvenv.cfg pyproject.toml
-	@echo "installing gpucnn with what the demo needs into .venv (half a minute)"
-	@$(PYTHON_HERE) -m pip install --quiet --disable-pip-version-check -e ".[data,viz,demo]"
-	@touch $@
-
-.venv/.ready-test: .venv/pyvenv.cfg pyproject.toml
-	@echo "installing gpucnn with what the tests need into .venv (a minute)"
-	@$(PYTHON_HERE) -m pip install --quiet --disable-pip-version-check -e ".[test]"
-	@touch $@
-
-.venv/.ready-docs: .venv/pyvenv.cfg pyproject.toml
-	@echo "installing gpucnn with what its site needs into .venv (half a minute)"
-	@$(PYTHON_HERE) -m pip install --quiet --disable-pip-version-check -e ".[docs]"
-	@touch $@
-
-.venv/.ready-bench: .venv/pyvenv.cfg pyproject.toml
-	@echo "installing gpucnn with what the benchmarks need into .venv (half a minute)"
-	@$(PYTHON_HERE) -m pip install --quiet --disable-pip-version-check -e ".[bench]"
+.venv/.ready-%: .venv/pyvenv.cfg pyproject.toml
+	@echo "installing gpucnn with what 'make $*' needs into .venv (up to a minute)"
+	@$(PYTHON_HERE) -m pip install --quiet --disable-pip-version-check -e ".[$(or $(EXTRAS_$*),$*)]"
 	@touch $@
 
 .venv/pyvenv.cfg:

@@ -41,17 +41,17 @@ from rich.console import Console
 from rich.progress import track
 
 import gpucnn
-from gpucnn.atomic import write_atomically
+from gpucnn.atomic import write_atomically, write_text
 from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.backends.precision import PRECISIONS
 from gpucnn.devices.base import kernel_folder
 from gpucnn.devices.recorder import Launched, RecorderDevice
+from gpucnn.dtypes import HALVES
 from gpucnn.nn import models
 from gpucnn.testing import CASES, TENSOR_CORES, TENSOR_CORES_FILLED, TENSOR_CORES_HALF, evaluate
 from gpucnn.warmup import train_once
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-HALF_TYPES = ("float16", "bfloat16")
 WITH_TENSOR_CORES = (9, 0)  # the compute capability for which kernels with them are chosen
 DISASSEMBLED = 90  # nvdisasm takes longer than the compiler, so one architecture stands for all
 OPTIONS = ("-std=c++17", "-fmad=false", "-ftz=true")  # CudaDevice's, and the one that CuPy adds
@@ -110,11 +110,11 @@ def launched() -> list[Launched]:
             for case in (*CASES, *TENSOR_CORES_FILLED):
                 evaluate(case, backend, dtype)
             train_once(models.LeNet5().to(np.dtype(dtype)).to(backend), (1, 28, 28), 2)
-        for half in HALF_TYPES:
+        for half in HALVES:
             with gpucnn.autocast(half):
                 train_once(models.LeNet5(batch_norm=True).to(backend), (1, 28, 28), 2)
         recorder.capability = WITH_TENSOR_CORES
-        for half in HALF_TYPES:
+        for half in HALVES:
             for case in (*TENSOR_CORES_HALF, *TENSOR_CORES_FILLED):
                 evaluate(case, backend, half)
         for precision in PRECISIONS:
@@ -445,15 +445,6 @@ def write_table(path: Path, rows: Iterable[Row]) -> None:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-
-    write_atomically(path, write)
-
-
-def write_text(path: Path, text: str) -> None:
-    """The text as a whole or not at all."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, "utf-8")
 
     write_atomically(path, write)
 

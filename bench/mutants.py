@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.atomic import write_atomically
+from gpucnn.atomic import write_text
 from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.devices import Device
 from gpucnn.devices.base import Constants, Dim, KernelError, kernel_folder
@@ -617,7 +617,7 @@ def main() -> None:
     if asked.only:
         print(text)
     else:
-        write_atomically(PAGE, lambda path: _write(path, text))
+        write_text(PAGE, text)
 
 
 def run(drawn: list[Mutant], folder: Path, jobs: int) -> None:
@@ -645,10 +645,6 @@ def run(drawn: list[Mutant], folder: Path, jobs: int) -> None:
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
             out.flush()
             progress.update(task, advance=1, description=f"{mutant.file} {mutant.function}: {outcome}")
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

@@ -20,11 +20,10 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpucnn.atomic import write_atomically
+from gpucnn.atomic import write_text
 from gpucnn.devices import KernelError
 from gpucnn.devices.emulator import compiler
 
@@ -171,11 +170,7 @@ def write(out: Path, outcomes: Sequence[Outcome]) -> None:
     """summary.json and hardware.md, of all that was found so far."""
     record = json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n"
     for name, text in (("summary.json", record), ("hardware.md", hardware(about(out), outcomes))):
-        write_atomically(out / name, partial(_write_text, text))
-
-
-def _write_text(text: str, path: Path) -> None:
-    path.write_text(text, "utf-8")
+        write_text(out / name, text)
 
 
 def about(out: Path) -> dict[str, str]:

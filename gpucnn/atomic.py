@@ -58,6 +58,15 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Make the file of this text, in UTF-8, as `write_atomically` does."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, "utf-8")
+
+    write_atomically(path, write)
+
+
 def _sweep(path: Path) -> None:
     name = re.compile(rf"\.{re.escape(path.name)}\.\d+\.\d+\.tmp")
     for other in path.parent.iterdir():

@@ -29,7 +29,7 @@ import gpucnn
 from gpucnn import data as datasets_  # the command `datasets` has the plain name
 from gpucnn import functional as F
 from gpucnn import nn, optim, pretrained, train
-from gpucnn.atomic import write_atomically
+from gpucnn.atomic import write_atomically, write_text
 from gpucnn.backends import auto_choice, available_backends, get_backend, use_backend
 from gpucnn.checkpoint import describe_input, load_model, save_model
 from gpucnn.data import Dataset, Loader, Normalize
@@ -683,14 +683,7 @@ def _now() -> str:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    _write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_atomically(path, write)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 # -- evaluate, predict, show -----------------------------------------------------------------------
@@ -905,7 +898,7 @@ def explain_command(
         chosen = [None if word is None else _class_number(word, description) for word in (target, label)]
         found = loaded.explain(values, layer, place, target=chosen[0], label=chosen[1])
     if html is not None:
-        _write(html, page(f"{image.name}: layer {layer}, unit {unit}", found._repr_html_()))
+        write_text(html, page(f"{image.name}: layer {layer}, unit {unit}", found._repr_html_()))
     if json_ is not None:
         _write_json(json_, found.to_dict())
     print(found)

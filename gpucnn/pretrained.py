@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.atomic import write_atomically
+from gpucnn.atomic import write_atomically, write_text
 from gpucnn.backends import Backend, get_backend
 from gpucnn.checkpoint import (
     Description,
@@ -50,11 +50,7 @@ def save(
         (folder / CONFIG).unlink(missing_ok=True)
 
     write_atomically(folder / WEIGHTS, write)
-    write_atomically(folder / CONFIG, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_text(folder / CONFIG, text)
 
 
 def _config(

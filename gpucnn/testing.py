@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from gpucnn.dtypes import is_floating, named, smallest, unit_roundoff
 from gpucnn.geometry import Window
 from gpucnn.random import Generator
 from gpucnn.tensor import Tensor
+
+if TYPE_CHECKING:
+    from gpucnn.devices.recorder import Launched
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -263,6 +267,17 @@ def evaluate(
         inputs = [_held(value, precision) for value in inputs]
         arguments = {name: _held(value, precision) for name, value in arguments.items()}
     return _evaluated(case, backend, inputs, arguments, None, dtype)
+
+
+def launches(case: Case, dtype: str = "float32", capability: tuple[int, int] | None = None) -> list[Launched]:
+    """What a case launches, forward and backward, on a device of that compute capability; nothing is computed."""
+    from gpucnn.backends.kernel_backend import KernelBackend
+    from gpucnn.devices.recorder import RecorderDevice
+
+    recorder = RecorderDevice(capability)
+    with warnings.catch_warnings(action="ignore"):  # what the recorder returns is any number, also NaN
+        evaluate(case, KernelBackend(recorder), dtype)
+    return recorder.launches
 
 
 def _held(value: Any, precision: str) -> Any:

@@ -17,7 +17,6 @@ import math
 import platform
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from typing import Any
 import numpy as np
 
 import gpucnn
-from gpucnn.atomic import write_atomically
+from gpucnn.atomic import write_text
 from gpucnn.backends import Backend, get_backend
 from gpucnn.dtypes import HALVES, is_half, unit_roundoff
 from gpucnn.sheet import png
@@ -44,6 +43,7 @@ from gpucnn.testing import (
     evaluate,
     halves_on_tensor_cores,
     in_half,
+    launches,
     on_tensor_cores,
 )
 
@@ -298,14 +298,10 @@ def _wrong_shape(ours: Evaluation, exact: Evaluation, dtype: str) -> str:
 def _on_tensor_cores(case: Case, backend: Backend, dtype: str) -> Bounds | None:
     """The bounds of a case that a backend computes on tensor cores; None if it does not."""
     from gpucnn.backends.kernel_backend import KernelBackend
-    from gpucnn.devices.recorder import RecorderDevice
 
     if not isinstance(backend, KernelBackend) or backend.device.capability is None:
         return None
-    recorder = RecorderDevice(backend.device.capability)
-    with warnings.catch_warnings(action="ignore"):  # what the recorder returns is any number, also NaN
-        evaluate(case, KernelBackend(recorder), dtype)
-    constants = [dict(launch.constants) for launch in recorder.launches]
+    constants = [dict(launch.constants) for launch in launches(case, dtype, backend.device.capability)]
     if any("HALF" in of_one for of_one in constants):
         return halves_on_tensor_cores
     products = max((int(of_one.get("PRODUCTS", 0)) for of_one in constants), default=0)
@@ -427,7 +423,7 @@ def write_bits(path: str | Path, backend: str | Backend | None = None, on_case: 
     """Write the bit file: JSON, a line for each case."""
     lines = (f"{json_.dumps(case)}: {json_.dumps(hashes)}" for case, hashes in bits(backend, None, on_case).items())
     text = "{\n" + ",\n".join(lines) + "\n}\n"
-    write_atomically(Path(path), lambda temporary: _write_text(temporary, text))
+    write_text(Path(path), text)
 
 
 def differing_bits(path: str | Path, backend: str | Backend | None = None, on_case: OnCase | None = None) -> list[str]:
@@ -450,10 +446,6 @@ def differing_bits(path: str | Path, backend: str | Backend | None = None, on_ca
         for name in ours[case] | theirs[case]
         if ours[case].get(name) != theirs[case].get(name)
     ]
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, "utf-8")
 
 
 # -- the report as a page ------------------------------------------------------------------------------
@@ -602,9 +594,9 @@ def run(
     _print(report)
     if json is not None:
         text = json_.dumps(report.as_json(), indent=1, allow_nan=False)
-        write_atomically(Path(json), lambda path: _write_text(path, text + "\n"))
+        write_text(Path(json), text + "\n")
     if html is not None:
-        write_atomically(Path(html), lambda path: _write_text(path, html_page(report)))
+        write_text(Path(html), html_page(report))
     return 0 if report.passed else 1
 
 

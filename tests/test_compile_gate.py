@@ -1,15 +1,13 @@
 """The compile gate: what it refuses, what it counts, and that it notices a table that is not current."""
 
 import csv
-import importlib.util
 import os
 import re
 import sys
 from importlib import metadata
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import SimpleNamespace
 
+import compile_gate
 import fake_cupy
 import numpy as np
 import pytest
@@ -18,20 +16,6 @@ from gpucnn.devices.base import kernel_folder
 from gpucnn.devices.cuda import CudaDevice
 from gpucnn.devices.recorder import Launched
 
-PATH = Path(__file__).parent.parent / "bench" / "compile_gate.py"
-
-
-def loaded() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("compile_gate", PATH)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["compile_gate"] = module  # dataclasses look their module up
-    specification.loader.exec_module(module)
-    return module
-
-
-compile_gate: Any = loaded()
 Instruction, Unit, ARCHITECTURES = compile_gate.Instruction, compile_gate.Unit, compile_gate.ARCHITECTURES
 
 AXPY = """

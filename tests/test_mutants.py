@@ -1,12 +1,10 @@
 """The mutants of bench/mutants.py: which are made, and that what must be killed is killed."""
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import mutants
 import pytest
 
 from gpucnn.devices.base import kernel_folder
@@ -14,20 +12,6 @@ from gpucnn.devices.emulator import EmulatorDevice
 from gpucnn.testing import CASES
 
 ROOT = Path(__file__).parent.parent
-BENCH = ROOT / "bench" / "mutants.py"
-
-
-def loaded() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("mutants", BENCH)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["mutants"] = module  # dataclasses look their module up
-    specification.loader.exec_module(module)
-    return module
-
-
-mutants: Any = loaded()
 
 SAMPLE = """
 // y = a + b, if 1 < 2

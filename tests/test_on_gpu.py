@@ -1,14 +1,13 @@
 """bench/on_gpu.py on another backend: the steps, their logs and limits, and the page."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
+import on_gpu
 import pytest
 
 SCRIPT = Path(__file__).parent.parent / "bench" / "on_gpu.py"
@@ -24,17 +23,6 @@ NAMES = [
     "functional",
 ]
 NAMES += ["memcheck", "racecheck", "bench"]
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("on_gpu", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "on_gpu", module)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_steps_run_through_on_the_emulator_with_their_logs_and_the_page_says_how(tmp_path: Path) -> None:
@@ -61,10 +49,10 @@ def test_the_steps_run_through_on_the_emulator_with_their_logs_and_the_page_says
     assert result.stdout.rstrip().endswith(f"no step failed ({tmp_path / 'out'})")
 
 
-def planned(script: ModuleType, monkeypatch: pytest.MonkeyPatch, **commands: str) -> None:
+def planned(monkeypatch: pytest.MonkeyPatch, **commands: str) -> None:
     """Steps of Python programs, each with two seconds."""
-    steps = [script.Step(name, 2, (sys.executable, "-c", code)) for name, code in commands.items()]
-    monkeypatch.setattr(script, "steps", lambda *_: [*steps, script.Step("last", 2, skip="there is no last")])
+    steps = [on_gpu.Step(name, 2, (sys.executable, "-c", code)) for name, code in commands.items()]
+    monkeypatch.setattr(on_gpu, "steps", lambda *_: [*steps, on_gpu.Step("last", 2, skip="there is no last")])
 
 
 def results(out: Path) -> dict[str, tuple[str, str]]:
@@ -72,13 +60,13 @@ def results(out: Path) -> dict[str, tuple[str, str]]:
 
 
 def test_a_step_that_fails_or_takes_too_long_does_not_stop_the_next(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sleeps = "import subprocess, sys; print('on', flush=True)\n"
     sleeps += "subprocess.run([sys.executable, '-c', f'import time; time.sleep(60)  # {sys.argv}'])"
-    planned(script, monkeypatch, bad="print('so bad'); exit(3)", slow=sleeps, good="print('fine')")
+    planned(monkeypatch, bad="print('so bad'); exit(3)", slow=sleeps, good="print('fine')")
     start = time.perf_counter()
-    assert script.main([str(tmp_path)]) == 1
+    assert on_gpu.main([str(tmp_path)]) == 1
     assert time.perf_counter() - start < 30
     assert results(tmp_path) == {
         "bad": ("failed (3)", "so bad"),
@@ -90,39 +78,37 @@ def test_a_step_that_fails_or_takes_too_long_does_not_stop_the_next(
     assert "| bad | failed (3) | 0 | so bad |" in (tmp_path / "hardware.md").read_text("utf-8")
 
 
-def test_what_a_step_started_ends_with_it(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_a_step_started_ends_with_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     child = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-    planned(script, monkeypatch, slow=child + "print(p.pid, flush=True); p.wait()")
-    assert script.main([str(tmp_path)]) == 1
+    planned(monkeypatch, slow=child + "print(p.pid, flush=True); p.wait()")
+    assert on_gpu.main([str(tmp_path)]) == 1
     pid = int(results(tmp_path)["slow"][1])
     state = Path(f"/proc/{pid}/stat")
     assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def test_a_step_alone_keeps_what_the_others_found(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    planned(script, monkeypatch, first="print(1); exit(1)", second="print(2)")
-    assert script.main([str(tmp_path)]) == 1
-    planned(script, monkeypatch, first="print('mended')", second="raise SystemExit('not again')")
-    assert script.main([str(tmp_path), "--only", "first"]) == 0
+def test_a_step_alone_keeps_what_the_others_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    planned(monkeypatch, first="print(1); exit(1)", second="print(2)")
+    assert on_gpu.main([str(tmp_path)]) == 1
+    planned(monkeypatch, first="print('mended')", second="raise SystemExit('not again')")
+    assert on_gpu.main([str(tmp_path), "--only", "first"]) == 0
     assert results(tmp_path) == {
         "first": ("passed", "mended"), "second": ("passed", "2"), "last": ("skipped", "there is no last"),
     }  # fmt: skip
 
 
 def test_a_step_that_does_not_exist_is_refused_before_any_runs(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        script.main([str(tmp_path / "out"), "--only", "verify", "memchek"])
+        on_gpu.main([str(tmp_path / "out"), "--only", "verify", "memchek"])
     assert stopped.value.code == 2
     assert f"there is no step memchek; the steps are {', '.join(NAMES)}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_the_sanitizer_of_cuda_home_checks_the_case_table_without_cupys_pool(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     program = tmp_path / "bin" / "compute-sanitizer"
     program.parent.mkdir()
@@ -130,31 +116,31 @@ def test_the_sanitizer_of_cuda_home_checks_the_case_table_without_cupys_pool(
     program.chmod(0o755)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if "cuda" not in p))
-    steps = {step.name: step for step in script.steps(tmp_path, "cuda", "relu*")}
+    steps = {step.name: step for step in on_gpu.steps(tmp_path, "cuda", "relu*")}
     for tool in ("memcheck", "racecheck"):
         *command, code, pattern = steps[tool].command
         assert command[:5] == [str(program), "--tool", tool, "--error-exitcode", "1"]
         assert "set_allocator(None)" in code
         assert pattern == "relu*"
     program.unlink()
-    assert {step.skip for step in script.steps(tmp_path, "cuda") if step.name.endswith("check")} == {
+    assert {step.skip for step in on_gpu.steps(tmp_path, "cuda") if step.name.endswith("check")} == {
         "compute-sanitizer is not on PATH nor in CUDA_HOME"
     }
 
 
 def test_without_the_command_bench_its_step_is_skipped_with_the_reason(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for code, skip in ((0, ""), (2, "this gpucnn has no command bench")):
-        monkeypatch.setattr(script.subprocess, "run", lambda *_, code=code, **__: subprocess.CompletedProcess([], code))
-        assert script.benchmark(tmp_path).skip == skip
+        monkeypatch.setattr(on_gpu.subprocess, "run", lambda *_, code=code, **__: subprocess.CompletedProcess([], code))
+        assert on_gpu.benchmark(tmp_path).skip == skip
 
 
 def test_without_a_compiler_the_tests_that_ask_the_emulator_are_left_out(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     left_out = "--ignore=tests/kernels/test_math.py"
     for here in (True, False):
-        monkeypatch.setattr(script, "has_compiler", lambda here=here: here)
-        [step] = [step for step in script.steps(tmp_path, "cuda") if step.name == "kernels"]
+        monkeypatch.setattr(on_gpu, "has_compiler", lambda here=here: here)
+        [step] = [step for step in on_gpu.steps(tmp_path, "cuda") if step.name == "kernels"]
         assert (left_out in step.command) is not here

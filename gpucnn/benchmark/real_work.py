@@ -20,7 +20,7 @@ import numpy as np
 import gpucnn
 from gpucnn import data, optim
 from gpucnn import functional as F
-from gpucnn.atomic import write_atomically
+from gpucnn.atomic import write_text
 from gpucnn.backends import get_backend, use_backend
 from gpucnn.benchmark.providers import OURS, torch_twin
 from gpucnn.benchmark.report import Table
@@ -178,15 +178,8 @@ def run(
                     say(f"{place}, {accuracy:.1%} after {seconds:.0f} s")
                 outcomes.append(Outcome(work.name, provider, seed, conditions, work.target, history))
                 text = "".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes)
-                write_atomically(path, _writer(text))
+                write_text(path, text)
     return [outcome for outcome in outcomes if outcome.conditions == conditions]
-
-
-def _writer(text: str) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        path.write_text(text, "utf-8")
-
-    return write
 
 
 def load(path: Path) -> list[Outcome]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gpucnn.atomic import write_atomically
+from gpucnn.atomic import write_text
 
 Status = Literal["measured", "wrong", "failed", "unsupported", "skipped"]
 SIGNIFICANCE = 0.05  # the chance that a comparison of two equal runs finds anything at all
@@ -83,7 +83,7 @@ class Run:
     def save(self, path: Path) -> None:
         """Write all of it: whole or not at all."""
         lines = [json.dumps({"about": self.about}), *(json.dumps(_plain(row), allow_nan=False) for row in self.rows)]
-        write_atomically(path, lambda temporary: _write(temporary, "\n".join(lines) + "\n"))
+        write_text(path, "\n".join(lines) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Run:
@@ -112,10 +112,6 @@ def _plain(row: Row) -> dict[str, Any]:
 
 
 _NAMES = ("suite", "name", "part", "batch", "provider", "precision", "status")
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, "utf-8")
 
 
 # -- comparing ---------------------------------------------------------------------------------------

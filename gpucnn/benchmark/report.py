@@ -15,7 +15,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from gpucnn.atomic import write_atomically
+from gpucnn.atomic import write_atomically, write_text
 from gpucnn.benchmark import roofline
 from gpucnn.benchmark.providers import OURS
 from gpucnn.benchmark.records import Row, Run, compare, ratios
@@ -444,16 +444,12 @@ def write(run: Run, folder: Path) -> list[Path]:
         figure.savefig(text, format="svg")
         drawn[name] = text.getvalue()[text.getvalue().index("<svg") :]
     page = folder / "report.html"
-    write_atomically(page, lambda path: _write(path, html_page(run, drawn)))
+    write_text(page, html_page(run, drawn))
     return [page, *written]
 
 
 def _saver(figure: Any, kind: str) -> Callable[[Path], None]:
     return lambda path: figure.savefig(path, format=kind, dpi=150)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, "utf-8")
 
 
 def html_page(run: Run, drawn: dict[str, str]) -> str:
@@ -485,7 +481,7 @@ def update_readme(run: Run, path: Path) -> None:
         raise ValueError(f"{path} is left as it is: {BUSY}")
     text = readme_table(run)
     before, after = page.partition(BEGIN)[0], page.partition(END)[2]
-    write_atomically(path, lambda temporary: _write(temporary, f"{before}{BEGIN}\n{text}{END}{after}"))
+    write_text(path, f"{before}{BEGIN}\n{text}{END}{after}")
 
 
 def readme_table(run: Run) -> str:

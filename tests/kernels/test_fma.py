@@ -13,8 +13,7 @@ from gpucnn.backends.kernel_backend import KernelBackend, conv2d_variant, matmul
 from gpucnn.devices import KernelError
 from gpucnn.devices.base import kernel_folder
 from gpucnn.devices.emulator import EmulatorDevice
-from gpucnn.devices.recorder import RecorderDevice
-from gpucnn.testing import TENSOR_CORES_FILLED, Case, conv, dense, evaluate, normal
+from gpucnn.testing import TENSOR_CORES_FILLED, Case, conv, dense, evaluate, launches, normal
 
 # Tiles partly filled both ways, more than one of them, a rest of k; padding, stride, dilation, groups, a batch.
 EDGES = [
@@ -35,12 +34,10 @@ def emulator() -> KernelBackend:
     return KernelBackend(EmulatorDevice())
 
 
-def launches(case: Case, dtype: str = "float32", capability: tuple[int, int] | None = None) -> dict[str, int]:
+def large_tiles(case: Case, dtype: str = "float32", capability: tuple[int, int] | None = None) -> dict[str, int]:
     """The kernels that a case launches with large tiles, and their tile's rows."""
-    recorder = RecorderDevice(capability)
-    with np.errstate(all="ignore"):  # its results are what memory held
-        evaluate(case, KernelBackend(recorder), dtype)
-    return {one.name: int(dict(one.constants)["TILE_M"]) for one in recorder.launches if "_fma" in one.name}
+    found = launches(case, dtype, capability)
+    return {one.name: int(dict(one.constants)["TILE_M"]) for one in found if "_fma" in one.name}
 
 
 def by_small_tiles(case: Case, backend: KernelBackend, dtype: str, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -64,7 +61,7 @@ def assert_same_bits(case: Case, backend: KernelBackend, dtype: str, monkeypatch
 def test_large_tiles_give_the_bits_of_small_ones(
     case: Case, dtype: str, emulator: KernelBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert launches(case, dtype)
+    assert large_tiles(case, dtype)
     assert_same_bits(case, emulator, dtype, monkeypatch)
 
 
@@ -73,16 +70,13 @@ def test_the_largest_tile_gives_the_bits_of_small_ones(
     case: Case, emulator: KernelBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernel_backend, "_filled", lambda *_: True)
-    assert set(launches(case).values()) == {128}
+    assert set(large_tiles(case).values()) == {128}
     assert_same_bits(case, emulator, "float32", monkeypatch)
 
 
 def test_a_product_in_parts_has_parts_that_begin_at_16_bytes(emulator: KernelBackend) -> None:
     case = dense("matmul", (36, 1028), (1028, 32))
-    recorder = RecorderDevice()
-    with np.errstate(all="ignore"):
-        evaluate(case, KernelBackend(recorder))
-    assert {"matmul_fma", "sum_parts"} <= {one.name for one in recorder.launches}
+    assert {"matmul_fma", "sum_parts"} <= {one.name for one in launches(case)}
     exact, ours = evaluate(case, precision="float64").results[0], evaluate(case, emulator).results[0]
     np.testing.assert_allclose(ours, exact, rtol=0, atol=1030 * 2.0**-24 * float(np.abs(exact).max()) * 36)
 
@@ -143,15 +137,15 @@ def test_a_product_that_does_not_fit_large_tiles_stays_where_it_was() -> None:
 
 @pytest.mark.parametrize("case", TENSOR_CORES_FILLED, ids=str)
 def test_the_largest_tile_is_taken_where_it_is_filled_and_never_in_double(case: Case) -> None:
-    assert set(launches(case).values()) == {128}
-    assert set(launches(case, "float64").values()) == {64}
+    assert set(large_tiles(case).values()) == {128}
+    assert set(large_tiles(case, "float64").values()) == {64}
 
 
 def test_a_graphics_card_takes_large_tiles_and_one_with_fast_tensor_cores_does_not() -> None:
-    assert launches(TENSOR_CORES_FILLED[0], capability=(8, 9))
-    assert launches(TENSOR_CORES_FILLED[0], capability=(7, 5))
-    assert not launches(TENSOR_CORES_FILLED[0], capability=(9, 0))
-    assert launches(TENSOR_CORES_FILLED[0], "float64", (9, 0))
+    assert large_tiles(TENSOR_CORES_FILLED[0], capability=(8, 9))
+    assert large_tiles(TENSOR_CORES_FILLED[0], capability=(7, 5))
+    assert not large_tiles(TENSOR_CORES_FILLED[0], capability=(9, 0))
+    assert large_tiles(TENSOR_CORES_FILLED[0], "float64", (9, 0))
 
 
 # -- bugs that are planted in a copy of the kernels ------------------------------------------------------

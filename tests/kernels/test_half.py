@@ -16,10 +16,9 @@ from gpucnn.backends.kernel_backend import KernelBackend, conv2d_variant, matmul
 from gpucnn.devices import Device, KernelError
 from gpucnn.devices.base import kernel_folder
 from gpucnn.devices.emulator import EmulatorDevice
-from gpucnn.devices.recorder import RecorderDevice
 from gpucnn.dtypes import named, unit_roundoff
 from gpucnn.geometry import Window
-from gpucnn.testing import CASES, TENSOR_CORES_HALF, Case, conv, dense, evaluate, normal
+from gpucnn.testing import CASES, TENSOR_CORES_HALF, Case, conv, dense, evaluate, launches, normal
 from gpucnn.verify import verify
 
 HALVES = ["float16", "bfloat16"]
@@ -217,10 +216,7 @@ def tensor_cores() -> KernelBackend:
 
 
 def launched(case: Case, half: str, capability: tuple[int, int] | None = H100) -> list[Any]:
-    recorder = RecorderDevice(capability)
-    with np.errstate(all="ignore"):  # what the recorder returns is any number
-        evaluate(case, KernelBackend(recorder), half)
-    return recorder.launches
+    return launches(case, half, capability)
 
 
 @both

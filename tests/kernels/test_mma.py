@@ -17,7 +17,6 @@ from gpucnn.backends.precision import get_precision
 from gpucnn.devices import KernelError
 from gpucnn.devices.base import kernel_folder
 from gpucnn.devices.emulator import EmulatorDevice
-from gpucnn.devices.recorder import RecorderDevice
 from gpucnn.geometry import Window
 from gpucnn.testing import (
     TENSOR_CORES,
@@ -26,6 +25,7 @@ from gpucnn.testing import (
     conv,
     dense,
     evaluate,
+    launches,
     normal,
     on_tensor_cores,
     products,
@@ -48,10 +48,7 @@ def tensor_cores() -> KernelBackend:
 
 def names(case: Case, capability: tuple[int, int] | None = H100, dtype: str = "float32") -> set[str]:
     """The kernels that a case launches on such a device."""
-    recorder = RecorderDevice(capability)
-    with np.errstate(all="ignore"):  # its results are what memory held
-        evaluate(case, KernelBackend(recorder), dtype)
-    return {launch.name for launch in recorder.launches}
+    return {launch.name for launch in launches(case, dtype, capability)}
 
 
 def assert_right(case: Case, backend: KernelBackend, precision: str) -> None:
@@ -98,10 +95,8 @@ def test_the_large_tile_is_right_where_it_is_not_filled(
 @pytest.mark.parametrize("case", TENSOR_CORES_FILLED, ids=str)
 @both
 def test_the_large_tile_is_taken_where_it_is_filled(case: Case, precision: str) -> None:
-    recorder = RecorderDevice(H100)
-    with gpucnn.precision(precision), np.errstate(all="ignore"):
-        evaluate(case, KernelBackend(recorder))
-    tiles = {dict(one.constants)["TILE_M"] for one in recorder.launches if "_mma" in one.name}
+    with gpucnn.precision(precision):
+        tiles = {dict(one.constants)["TILE_M"] for one in launches(case, capability=H100) if "_mma" in one.name}
     assert tiles == {128}
 
 
@@ -176,10 +171,7 @@ def test_any_order_of_the_threads_gives_equal_bits(case: Case, precision: str) -
 
 def test_the_weights_gradient_in_parts_is_right(tensor_cores: KernelBackend) -> None:
     case = conv((5, 8, 19, 17), (4, 8, 1, 1))
-    recorder = RecorderDevice(H100)
-    with np.errstate(all="ignore"):
-        evaluate(case, KernelBackend(recorder))
-    assert "sum_parts" in {launch.name for launch in recorder.launches}
+    assert "sum_parts" in names(case)
     assert_right(case, tensor_cores, "fp32")
 
 
