@@ -2,7 +2,7 @@
 
     python bench/compile_gate.py            # compile what changed; write docs/compile_gate.csv and docs/kernels.md
     python bench/compile_gate.py --check    # are both current? Exits with 1 if not
-    ... --all                               # compile everything anew, also what has not changed
+    ... --all                               # compile everything anew, also what has not changed or was checked here
 
 A specialisation passes if it compiles, spills no register, has no stack frame (no array in local memory), and a block
 of it fits a multiprocessor's registers. Kernels of LEAST_SHARES pass if the best variant's hot loop has that many
@@ -31,7 +31,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +45,7 @@ from gpucnn.atomic import write_atomically, write_text
 from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.backends.precision import PRECISIONS
 from gpucnn.devices.base import kernel_folder
+from gpucnn.devices.emulator import cache_folder
 from gpucnn.devices.recorder import Launched, RecorderDevice
 from gpucnn.dtypes import HALVES
 from gpucnn.nn import models
@@ -70,6 +71,7 @@ MEND_ALL = "the keys are right, the figures are not; to mend it: .venv/bin/pytho
 
 DOCS = Path(__file__).parent.parent / "docs"
 TABLE, PAGE = DOCS / "compile_gate.csv", DOCS / "kernels.md"
+CONFIRMED = cache_folder().parent / "compile_gate.txt"
 BEGIN, END = "<!-- made by bench/compile_gate.py -->", "<!-- end of what it made -->"
 
 Row = dict[str, str]
@@ -572,11 +574,14 @@ def gate(wanted: Sequence[Unit], tools: Tools, path: Path, page: Path, anew: boo
     return lines
 
 
-def check(wanted: Sequence[Unit], tools: Tools, path: Path, page: Path, anew: bool = False) -> list[str]:
+def check(
+    wanted: Sequence[Unit], tools: Tools, path: Path, page: Path, anew: bool = False, confirmed: Path | None = None
+) -> list[str]:
     """A line for each way in which table or page are not what `gate` would write; the last says how to mend it.
 
     All keys are compared. If they are current, each unit is compiled again, for one architecture that its key chooses
-    (for all of them `anew`), and the figures are compared.
+    (for all of them `anew`), and the figures are compared. The file `confirmed` gets a hash of each unit with its
+    figures once that has found nothing: what is in it is left out the next time (unless `anew`).
     """
     committed = read_table(path)
     others = {row["nvrtc"] for row in committed.values()} - {tools.version}
@@ -599,9 +604,12 @@ def check(wanted: Sequence[Unit], tools: Tools, path: Path, page: Path, anew: bo
         return [f"{page.name} does not show what {path.name} says", MEND]
     if few := too_few_products(committed.values()):
         return [*few, MEND]
+    known = set(confirmed.read_text("utf-8").split()) if confirmed and confirmed.exists() and not anew else set()
+    marks = {unit: mark(committed[identity(row)] for row in unit.rows(tools.version).values()) for unit in wanted}
     work = [
         (unit, architecture)
         for unit in wanted
+        if marks[unit] not in known
         for those in [architectures(unit.path)]
         for architecture in (those if anew else [chosen(those, key(unit, tools.version))])
     ]
@@ -614,7 +622,16 @@ def check(wanted: Sequence[Unit], tools: Tools, path: Path, page: Path, anew: bo
                 f"{name} {figure}, not {row[name]}" for name, figure in figures.items() if row[name] != str(figure)
             ]
             problems += [f"{described(row)}: {', '.join(wrong)}"] if wrong else []
-    return [*problems, MEND_ALL] if problems else []
+    if problems:
+        return [*problems, MEND_ALL]
+    if confirmed:
+        write_text(confirmed, "\n".join(sorted(marks.values())))
+    return []
+
+
+def mark(rows: Iterable[Row]) -> str:
+    """A hash of rows of the table."""
+    return hashlib.sha256(json.dumps(list(rows), sort_keys=True).encode()).hexdigest()
 
 
 def chosen(architectures: Sequence[int], key: str) -> int:
@@ -637,7 +654,7 @@ def main() -> None:
     start = time.perf_counter()
     launches = launched()
     wanted = units(launches, kernel_folder())
-    command = check if arguments.check else gate
+    command = partial(check, confirmed=CONFIRMED) if arguments.check else gate
     problems = never_launched(launches, kernel_folder())
     problems = problems or command(wanted, tools, TABLE, PAGE, arguments.all)
     if problems:

@@ -474,6 +474,43 @@ def test_what_a_check_refuses_is_told_though_the_table_has_its_figures(tools, ax
     assert compile_gate.check([axpy], tools, *place) == [*refused.refused, compile_gate.MEND_ALL]
 
 
+def test_what_a_check_has_confirmed_is_compiled_again_only_if_a_figure_of_it_changes(tools, axpy, place, monkeypatch):
+    table, page = place
+    wide = axpy._replace(constants=(("SCALAR", "float"), ("WIDTH", 4)))
+    compile_gate.gate([axpy, wide], tools, *place)
+    compiled = []
+    monkeypatch.setattr(
+        compile_gate, "compiled", lambda *one: compiled.append(one[0]) or SimpleNamespace(refused=[], figures={})
+    )
+    confirmed = table.with_name("confirmed.txt")
+
+    def check(anew=False):
+        compiled.clear()
+        assert compile_gate.check([axpy, wide], tools, *place, anew, confirmed) == []
+        return set(compiled)
+
+    assert check() == {axpy, wide}
+    assert check() == set()
+    assert check(anew=True) == {axpy, wide}
+    rows = list(compile_gate.read_table(table).values())
+    rows[1]["shared"] = "16"
+    compile_gate.write_table(table, rows)
+    compile_gate.write_text(page, compile_gate.with_section(page.read_text(), compile_gate.section(rows)))
+    assert check() == {wide}
+
+
+def test_what_a_check_refuses_is_not_confirmed(tools, axpy, place):
+    compile_gate.gate([axpy], tools, *place)
+    confirmed = place[0].with_name("confirmed.txt")
+    rows = list(compile_gate.read_table(place[0]).values())
+    rows[0]["sm_" + str(compile_gate.chosen(ARCHITECTURES, rows[0]["key"]))] = "200"
+    compile_gate.write_table(place[0], rows)
+    compile_gate.write_text(place[1], compile_gate.with_section(place[1].read_text(), compile_gate.section(rows)))
+    for _ in range(2):
+        assert compile_gate.check([axpy], tools, *place, confirmed=confirmed)[-1] == compile_gate.MEND_ALL
+    assert not confirmed.exists()
+
+
 # -- the command ---------------------------------------------------------------------------------------
 
 
@@ -508,6 +545,7 @@ def test_without_nvrtc_ci_and_the_gate_itself_fail(monkeypatch, no_compiler, ci,
 def test_a_stale_table_fails_with_the_command_that_mends_it(tools, monkeypatch, tmp_path, axpy, place):
     monkeypatch.setattr(compile_gate, "TABLE", place[0])
     monkeypatch.setattr(compile_gate, "PAGE", place[1])
+    monkeypatch.setattr(compile_gate, "CONFIRMED", place[0].with_name("confirmed.txt"))
     monkeypatch.setattr(compile_gate, "kernel_folder", lambda: tmp_path)
     monkeypatch.setattr(compile_gate, "launched", lambda: [launch("planted.cu", "axpy", axpy.constants)])
     message = "^axpy: 1 not in the table\nto mend it: make gate\ncompile gate: failed$"
