@@ -7,10 +7,11 @@ SHELL := /bin/sh
 # Paths below are relative, so the folder of the checkout may have spaces in its name.
 PYTHON_HERE := .venv/bin/python
 EXTRAS_demo := data,viz,demo
+EXTRAS_audit := audit,data,viz,onnx,sklearn,half,demo
 EPOCHS := 60
 OUT := runs/demo
 
-.PHONY: help demo test docs gate bench mutants faults fuzz clean
+.PHONY: help demo test docs gate bench mutants faults soak fuzz hostile audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -27,7 +28,7 @@ test: .venv/.ready-test ## lint, types and tests, as CI runs them
 	$(PYTHON_HERE) bench/compile_gate.py --check
 	$(PYTHON_HERE) -m pytest -n 2
 	$(PYTHON_HERE) -m pytest -n 2 --backend emulator tests/functional/test_every_op.py tests/test_end_to_end.py \
-		-k 'not finite_differences'
+		-k 'not finite_differences and not two_runs'  # tests/kernels has any order of the threads
 
 docs: .venv/.ready-docs ## build the site of docs/ into site/, a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(PYTHON_HERE) -m mkdocs build --strict
@@ -45,8 +46,17 @@ mutants: .venv/.ready-test ## change the kernels in hundreds of small ways: how 
 faults: .venv/.ready-test ## kill a training 200 times, fill its disk, lock its folder: is anything lost? (2 minutes)
 	nice -n 19 $(PYTHON_HERE) bench/faults.py
 
+soak: .venv/.ready-test ## 20,000 steps, and what else is repeated for long: does anything pile up? (2 minutes)
+	nice -n 19 $(PYTHON_HERE) bench/long_run.py
+
 fuzz: .venv/.ready-test ## give every parser thousands of damaged and lying files (5 minutes)
 	nice -n 19 $(PYTHON_HERE) bench/fuzz.py
+
+hostile: .venv/.ready-test ## call everything public with odd arrays and arguments, 300 times each (10 minutes)
+	nice -n 19 $(PYTHON_HERE) bench/hostile_input.py
+
+audit: .venv/.ready-audit ## compare the packages in .venv with PyPI's known vulnerabilities
+	$(PYTHON_HERE) bench/audit.py
 
 clean: ## remove .venv, caches and build outputs; runs/ stays
 	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage

@@ -9,8 +9,9 @@ of it fits a multiprocessor's registers. Kernels of LEAST_SHARES pass if the bes
 products. The table has a row for each, with a key: a hash of its source without comments, its constants, the options
 and NVRTC's version. What is compiled are the launches of `gpucnn.testing.CASES` and the cases for large tiles, forward
 and backward, and of training LeNet-5, which adds the optimisers; in float32 and float64; those of training LeNet-5 in
-autocast to float16 and bfloat16; and those of the cases for tensor cores, in each precision. A kernel that none of them
-launches does not pass either. A file with a line `// Needs sm_80` is compiled for that and later ones.
+autocast to float16 and bfloat16; those of the cases for tensor cores, in each precision; and those of the cases for
+kernels that are taken where a measurement says so. A kernel that none of them launches does not pass either. A file
+with a line `// Needs sm_80` is compiled for that and later ones.
 """
 
 from __future__ import annotations
@@ -44,12 +45,24 @@ import gpucnn
 from gpucnn.atomic import write_atomically, write_text
 from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.backends.precision import PRECISIONS
+from gpucnn.backends.variants import preferring
 from gpucnn.devices.base import kernel_folder
 from gpucnn.devices.emulator import cache_folder
 from gpucnn.devices.recorder import Launched, RecorderDevice
 from gpucnn.dtypes import HALVES
 from gpucnn.nn import models
-from gpucnn.testing import CASES, TENSOR_CORES, TENSOR_CORES_FILLED, TENSOR_CORES_HALF, evaluate
+from gpucnn.testing import (
+    CASES,
+    HALO,
+    HALO_FILLED,
+    HALO_HALF,
+    NORM_FINISHED,
+    TENSOR_CORES,
+    TENSOR_CORES_FILLED,
+    TENSOR_CORES_HALF,
+    WINOGRAD,
+    evaluate,
+)
 from gpucnn.warmup import train_once
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
@@ -64,6 +77,11 @@ LEAST_SHARES = {
     r"`(conv2d|matmul)_fma\w*`": 0.83,
     r"`(conv2d|matmul)_mma\w*`, 3 TF32": 0.30,
     r"`(conv2d|matmul)_mma\w*`, 1 TF32": 0.25,
+    r"`conv2d_halo_\w+`, 3 TF32": 0.32,
+    r"`conv2d_halo_\w+`, 1 TF32": 0.30,
+    r"`conv2d_halo_\w+`, b?float16": 0.43,
+    r"`(conv2d|matmul)_mma\w*`, b?float16": 0.30,
+    r"`conv2d_winograd`": 0.78,
 }
 MOST_LINES = 20  # that are printed of what is wrong
 MEND = "to mend it: make gate"
@@ -114,15 +132,25 @@ def launched() -> list[Launched]:
             train_once(models.LeNet5().to(np.dtype(dtype)).to(backend), (1, 28, 28), 2)
         for half in HALVES:
             with gpucnn.autocast(half):
-                train_once(models.LeNet5(batch_norm=True).to(backend), (1, 28, 28), 2)
+                for batch_norm in (False, True):
+                    train_once(models.LeNet5(batch_norm=batch_norm).to(backend), (1, 28, 28), 2)
+            for case in NORM_FINISHED:
+                evaluate(case, backend, half)
         recorder.capability = WITH_TENSOR_CORES
+        by_halos, by_winograd = (KernelBackend(recorder, preferring(family)) for family in ("halo", "winograd"))
         for half in HALVES:
             for case in (*TENSOR_CORES_HALF, *TENSOR_CORES_FILLED):
                 evaluate(case, backend, half)
+            for case in (*HALO_HALF, *HALO_FILLED):
+                evaluate(case, by_halos, half)
         for precision in PRECISIONS:
             with gpucnn.precision(precision):
                 for case in (*TENSOR_CORES, *TENSOR_CORES_FILLED):
                     evaluate(case, backend)
+                for case in (*HALO, *HALO_FILLED):
+                    evaluate(case, by_halos)
+        for case in (*WINOGRAD, TENSOR_CORES_FILLED[0]):
+            evaluate(case, by_winograd)
     return list(dict.fromkeys(recorder.launches))
 
 

@@ -35,7 +35,9 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +47,16 @@ import numpy as np
 from PIL import Image
 
 import gpucnn
-from gpucnn import data, nn, onnx, optim
+from gpucnn import cli, data, nn, onnx, optim
+from gpucnn.backends import tuning
+from gpucnn.backends.variants import Convolution, Problem, Product, usual
 from gpucnn.checkpoint import load_checkpoint, load_model, save_checkpoint, save_model
 from gpucnn.data import formats
 from gpucnn.data.download import extract
+from gpucnn.devices.recorder import RecorderDevice
+from gpucnn.geometry import Window
 from gpucnn.random import Generator
+from gpucnn.settings import checked_place, read_run
 
 MEMORY, SECONDS = 1 << 30, 10
 ALLOWED = (ValueError, FileNotFoundError)
@@ -198,7 +205,7 @@ def state_of(model: nn.Module, *others: Any) -> str:
 
 def targets() -> list[Target]:
     gpucnn.manual_seed(3)
-    return [*model_targets(), *onnx_targets(), *data_targets(), *picture_targets()]
+    return [*model_targets(), *run_targets(), *onnx_targets(), *data_targets(), *picture_targets()]
 
 
 def model_targets() -> list[Target]:
@@ -226,6 +233,13 @@ def model_targets() -> list[Target]:
     shapes = dict.fromkeys(net.state_dict(), "one.safetensors")
     index = json.dumps({"metadata": {}, "weight_map": shapes}).encode()
 
+    shape = Convolution(2, 9, 7, 6, 4, 7, 6, 2, Window((3, 2)))
+    problems = [
+        Problem("conv2d_forward", shape, "float"),
+        Problem("matmul", Product(1, 3, 2, 5, True, False), "float16"),
+    ]
+    measured = {one: tuning.Measurement(str(usual(one)), {str(usual(one)): 1e-6}) for one in problems}
+
     return [
         Target("model file", load_model, "m.safetensors", models, inside_safetensors),
         Target(
@@ -246,6 +260,49 @@ def model_targets() -> list[Target]:
             "index of shards", lambda path: load_model(path, given), "m.safetensors.index.json", [index], inside_json,
             prepare=lambda there: there.joinpath("one.safetensors").write_bytes(folder["model.safetensors"]) and None,
             state=lambda: state_of(given),
+        ),
+        Target(
+            "tuning", partial(tuning.read, RecorderDevice()), "t.json",
+            [tuning.Tuning({}, measured).as_json().encode()], inside_json,
+        ),
+    ]  # fmt: skip
+
+
+def run_targets() -> list[Target]:
+    settings = {
+        "data": "x-or-not-x", "model": "lenet5", "epochs": 20, "batch_size": 64, "lr": 0.1, "optimizer": "sgd",
+        "weight_decay": 0.002, "schedule": "step", "precision": None, "augment": True, "held_out": 0.2, "seed": 0,
+        "early_stopping": None, "image_size": [12, 14], "gray": False, "start": None,
+    }  # fmt: skip
+    run = {"gpucnn": "0.1.0", "settings": settings, "started": "2026-11-21 12:00:00+00:00"}
+    ended = {**run, "finished": "2026-11-21 12:01:00+00:00", "epochs": 20, "accuracy": 0.9, "loss": 0.3}
+    images = data.x_or_not_x(20, size=(12, 14))
+    place = {name: settings[name] for name in ("data", "held_out", "seed", "image_size", "gray")}
+    net = nn.models.LeNet5(num_classes=2, image_size=(12, 14))
+    model = written(lambda path: save_model(net, path, classes=("a", "b"), trained_on=place), "m.safetensors")
+
+    def resume(path: Path) -> None:
+        """All that `gpucnn train --resume` makes of it before it trains, and what it says of a run that has ended."""
+        run = read_run(path.parent)
+        if run is None:
+            raise FileNotFoundError(path)
+        with redirect_stdout(io.StringIO()):
+            if "finished" in run:
+                cli._say_what_exists(run, path.parent)
+        try:
+            its = cli._resumed(run, {}, path.parent)
+            its["lr"] = its["lr"] or cli.LEARNING_RATES[its["optimizer"]]
+            model = cli._build(its["model"] or "lenet5", images)
+            loader, _, _ = cli._loaders(its, images, images)
+            cli._scheduler(its, cli._optimizer(its, model), len(loader))
+        except ValueError as error:  # of a network that does not fit the images
+            raise ValueError(f"{path}: {error}") from error
+
+    return [
+        Target("run.json", resume, "run.json", [json.dumps(run).encode(), json.dumps(ended).encode()], inside_json),
+        Target(
+            "model's training data", lambda path: checked_place(path, load_model(path)[1].get("trained_on")),
+            "m.safetensors", [model], inside_safetensors,
         ),
     ]  # fmt: skip
 

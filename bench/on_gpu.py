@@ -1,6 +1,6 @@
 """All that takes a GPU, unattended: tests, verify, the bits, compute-sanitizer, the benchmark, one after another.
 
-    python bench/on_gpu.py out                      every step, an hour or two
+    python bench/on_gpu.py out                      every step, an hour or so
     python bench/on_gpu.py out --only verify bits   these again; what the others found is kept
 
 Each step has a log in the folder and a time limit; a step that fails does not stop the next. At the end the folder has
@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,9 @@ def steps(out: Path, backend: str = "cuda", cases: str | None = None, select: st
         table = (python, "-c", CASE_TABLE, *((cases,) if cases else ()))
         return Step(tool, 60 * minutes, (program, *options, *table))
 
+    bench = (*gpucnn, "bench")
+    peers = ("torch-cuda", "torch-cuda-channels-last", "torch-cuda-compile") if find_spec("torch") else ()
+    on_a_gpu = ("ops", "networks", "--budget", "300", "--providers", ",".join(("cuda", "cuda-graph", *peers)))
     math = () if has_compiler() else ("--ignore=tests/kernels/test_math.py",)  # which asks the emulator
     return [
         Step("doctor", 120, (*gpucnn, "doctor", "--backend", backend)),
@@ -99,7 +103,11 @@ def steps(out: Path, backend: str = "cuda", cases: str | None = None, select: st
         tests("functional", 60, "tests/functional"),
         sanitized("memcheck", 60),
         sanitized("racecheck", 60),
-        benchmark(out),
+        Step("bench", 900, (*bench, "--out", str(out / "bench"))),
+        *(
+            Step(f"bench-{precision}", 600, (*bench, *on_a_gpu, "--precision", precision, "--out", str(out / "bench")))
+            for precision in ("tf32", "bf16", "fp16")
+        ),
     ]
 
 
@@ -118,14 +126,6 @@ def has_compiler() -> bool:
         return bool(compiler())
     except KernelError:
         return False
-
-
-def benchmark(out: Path) -> Step:
-    """`gpucnn bench`, if this gpucnn has it."""
-    command = (sys.executable, "-m", "gpucnn", "bench")
-    if subprocess.run((*command, "--help"), cwd=ROOT, capture_output=True, check=False).returncode:
-        return Step("bench", 0, skip="this gpucnn has no command bench")
-    return Step("bench", 3600, (*command, "--budget", "3000", "--out", str(out / "bench")))
 
 
 def run(step: Step, log: Path) -> Outcome:

@@ -5,11 +5,11 @@ from typing import Any
 
 from gpucnn import dtypes, functional, nn, optim
 from gpucnn.amp import GradScaler, autocast, is_autocast_enabled
-from gpucnn.backends import available_backends, get_backend, precision, use_backend
+from gpucnn.backends import available_backends, get_backend, precision, use_backend, use_tuning
 from gpucnn.dtypes import float16, float32, float64
 from gpucnn.functional import cat, stack
 from gpucnn.interchange import as_tensor, from_dlpack, from_numpy
-from gpucnn.random import Generator, manual_seed, rand, randn
+from gpucnn.random import Generator, manual_seed, rand, randn, use_generator
 from gpucnn.tensor import Tensor, full, is_grad_enabled, no_grad, ones, tensor, zeros
 
 __version__ = "0.1.0"
@@ -23,6 +23,8 @@ def __getattr__(name: str) -> Any:
         return import_module(f"gpucnn.{name}")
     if name == "bfloat16":  # needs ml_dtypes
         return dtypes.bfloat16()
+    if name in ("OutOfMemoryError", "set_memory_limit"):
+        return getattr(import_module("gpucnn.memory"), name)
     if name == "compile":
         return import_module("gpucnn.graph").compile
     raise AttributeError(f"module 'gpucnn' has no attribute {name!r}")
@@ -31,6 +33,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "Generator",
     "GradScaler",
+    "OutOfMemoryError",
     "Tensor",
     "as_tensor",
     "autocast",
@@ -56,8 +59,11 @@ __all__ = [
     "precision",
     "rand",
     "randn",
+    "set_memory_limit",
     "stack",
     "tensor",
     "use_backend",
+    "use_generator",
+    "use_tuning",
     "zeros",
 ]

@@ -6,7 +6,10 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from gpucnn.dtypes import is_half
+from gpucnn.functional import validate
 from gpucnn.functional.casting import autocast, is_autocast_enabled
 from gpucnn.optim import Optimizer
 from gpucnn.tensor import Tensor
@@ -35,6 +38,11 @@ class GradScaler:
         growth_interval: int = 2000,
         enabled: bool = True,
     ) -> None:
+        for name, value in (
+            ("init_scale", init_scale), ("growth_factor", growth_factor), ("backoff_factor", backoff_factor)
+        ):  # fmt: skip
+            validate.number("GradScaler", name, value)
+        growth_interval = validate.integer("GradScaler", "growth_interval", growth_interval)
         if not 0 < init_scale < math.inf:
             raise ValueError(f"GradScaler: init_scale must be positive, got {init_scale}")
         if not growth_factor > 1 or not 0 < backoff_factor < 1 or growth_interval < 1:
@@ -81,9 +89,10 @@ class GradScaler:
                 )
         finite = True
         for gradient in gradients:
-            array = gradient.array
+            array = gradient._writable()
             finite = finite & gradient.backend.xp.isfinite(array).all()
-            array *= 1 / self._scale
+            with np.errstate(all="ignore"):
+                array *= 1 / self._scale
         self._finite[key] = bool(finite)  # one answer for all: a GPU is waited for once
 
     def found_inf(self, optimizer: Optimizer) -> bool:
@@ -114,7 +123,7 @@ class GradScaler:
         if not self._enabled:
             return
         if new_scale is not None:
-            if not 0 < new_scale < math.inf:
+            if not 0 < validate.number("GradScaler", "new_scale", new_scale) < math.inf:
                 raise ValueError(f"GradScaler: new_scale must be positive, got {new_scale}")
             self._scale = float(new_scale)
         elif not self._finite:
@@ -157,8 +166,11 @@ class GradScaler:
             return
         if not state_dict:
             raise ValueError("GradScaler: the state is empty, as that of a GradScaler with enabled=False is")
-        self._scale = float(state_dict["scale"])
-        self._growth_factor = float(state_dict["growth_factor"])
-        self._backoff_factor = float(state_dict["backoff_factor"])
-        self._growth_interval = int(state_dict["growth_interval"])
-        self._growth_tracker = int(state_dict["_growth_tracker"])
+        names = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
+        missing = [name for name in names if name not in state_dict]
+        if missing:
+            raise ValueError(f"GradScaler: the state lacks {', '.join(missing)}")
+        scale, growth, backoff = (validate.number("GradScaler", name, state_dict[name]) for name in names[:3])
+        interval, tracker = (validate.integer("GradScaler", name, state_dict[name]) for name in names[3:])
+        self._scale, self._growth_factor, self._backoff_factor = scale, growth, backoff
+        self._growth_interval, self._growth_tracker = interval, tracker

@@ -24,7 +24,7 @@ from gpucnn.data import Loader, Normalize
 from gpucnn.dtypes import named
 from gpucnn.nn import Module, Sequential
 from gpucnn.optim import LRScheduler, Optimizer
-from gpucnn.random import Generator, default_generator
+from gpucnn.random import Generator, get_generator, use_generator
 from gpucnn.tensor import at_most
 
 Arrays = dict[str, NDArray[Any]]
@@ -303,9 +303,9 @@ def _built(
 ) -> Module:
     """The model of a description, to be filled with those arrays: it may not take much more memory than they do."""
     elements = sum(array.size for array in arrays.values())
-    drawn = default_generator.state()
     try:
-        with use_backend(get_backend(backend)), at_most(4 * elements + (1 << 22)):  # a layer may have been replaced
+        # a layer may have been replaced; and loading a file is no reason for other random numbers afterwards
+        with use_backend(get_backend(backend)), at_most(4 * elements + (1 << 22)), use_generator(Generator()):
             model = build(description["architecture"], own)
         dtype = description.get("dtype", "float32")
         if dtype not in ("float16", "bfloat16", "float32", "float64"):
@@ -313,8 +313,6 @@ def _built(
         return model.to(named(dtype))
     except (ValueError, TypeError, ArithmeticError, LookupError, RecursionError) as error:  # from any constructor
         raise ValueError(f"{path}: {error}") from error
-    finally:
-        default_generator.set_state(drawn)  # loading a file is no reason for other random numbers afterwards
 
 
 # -- training states -------------------------------------------------------------------------------
@@ -326,7 +324,7 @@ def save_checkpoint(
     model: Module,
     optimizer: Optimizer,
     scheduler: LRScheduler | None = None,
-    generator: Generator = default_generator,
+    generator: Generator | None = None,
     settings: Mapping[str, Any] | None = None,
     arrays: Arrays | None = None,
     **state: Any,
@@ -341,7 +339,7 @@ def save_checkpoint(
     content = {
         "optimizer": numbers,
         "scheduler": None if scheduler is None else scheduler.state_dict(),
-        "generator": generator.state(),
+        "generator": get_generator(generator).state(),
         "settings": dict(settings or {}),
         "state": state,
     }
@@ -356,7 +354,7 @@ def load_checkpoint(
     model: Module,
     optimizer: Optimizer,
     scheduler: LRScheduler | None = None,
-    generator: Generator = default_generator,
+    generator: Generator | None = None,
     settings: Mapping[str, Any] | None = None,
     check: Callable[[dict[str, Any]], None] = lambda state: None,
 ) -> tuple[dict[str, Any], Arrays]:
@@ -390,6 +388,7 @@ def load_checkpoint(
             raise ValueError(f"{path}: {name} belongs neither to the {' nor to the '.join(parts)} part")
         parts[part][rest] = array
     _check_state(path, model, parts["model"])
+    generator = get_generator(generator)
     before = optimizer.state_dict(), None if scheduler is None else scheduler.state_dict(), generator.state()
 
     def put(numbers: Any, schedule: Any, drawn: Any) -> None:

@@ -1,4 +1,4 @@
-"""The command `gpucnn`: train, evaluate, predict, show, explain, demo, info, doctor, warmup, verify, bench, …"""
+"""The command `gpucnn`: train, evaluate, predict, show, explain, demo, info, doctor, warmup, verify, fingerprint, …"""
 
 from __future__ import annotations
 
@@ -35,13 +35,19 @@ from gpucnn.checkpoint import describe_input, load_model, save_model
 from gpucnn.data import Dataset, Loader, Normalize
 from gpucnn.metrics import Evaluation
 from gpucnn.nn import Module, models
+from gpucnn.settings import (
+    PLACE,
+    ModelName,
+    OptimizerName,
+    PrecisionName,
+    ScheduleName,
+    Settings,
+    check,
+    checked_place,
+    read_run,
+)
 
-Settings = dict[str, Any]
 Description = dict[str, Any]
-ModelName = Literal["lenet5", "lenet5-bn", "vgg-small", "resnet20", "resnet18", "resnet50", "x-or-not-x"]
-OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
-ScheduleName = Literal["onecycle", "cosine", "step", "constant"]
-PrecisionName = Literal["fp32", "tf32", "fp16", "bf16"]
 
 # What a person can do wrong, or a machine can lack, arrives as one of these; anything else is a bug of ours.
 MISTAKES = (
@@ -116,17 +122,20 @@ def _complain(text: str) -> None:
 
 
 def _one_line(error: Exception) -> str:
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
     if hasattr(error, "format_message"):  # of typer: an unknown option, a number that is none
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "gpucnn"
         text = f"{error.format_message().rstrip('.')}. Try: {command} --help"
     elif isinstance(error, OSError) and error.strerror and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, gpucnn.OutOfMemoryError):
+        return str(error).replace("\n", "\n  ")  # the one error that takes several lines
     elif isinstance(error, MemoryError):
         text = f"not enough memory ({error}); try a smaller --batch-size"
     else:
         text = str(error) or type(error).__name__
-    return " ".join(text.split())
+    return " ".join((text + notes).split())
 
 
 # -- options that several commands share -----------------------------------------------------------
@@ -254,7 +263,7 @@ def train_command(
         raise ValueError("--resume goes on with a run and --overwrite deletes it; choose one")
     if lr is not None and not 0 < lr < math.inf:
         raise ValueError(f"--lr must be above 0, got {lr}")
-    run = _read_run(out)
+    run = read_run(out)
     if run is None and resume:
         raise FileNotFoundError(f"{out} holds no run to resume; without --resume a new one starts")
     if run is not None and not overwrite:
@@ -281,26 +290,14 @@ def _given(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _size(text: str | None) -> list[int] | None:
+def _size(text: str | None, option: str = "--image-size") -> list[int] | None:
     if text is None:
         return None
     match = re.fullmatch(r"(\d+)(?:[x×](\d+))?", text)
     size = [int(match[1]), int(match[2] or match[1])] if match else [0]
     if min(size) < 1:
-        raise ValueError(f"--image-size must be like 32 or 32x48 (height x width), got {text!r}")
+        raise ValueError(f"{option} must be like 32 or 32x48 (height x width), got {text!r}")
     return size
-
-
-def _read_run(out: Path) -> dict[str, Any] | None:
-    path = out / "run.json"
-    if not path.exists():
-        return None
-    try:
-        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        run["settings"]["epochs"] + 0
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error}); choose another folder (--out) or --overwrite") from error
-    return run
 
 
 def _resumed(run: dict[str, Any], given: Settings, out: Path) -> Settings:
@@ -411,7 +408,8 @@ def _train(
         _delete(out)
     out.mkdir(parents=True, exist_ok=True)
     run: dict[str, Any] = {"gpucnn": gpucnn.__version__, "settings": settings, "started": _now()}
-    _write_json(out / "run.json", {**run, **({"started": (_read_run(out) or run)["started"]} if resume else {})})
+    run["tuning"] = get_backend().tuning_hash
+    _write_json(out / "run.json", {**run, **({"started": (read_run(out) or run)["started"]} if resume else {})})
     parameters = sum(p.numel() for p in model.parameters())
     say(
         f"{settings['data']}: {len(loader.dataset):,} training images {whole.height}×{whole.width}, {len(held_out):,} "
@@ -511,6 +509,17 @@ def _load(settings: Settings) -> tuple[Dataset, Dataset]:
     return rest, test
 
 
+def _held_out(trained_on: Settings) -> Dataset:
+    """The images that a model has not seen. Raises ValueError if it does not say enough to find them."""
+    try:
+        check(trained_on, PLACE)
+    except ValueError as error:
+        raise ValueError(
+            f"the model does not say which images of {trained_on['data']} it has not seen: {error}"
+        ) from None
+    return _load(trained_on)[1]
+
+
 def _usual_model(dataset: Dataset) -> ModelName:
     if dataset.name == "x-or-not-x":
         return "x-or-not-x"
@@ -545,10 +554,10 @@ def _start_from(path: Path, model: Module, settings: Settings) -> None:
         model.load_state_dict({**counts, **onnx.load(path).state_dict()})  # ONNX has no such counts
         return
     _, description = load_model(path / "model.safetensors" if path.is_dir() else path, model)
-    theirs = description.get("trained_on") or {}
+    theirs = checked_place(path, description.get("trained_on")) or {}
     if theirs.get("data") == settings["data"]:
         parts = ("seed", "held_out", "image_size", "gray")
-        other = [f"{name.replace('_', '-')} {theirs[name]}" for name in parts if theirs[name] != settings[name]]
+        other = [f"{name.replace('_', '-')} {theirs.get(name)}" for name in parts if theirs.get(name) != settings[name]]
         if other:
             raise ValueError(
                 f"{path} was trained with {' and '.join(other)}, so it has seen images that this run holds out; use "
@@ -730,7 +739,7 @@ def _evaluated(description: Description, data: str, everything: bool) -> tuple[D
     if not data:
         raise ValueError("the model does not say what it was trained on; name a data set after it")
     if trained_on is not None and trained_on["data"] == data and not everything:
-        return _load(trained_on)[1], "held-out"
+        return _held_out(trained_on), "held-out"
     mode = "L" if description.get("channels") == 1 else "RGB"
     own_test = any(source.name == data and source.size for source in datasets_.available())
     part: Literal["test"] | None = "test" if own_test and not everything else None
@@ -928,9 +937,9 @@ def _class_number(word: str, description: Description) -> int:
 def _to_predict(path: Path) -> tuple[Module, Description, int]:
     """A model of any kind of file or folder, what it says of itself, and how many images it takes at a time."""
     if path.is_dir():
-        return *pretrained.load(path, Module, None), 256
+        return _described(path, *pretrained.load(path, Module, None))
     if path.suffix != ".onnx":
-        return *load_model(path), 256
+        return _described(path, *load_model(path))
     from gpucnn import onnx
 
     graph = onnx.load(path)
@@ -943,6 +952,10 @@ def _to_predict(path: Path) -> tuple[Module, Description, int]:
     if channels not in (1, 3):
         raise ValueError(f"{path} takes images of {channels} channels, a picture has 1 or 3")
     return graph, {**graph.metadata, "channels": channels, "image_size": [height, width]}, batch or 256
+
+
+def _described(path: Path, model: Module, description: Description) -> tuple[Module, Description, int]:
+    return model, {**description, "trained_on": checked_place(path, description.get("trained_on"))}, 256
 
 
 def _numbers(option: str, text: str | None) -> list[float]:
@@ -989,7 +1002,7 @@ def _likeliest(probabilities: NDArray[Any], description: Description, top: int) 
     return [(names[i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:top]]
 
 
-# -- info, doctor, warmup, verify, datasets --------------------------------------------------------
+# -- info, doctor, warmup, verify, fingerprint, bench, datasets --------------------------------------------------------
 
 
 @app.command()
@@ -1096,7 +1109,7 @@ def warmup_command(
     start = time.perf_counter()
     with use_backend("numpy"):
         network, shape = _to_warm_up(model)
-        kernels = training_kernels(network, shape, batch_size, chosen.device.capability)
+        kernels = training_kernels(network, shape, batch_size, chosen.device.capability, chosen.choose)
     prepared = chosen.device.prepare(kernels)
     quiet = not sys.stderr.isatty()
     for _ in track(prepared, "compiling", len(kernels), console=Console(stderr=True), disable=quiet, transient=True):
@@ -1107,10 +1120,84 @@ def warmup_command(
     _console().print(f"{len(kernels)} kernels of {model} are ready on {chosen.name} ({seconds:.1f} s)", soft_wrap=True)
 
 
-def _to_warm_up(model: str) -> tuple[Module, tuple[int, int, int]]:
-    """A network, and the [C, H, W] of its images."""
+@app.command("tune")
+def tune_command(
+    model: Annotated[
+        str, typer.Argument(help=f"{', '.join(USUAL_IMAGES)}, a model file (also .onnx), or the folder of a run.")
+    ] = "lenet5",
+    batch_size: Annotated[int, typer.Option("--batch-size", "--batch", min=1, help="Images a step.")] = 64,
+    input_size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Of the images.", show_default="what the model takes")
+    ] = None,
+    inference: Annotated[
+        bool | None,
+        typer.Option(
+            "--inference/--training",
+            help="Measure what predicting takes, or training.",
+            show_default="training; of .onnx inference",
+        ),
+    ] = None,
+    precision: Annotated[
+        PrecisionName | None, typer.Option(help="As in train.", show_default="GPUCNN_PRECISION, else fp32")
+    ] = None,
+    budget: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="Begin no new measurement after so long.")
+    ] = 600,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write here.", show_default="GPUCNN_TUNING, else the device's own file"),
+    ] = None,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Show what is stored for the device, and measure nothing.")
+    ] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Delete what is stored for the device.")] = False,
+    backend: Backend = None,
+) -> None:
+    """Measure which kernel is the fastest for each convolution and product of a model, on this GPU, and remember it.
+
+    Each is first held to float64, as by `gpucnn verify`. What is faster by more than noise is taken from then on, and
+    may change bits: GPUCNN_TUNING=off, or gpucnn.use_tuning(False), takes none of it. See docs/tuning.md.
+
+    \b
+    Examples:
+      gpucnn tune resnet20 --batch-size 128
+      gpucnn tune net.onnx --batch-size 1 --precision fp16
+      gpucnn tune --list
+    """
+    from gpucnn import tune
+    from gpucnn.backends import tuning
+    from gpucnn.backends.kernel_backend import KernelBackend
+    from gpucnn.benchmark.command import EMULATOR
+
+    chosen = get_backend(backend)
+    if not isinstance(chosen, KernelBackend):
+        raise ValueError(f"the {chosen.name} backend has no kernels to choose among: --backend cuda has, on a GPU")
+    name = out or os.environ.get("GPUCNN_TUNING", "").removesuffix(tuning.OFF) or tuning.OWN
+    if chosen.name == "emulator" and name == tuning.OWN:
+        raise ValueError(f"{EMULATOR}; to try out tuning itself, name a file for it: --out FILE")
+    path = tuning.path_of(chosen.device, name)
+    if (list_ or clear) and not path.exists():
+        print(f"nothing is stored: there is no {path}")
+    elif clear:
+        path.unlink()
+        print(f"{path} is deleted")
+    elif list_:
+        tune.show(tuning.read(chosen.device, path))
+        print(path)
+    if list_ or clear:
+        return
+    with use_backend("numpy"):
+        network, shape = _to_warm_up(model, _size(input_size, "--input-size"))
+        training = not (model.endswith(".onnx") if inference is None else inference)
+        problems = tune.problems_of(network, shape, batch_size, chosen.device.capability, precision, training)
+    raise typer.Exit(tune.run(problems, chosen, name, budget))
+
+
+def _to_warm_up(model: str, size: list[int] | None = None) -> tuple[Module, tuple[int, int, int]]:
+    """A network, and the [C, H, W] of its images, of that size if it is given."""
     if model in USUAL_IMAGES:
         classes, channels, height, width = USUAL_IMAGES[model]
+        height, width = size or (height, width)
         names = tuple(map(str, range(classes)))
         none = Dataset(np.zeros((0, height, width, channels), np.uint8), np.zeros(0, np.int64), names)
         return _build(model, none), (channels, height, width)
@@ -1119,7 +1206,8 @@ def _to_warm_up(model: str) -> tuple[Module, tuple[int, int, int]]:
             f"there is no model called {model!r} and no such file; known are {', '.join(USUAL_IMAGES)}"
         )
     network, description, _ = _to_predict(_model_file(Path(model)))
-    channels, (height, width) = _input_of(description)
+    channels, usual = _input_of(description)
+    height, width = size or usual
     return network, (channels, height, width)
 
 
@@ -1154,6 +1242,29 @@ def verify_command(
     from gpucnn import verify
 
     raise typer.Exit(verify.run(backend, op, dtype, json, html, precision))
+
+
+@app.command("fingerprint")
+def fingerprint_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the hash of every piece.")] = False,
+    compare: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What --json printed elsewhere.", show_default=False)
+    ] = None,
+    backend: Backend = None,
+) -> None:
+    """Train a small network for a few seconds and hash all that comes of it: is training here as it is there?
+
+    Exit code 1 if it differs from the file: the first part that does is named, and why that may be expected.
+
+    \b
+    Examples:
+      gpucnn fingerprint
+      gpucnn fingerprint --json > here.json
+      gpucnn fingerprint --compare here.json
+    """
+    from gpucnn import fingerprint
+
+    raise typer.Exit(fingerprint.run(backend, as_json, compare))
 
 
 @app.command("bench")
@@ -1299,7 +1410,7 @@ def demo_command(
     from gpucnn import page
 
     entries = page.find(models or (), Path("runs"), datasets_.download.cache_folder())
-    networks = page.Networks(entries, lambda path: _to_predict(_model_file(path)), lambda settings: _load(settings)[1])
+    networks = page.Networks(entries, lambda path: _to_predict(_model_file(path)), _held_out)
     chosen = get_backend(backend).name
     for entry in list(entries.values())[: len(models or ())]:
         networks.get(entry.id, chosen)  # what can't be read is said before the page opens

@@ -23,6 +23,7 @@ import numpy as np
 import gpucnn
 from gpucnn.backends import auto_choice, get_backend
 from gpucnn.backends.numpy_parallel import thread_count
+from gpucnn.backends.tuning import path_of, stored, wanted
 from gpucnn.data.download import cache_folder as data_folder
 from gpucnn.devices import KernelError, cuda, emulator
 from gpucnn.devices.base import kernel_folder
@@ -74,6 +75,7 @@ def diagnose(backend: str | None = None) -> list[Finding]:
         _compiler(severity("emulator")),
         *_cuda(severity("cuda")),
         *(_trial(name, severity(name)) for name in ("numpy", "emulator", "cuda")),
+        *_tuning(backend),
         _choice(backend, chosen, why),
     ]
 
@@ -247,6 +249,32 @@ def _choice(backend: str | None, chosen: str, why: str) -> Finding:
     except RuntimeError:
         return Finding("problem", "choice", f"{why}, which can't run here", auto)
     return Finding("ok", "choice", f"{chosen} computes: {why}")
+
+
+def _tuning(backend: str | None) -> Iterator[Finding]:
+    """By what the kernels of the backend that computes are chosen."""
+    from gpucnn.backends.kernel_backend import KernelBackend
+
+    try:
+        chosen = get_backend(backend)
+    except (ValueError, RuntimeError):
+        return
+    if not isinstance(chosen, KernelBackend):
+        return
+    name, by_shape = wanted(), "kernels are chosen by shape alone"
+    if name is None:
+        yield Finding("ok", "tuning", f"is off, {by_shape} (GPUCNN_TUNING)")
+        return
+    try:
+        found = stored(chosen.device, name)
+    except (ValueError, OSError) as error:
+        yield Finding("warning", "tuning", f"{error}; {by_shape}")
+        return
+    if found is None:
+        yield Finding("ok", "tuning", f"none, {by_shape} (gpucnn tune measures them)")
+    else:
+        text = f"{len(found.choices)} of {len(found.measured)} problems have another kernel than usual"
+        yield Finding("ok", "tuning", f"{text}, hash {found.hash}, {path_of(chosen.device, name)} (GPUCNN_TUNING)")
 
 
 # -- text --------------------------------------------------------------------------------------------

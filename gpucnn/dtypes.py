@@ -39,7 +39,15 @@ def is_floating(dtype: DType) -> bool:
 
 def named(dtype: Any) -> DType:
     """The numpy.dtype of a name ("float32", "bfloat16"), a type or a dtype. Raises TypeError for what is none."""
-    return bfloat16() if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype)
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        return bfloat16()
+    try:
+        if dtype is not None:  # which is float64 to NumPy
+            found: DType = np.dtype(dtype)
+            return found
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(f"{dtype!r:.100} is no element type; use one such as 'float32', numpy.float32 or 'bfloat16'")
 
 
 def unit_roundoff(dtype: Any) -> float:

@@ -12,18 +12,21 @@ from numbers import Integral
 from typing import Literal
 
 Size = tuple[int, int]
+MOST = 2**31 - 1  # of a length: kernels count with 32 bits
 Padding = int | Sequence[int] | Literal["same", "valid"]
 
 
 def pair(value: int | Sequence[int], name: str, minimum: int) -> Size:
     """An int or (height, width) as a pair of ints, each at least `minimum`."""
-    if type(value) is int and value >= minimum:
+    if type(value) is int and minimum <= value <= MOST:
         return value, value
     values = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(values) != 2 or not all(
         isinstance(v, Integral) and not isinstance(v, bool) and v >= minimum for v in values
     ):
-        raise ValueError(f"{name} must be an int >= {minimum} or a (height, width) pair of them, got {value!r}")
+        raise ValueError(f"{name} must be an int >= {minimum} or a (height, width) pair of them, got {value!r:.100}")
+    if max(values) > MOST:
+        raise ValueError(f"{name} must be at most {MOST}, got {value!r:.100}")
     return int(values[0]), int(values[1])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from gpucnn.backends import get_precision
 from gpucnn.backends.kernel_backend import KernelBackend
+from gpucnn.backends.tuning import wanted
 from gpucnn.devices import Device
 from gpucnn.devices.graph import Arena, Graph, Report
 from gpucnn.functional.casting import is_autocast_enabled
@@ -60,7 +61,7 @@ class Compiled:
         device = self._device(inputs)
         if device is None or device.capturing or device.measuring:  # the last two: within another compiled step
             return _each_tensor(Tensor.detach, self._step(*inputs))
-        key = (*((x.shape, x.dtype) for x in inputs), get_precision(), is_grad_enabled())
+        key = (*((x.shape, x.dtype) for x in inputs), get_precision(), wanted(), is_grad_enabled())
         if key not in self._plans and len(self._plans) == MOST_GRAPHS:
             self._fall_back(f"its arguments have more than {MOST_GRAPHS} sets of shapes")
             return self(*inputs)
@@ -68,8 +69,10 @@ class Compiled:
         try:
             return plan(*inputs)
         except CaptureError as error:
-            self._fall_back(str(error))
-            return self(*inputs)
+            reason = str(error)
+        del plan  # and what the capture has taken
+        self._fall_back(reason)
+        return self(*inputs)
 
     def report(self) -> list[Report]:
         """What each graph takes: bytes of memory, the most in use at a time, launches of our kernels."""
@@ -130,9 +133,9 @@ class _Plan:
         return self.launch(self.graph, inputs)
 
     def capture(self, inputs: tuple[Tensor, ...], measured: Arena) -> Graph:
-        self.inputs = [Tensor(x.array.copy(order="K"), x.backend) for x in inputs]
         with capturing_gradients() as gradients:
             try:
+                self.inputs = [Tensor(x.array.copy(order="K"), x.backend) for x in inputs]
                 with self.device.capture(measured) as graph:
                     outputs = self.step(*self.inputs)
                     self.outputs = _each_tensor(Tensor.detach, outputs, only_tensors=True)

@@ -26,8 +26,18 @@ def _on_host() -> Backend:
 
 def _sharing(array: Array, backend: Backend) -> Tensor:
     """The tensor of that memory."""
-    _checked_dtype(array.dtype)
-    return Tensor(backend.xp.asarray(array), backend)
+    size = _checked_dtype(array.dtype).itemsize
+    shared = backend.xp.asarray(array)
+    if backend.name != "numpy" and shared.size:
+        from gpucnn.backends.kernel_backend import KernelBackend  # NumPy does without
+
+        assert isinstance(backend, KernelBackend)
+        if backend.device.address(shared) % size or any(stride % size for stride in shared.strides):
+            raise ValueError(
+                f"this memory of {array.dtype} does not begin at a multiple of {size} bytes, so no kernel can read it; "
+                "share a copy"
+            )
+    return Tensor(shared, backend)
 
 
 def from_numpy(ndarray: np.ndarray[Any, Any]) -> Tensor:

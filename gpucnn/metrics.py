@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpucnn.functional import validate
+
 
 def top_k_accuracy(probabilities: NDArray[Any], labels: NDArray[Any], k: int) -> float:
     """The share of rows whose label is among the k largest entries; NaN without rows.
@@ -17,17 +19,39 @@ def top_k_accuracy(probabilities: NDArray[Any], labels: NDArray[Any], k: int) ->
     Of equal entries the first classes count as larger, as in argmax, so that top-1 is the accuracy and a tie is not
     counted in the model's favour. Raises ValueError unless 1 <= k <= classes.
     """
+    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
+    if probabilities.ndim != 2 or probabilities.dtype.kind not in "fiubV":
+        raise ValueError(
+            f"top-k needs probabilities [N, classes], got {probabilities.dtype} of shape {probabilities.shape}"
+        )
     classes = probabilities.shape[1]
-    if not 1 <= k <= classes:
+    if labels.shape != probabilities.shape[:1] or labels.dtype.kind not in "iu":
+        raise ValueError(f"top-k needs {len(probabilities)} integer labels, got {labels.dtype} of shape {labels.shape}")
+    if not 1 <= validate.integer("top-k", "k", k) <= classes:
         raise ValueError(f"top-k needs k from 1 to the {classes} classes, got {k}")
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    wide = probabilities if probabilities.dtype.kind == "f" else probabilities.astype(np.float64)
+    order = np.argsort(-wide, axis=1, kind="stable")[:, :k]
     hits: NDArray[np.bool_] = (order == labels[:, None]).any(axis=1)
     return float(hits.mean()) if len(hits) else float("nan")
 
 
 def confusion_matrix(labels: NDArray[Any], predictions: NDArray[Any], classes: int) -> NDArray[np.int64]:
     """int64 [true class, predicted class]: how often an image of the one was taken for the other."""
-    counts: NDArray[np.int64] = np.bincount(labels * classes + predictions, minlength=classes * classes)
+    classes = validate.integer("confusion_matrix", "classes", classes, least=1)
+    if classes > 65536:
+        raise ValueError(f"confusion_matrix: {classes} classes are too many to count")
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    for name, values in (("labels", labels), ("predictions", predictions)):
+        if values.ndim != 1 or values.dtype.kind not in "iu" or len(values) != len(labels):
+            raise ValueError(
+                f"confusion_matrix: {name} must be as many integers as the labels, got {values.dtype} {values.shape}"
+            )
+        if ((values < 0) | (values >= classes)).any():
+            raise ValueError(
+                f"confusion_matrix: {name} are from {values.min()} to {values.max()}, but there are {classes} classes"
+            )
+    places = labels.astype(np.int64) * classes + predictions.astype(np.int64)
+    counts: NDArray[np.int64] = np.bincount(places, minlength=classes * classes)
     return counts.reshape(classes, classes)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from gpucnn.backends import Array, Backend
 from gpucnn.backends.base import AdamSettings, RMSpropSettings, SGDSettings
 from gpucnn.dtypes import is_half
+from gpucnn.functional import validate
 from gpucnn.live import CaptureError, Live
 from gpucnn.tensor import Tensor
 
@@ -25,6 +26,8 @@ class Optimizer(ABC):
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float) -> None:
+        if isinstance(params, Tensor) or not isinstance(params, Iterable):
+            raise TypeError(f"{type(self).__name__}: params must be several tensors, got a {type(params).__name__}")
         self.params = list(params)
         if not self.params:
             raise ValueError(f"{type(self).__name__}: there are no parameters to optimise")
@@ -41,10 +44,9 @@ class Optimizer(ABC):
         if len({id(p) for p in self.params}) < len(self.params):
             raise ValueError(f"{type(self).__name__}: a parameter is given twice, it would be stepped twice")
         for name, value in {"lr": lr, "weight_decay": weight_decay}.items():
-            if not value >= 0:
+            if not validate.number(type(self).__name__, name, value) >= 0:
                 raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {value}")
-        self.lr = lr
-        self.weight_decay = weight_decay
+        self.lr, self.weight_decay = float(lr), float(weight_decay)  # of a NumPy number, moments would be float64
         self._state: list[dict[str, Array | None]] = [dict.fromkeys(self._moments) for _ in self.params]
 
     _moments: tuple[str, ...] = ()  # the names of the arrays kept per parameter
@@ -61,7 +63,12 @@ class Optimizer(ABC):
             backend = ready[0][0].backend
             before = [dict(moments) for moments in self._state] if backend.capturing else []
             grads = [p.grad.array for p, _ in ready if p.grad is not None]
-            self._update(backend, [p.array for p, _ in ready], grads, [s for _, s in ready])
+            try:
+                self._update(backend, [p.array for p, _ in ready], grads, [s for _, s in ready])
+            except MemoryError as error:
+                from gpucnn.memory import out_of_memory  # it knows optimizers
+
+                raise out_of_memory(error, "optimizer's step", backend) from None
             for moments, earlier in zip(self._state, before, strict=False):
                 if any(value is not earlier[name] for name, value in moments.items()):
                     self._state = before
@@ -101,6 +108,8 @@ class Optimizer(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned. Raises ValueError, before any change, if a moment does not fit."""
+        if not isinstance(state, dict) or not {"lr", "arrays"} <= state.keys():
+            raise ValueError(f"{type(self).__name__}: a state has lr and arrays, this is {state!r:.100}")
         loaded: list[dict[str, Array | None]] = [dict.fromkeys(self._moments) for _ in self.params]
         for key, value in state["arrays"].items():
             name, _, number = key.rpartition(".")
@@ -130,11 +139,11 @@ class SGD(Optimizer):
         nesterov: bool = False,
     ) -> None:
         super().__init__(params, lr, weight_decay)
-        if not momentum >= 0:
+        if not validate.number("SGD", "momentum", momentum) >= 0:
             raise ValueError(f"SGD: momentum must not be negative, got {momentum}")
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError("SGD: nesterov needs a momentum and no dampening")
-        self.momentum, self.dampening, self.nesterov = momentum, dampening, nesterov
+        self.momentum, self.dampening, self.nesterov = float(momentum), float(dampening), nesterov
 
     def _update(self, backend: Backend, params: list[Array], grads: list[Array], state: list[dict[str, Any]]) -> None:
         def settings() -> SGDSettings:
@@ -161,9 +170,9 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, lr, weight_decay)
-        if not all(0 <= beta < 1 for beta in betas):
+        if len(betas) != 2 or not all(0 <= validate.number(type(self).__name__, "betas", b) < 1 for b in betas):
             raise ValueError(f"{type(self).__name__}: betas must be in [0, 1), got {betas}")
-        if not eps >= 0:
+        if not validate.number(type(self).__name__, "eps", eps) >= 0:
             raise ValueError(f"{type(self).__name__}: eps must not be negative, got {eps}")
         self.betas, self.eps = betas, eps
         self.steps = [0] * len(self.params)
@@ -193,6 +202,8 @@ class Adam(Optimizer):
         return {**super().state_dict(), "steps": list(self.steps)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not isinstance(state, dict) or "steps" not in state:
+            raise ValueError(f"{type(self).__name__}: a state has steps, this is {state!r:.100}")
         if len(state["steps"]) != len(self.params):
             raise ValueError(f"the state counts {len(state['steps'])} parameters, the optimiser has {len(self.params)}")
         super().load_state_dict(state)
@@ -230,7 +241,8 @@ class RMSprop(Optimizer):
         momentum: float = 0.0,
     ) -> None:
         super().__init__(params, lr, weight_decay)
-        if not (alpha >= 0 and eps >= 0 and momentum >= 0):
+        numbers = {"alpha": alpha, "eps": eps, "momentum": momentum}
+        if not all(validate.number("RMSprop", name, value) >= 0 for name, value in numbers.items()):
             raise ValueError(f"RMSprop: alpha, eps and momentum must not be negative, got {alpha}, {eps}, {momentum}")
         self.alpha, self.eps, self.momentum = alpha, eps, momentum
 
@@ -282,9 +294,8 @@ class StepLR(LRScheduler):
     """lr · gamma ** (epoch // step_size)."""
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
-        if step_size < 1:
-            raise ValueError(f"StepLR: step_size must be at least 1, got {step_size}")
-        self.step_size, self.gamma = step_size, gamma
+        self.step_size = validate.integer("StepLR", "step_size", step_size, least=1)
+        self.gamma = validate.number("StepLR", "gamma", gamma)
         super().__init__(optimizer)
 
     def lr_at(self, epoch: int) -> float:
@@ -295,9 +306,8 @@ class CosineAnnealingLR(LRScheduler):
     """From lr to eta_min along half a cosine in T_max steps, and back. Loshchilov & Hutter 2016."""
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
-        if T_max < 1:
-            raise ValueError(f"CosineAnnealingLR: T_max must be at least 1, got {T_max}")
-        self.t_max, self.eta_min = T_max, eta_min
+        self.t_max = validate.integer("CosineAnnealingLR", "T_max", T_max, least=1)
+        self.eta_min = validate.number("CosineAnnealingLR", "eta_min", eta_min)
         super().__init__(optimizer)
 
     def lr_at(self, epoch: int) -> float:
@@ -320,6 +330,16 @@ class OneCycleLR(LRScheduler):
         div_factor: float = 25.0,
         final_div_factor: float = 1e4,
     ) -> None:
+        names = ("max_lr", "pct_start", "div_factor", "final_div_factor")
+        max_lr, pct_start, div_factor, final_div_factor = (
+            validate.number("OneCycleLR", name, value)
+            for name, value in zip(names, (max_lr, pct_start, div_factor, final_div_factor), strict=True)
+        )
+        total_steps = validate.integer("OneCycleLR", "total_steps", total_steps)
+        if not (div_factor > 0 and final_div_factor > 0):
+            raise ValueError(
+                f"OneCycleLR: div_factor and final_div_factor must be positive, got {div_factor} and {final_div_factor}"
+            )
         if total_steps < 1 or not 0 <= pct_start <= 1:
             raise ValueError(
                 f"OneCycleLR: total_steps must be positive and pct_start in 0 … 1, got {total_steps} and {pct_start}"
@@ -348,9 +368,7 @@ class WarmUp(LRScheduler):
     """
 
     def __init__(self, after: LRScheduler, steps: int) -> None:
-        if steps < 1:
-            raise ValueError(f"WarmUp: steps must be at least 1, got {steps}")
-        self.after, self.steps = after, steps
+        self.after, self.steps = after, validate.integer("WarmUp", "steps", steps, least=1)
         super().__init__(after.optimizer)
 
     def lr_at(self, epoch: int) -> float:
@@ -374,26 +392,39 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
 
     torch.nn.utils.clip_grad_norm_. Raises ValueError if the norm is not finite: no scale could mend that.
     """
-    if not max_norm >= 0:
+    if not validate.number("clip_grad_norm_", "max_norm", max_norm) >= 0:
         raise ValueError(f"clip_grad_norm_: max_norm must not be negative, got {max_norm}")
-    with_gradient = [p for p in parameters if p.grad is not None]
-    squares = [float((g.array.astype(np.float64) ** 2).sum()) for p in with_gradient if (g := p.grad) is not None]
-    total = math.sqrt(sum(squares))
+    gradients = _gradients("clip_grad_norm_", parameters)
+    with np.errstate(all="ignore"):
+        total = math.sqrt(sum(float((g.array.astype(np.float64) ** 2).sum()) for g in gradients))
     if not math.isfinite(total):
         raise ValueError(f"clip_grad_norm_: the gradients' norm is {total}; lower the learning rate or look for NaN")
     scale = max_norm / (total + 1e-6)
     if scale < 1:
-        for p in with_gradient:
-            if p.grad is not None:
-                p.grad.array[...] *= scale
+        for array in [g._writable() for g in gradients]:
+            array[...] *= scale
     return total
+
+
+def _gradients(op: str, parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Those of the parameters that have one."""
+    if isinstance(parameters, Tensor):  # PyTorch takes one, too
+        parameters = [parameters]
+    if not isinstance(parameters, Iterable):
+        raise TypeError(f"{op}: parameters must be tensors, got a {type(parameters).__name__}")
+    found = list(parameters)
+    for p in found:
+        if not isinstance(p, Tensor):
+            raise TypeError(f"{op}: parameters must be tensors, got a {type(p).__name__} among them")
+    return [p.grad for p in found if p.grad is not None]
 
 
 def clip_grad_value_(parameters: Iterable[Tensor], clip_value: float) -> None:
     """Limit every element of every gradient to ±clip_value: torch.nn.utils.clip_grad_value_."""
-    if not clip_value >= 0:
+    most = validate.number("clip_grad_value_", "clip_value", clip_value)
+    if not most >= 0:
         raise ValueError(f"clip_grad_value_: clip_value must not be negative, got {clip_value}")
-    for p in parameters:
-        if p.grad is not None:
-            array = p.grad.array
-            p.backend.xp.clip(array, -clip_value, clip_value, out=array)
+    gradients = _gradients("clip_grad_value_", parameters)
+    with np.errstate(all="ignore"):  # a clip_value that the type can't hold is infinite
+        for array, xp in [(g._writable(), g.backend.xp) for g in gradients]:
+            xp.clip(array, -most, most, out=array)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 
 from gpucnn.backends import Backend, get_backend
 from gpucnn.live import CaptureError
-from gpucnn.tensor import Tensor, _size, tensor
+from gpucnn.tensor import Tensor, _size, checked_shape, tensor
+
+_lock = threading.Lock()  # of the positions in the streams
+if hasattr(os, "register_at_fork"):  # else a child of a process with threads could find it locked for good
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 class Generator:
@@ -30,9 +39,13 @@ class Generator:
         return self
 
     def reserve(self, count: int) -> tuple[int, int]:
-        """(seed, offset) of the next `count` words of the backend's Philox stream; four words a counter step."""
-        offset = self.offset
-        self.offset += -(-count // 4)
+        """(seed, offset) of the next `count` words of the backend's Philox stream; four words a counter step.
+
+        Nobody gets the same words again, in whatever thread.
+        """
+        with _lock:
+            offset = self.offset
+            self.offset += -(-count // 4)
         return self.seed, offset
 
     def state(self) -> dict[str, Any]:
@@ -67,17 +80,43 @@ class Generator:
 
 
 default_generator = Generator(0)
+_scope: ContextVar[Generator | None] = ContextVar("gpucnn_generator", default=None)
+
+
+def get_generator(generator: Generator | None = None) -> Generator:
+    """The generator given, else that of the innermost `use_generator`, else the one of the process."""
+    return generator or _scope.get() or default_generator
+
+
+@contextmanager
+def use_generator(generator: Generator) -> Iterator[Generator]:
+    """Draw weights and masks from `generator` inside a with block, in this thread.
+
+    All threads share the generator of the process, so what each of them draws depends on who comes first. Trainings
+    that are to be repeatable in threads at the same time take one each. Raises TypeError for anything else.
+
+    >>> with gpucnn.use_generator(gpucnn.Generator(3)):
+    ...     model = nn.Linear(4, 2)
+    """
+    if not isinstance(generator, Generator):
+        raise TypeError(f"use_generator: generator must be a gpucnn.Generator, got {generator!r}")
+    token = _scope.set(generator)
+    try:
+        yield generator
+    finally:
+        _scope.reset(token)
 
 
 def manual_seed(seed: int) -> Generator:
-    """Seed the default generator: the same initial weights and dropout masks follow, on every backend."""
-    return default_generator.manual_seed(seed)
+    """Seed the default generator, or that of `use_generator`: the same initial weights and dropout masks follow, on
+    every backend."""
+    return get_generator().manual_seed(seed)
 
 
 def _host(generator: Generator | None, backend: str | Backend | None) -> np.random.Generator:
     if get_backend(backend).capturing:
         raise CaptureError("the step draws random numbers on the host, which would be the same in every call")
-    return (generator or default_generator).host
+    return get_generator(generator).host
 
 
 def _drawn(values: np.ndarray[Any, Any], requires_grad: bool, backend: str | Backend | None) -> Tensor:
@@ -91,7 +130,7 @@ def rand(
     backend: str | Backend | None = None,
 ) -> Tensor:
     """float32 numbers uniform in [0, 1): rand(2, 3) or rand((2, 3))."""
-    return _drawn(_host(generator, backend).random(_size(size), np.float32), requires_grad, backend)
+    return _drawn(_host(generator, backend).random(checked_shape(_size(size)), np.float32), requires_grad, backend)
 
 
 def randn(
@@ -101,4 +140,4 @@ def randn(
     backend: str | Backend | None = None,
 ) -> Tensor:
     """float32 numbers from the standard normal distribution."""
-    return _drawn(_host(generator, backend).standard_normal(_size(size)), requires_grad, backend)
+    return _drawn(_host(generator, backend).standard_normal(checked_shape(_size(size))), requires_grad, backend)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any, Self
 
@@ -23,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from gpucnn import nn, optim, train
 from gpucnn.backends import Backend, get_backend, use_backend
 from gpucnn.data import Dataset, Loader
-from gpucnn.random import default_generator
+from gpucnn.random import Generator, use_generator
 
 __all__ = ["CNNClassifier"]
 
@@ -141,7 +140,7 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"a classifier needs two or more classes, y holds 1 class: {classes.tolist()[0]!r}")
         h, w, c = self._image_shape(rows, shape)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        with _drawing_from(seed), use_backend(get_backend(self.backend)) as backend:
+        with use_generator(Generator(seed)), use_backend(get_backend(self.backend)) as backend:
             if self.model is None:
                 model = _small_network(len(classes), c, (h, w))
             elif isinstance(self.model, nn.Module):
@@ -184,23 +183,12 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self._moments is not None:
             optimizer.load_state_dict({**self._moments, "lr": self.learning_rate})
         schedule = optim.OneCycleLR(optimizer, self.learning_rate, epochs * len(loader)) if cycle else None
-        with _drawing_from(self._seed + self._passes + 1):
+        with use_generator(Generator(self._seed + self._passes + 1)):
             self.history_ = train.fit(
                 self.model_, loader, epochs=epochs, optimizer=optimizer, scheduler=schedule, progress=bool(self.verbose)
             )
         self._passes += epochs
         self._moments = optimizer.state_dict()  # as plain arrays: the estimator can be pickled
-
-
-@contextmanager
-def _drawing_from(seed: int) -> Iterator[None]:
-    """Weights and dropout masks come from this seed inside; the generator of the process stands where it stood then."""
-    before = default_generator.state()
-    default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        default_generator.set_state(before)
 
 
 def _small_network(classes: int, channels: int, size: tuple[int, int]) -> nn.Module:

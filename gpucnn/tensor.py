@@ -104,16 +104,21 @@ class Node:
                 )
             if edges and not retain_graph:
                 node.edges = None
-            for parents, several, vjp in edges:
-                shares = vjp(gradient) if several else (vjp(gradient),)
-                for parent, share in zip(parents, shares, strict=True):
-                    if parent is None:
-                        continue
-                    if parent in pending:
-                        pending[parent] = in_storage_order(parent.backend.xp.add, pending[parent], share)
-                    else:
-                        pending[parent] = share
-                        heapq.heappush(heap, (-parent.order, parent))
+            try:
+                for parents, several, vjp in edges:
+                    shares = vjp(gradient) if several else (vjp(gradient),)
+                    for parent, share in zip(parents, shares, strict=True):
+                        if parent is None:
+                            continue
+                        if parent in pending:
+                            pending[parent] = in_storage_order(parent.backend.xp.add, pending[parent], share)
+                        else:
+                            pending[parent] = share
+                            heapq.heappush(heap, (-parent.order, parent))
+            except MemoryError as error:
+                from gpucnn.memory import out_of_memory  # it knows modules
+
+                raise out_of_memory(error, "backward pass", node=node, edges=edges, gradient=gradient) from None
         owned, captured = {id(_owner(seed))}, _captured.get()
         for node, gradient in arrived:
             gradient = node.backend.contiguous(gradient)
@@ -223,7 +228,7 @@ class Tensor:
 
     def size(self, dim: int | None = None) -> Any:
         """The shape, or the length of axis `dim`."""
-        return self.shape if dim is None else self.shape[dim]
+        return self.shape if dim is None else self.shape[validate.axis("size", dim, self.ndim)]
 
     def dim(self) -> int:
         """The number of axes."""
@@ -415,10 +420,15 @@ class Tensor:
 
     def copy_(self, source: Tensor | np.ndarray[Any, Any]) -> Self:
         """Overwrite the values in place, outside the tape; shapes must agree, dtype and backend stay. Returns self."""
+        if not hasattr(source, "__array__"):  # PyTorch's tensors have it too
+            raise TypeError(f"copy_: source must be a Tensor or a numpy.ndarray, got {type(source).__name__}")
         values = source.numpy() if isinstance(source, Tensor) else np.asarray(source)
         if values.shape != self.shape:
             raise ValueError(f"copy_: can't copy shape {values.shape} into shape {self.shape}")
-        self._writable()[...] = self.backend.asarray(values, self.dtype)
+        if not isinstance(source, Tensor):
+            _checked_dtype(values.dtype)
+        with np.errstate(all="ignore"):  # what is too large becomes infinite
+            self._writable()[...] = self.backend.asarray(values, self.dtype)
         return self
 
     def _writable(self) -> Array:
@@ -468,8 +478,13 @@ class Tensor:
         else:
             self._check_gradient(gradient)
             seed = gradient.array
-        with np.errstate(all="ignore"):
-            self._node.backward(seed, retain_graph)
+        try:
+            with np.errstate(all="ignore"):
+                self._node.backward(seed, retain_graph)
+        except MemoryError as error:
+            from gpucnn.memory import out_of_memory  # it knows modules
+
+            raise out_of_memory(error, "backward pass") from None
 
     def _check_gradient(self, gradient: Any) -> None:
         if not isinstance(gradient, Tensor):
@@ -550,7 +565,24 @@ class Tensor:
     def __setitem__(self, index: Any, value: Any) -> None:
         if self.requires_grad and is_grad_enabled():
             raise RuntimeError("a tensor that requires a gradient can be changed in place only inside no_grad()")
-        self._writable()[F.host_index(index)] = value.array if isinstance(value, Tensor) else value
+        array, where = self._writable(), F.host_index(index)
+        if isinstance(value, Tensor):
+            validate.one_backend("__setitem__", self=self, value=value)
+        try:
+            values = value.array if isinstance(value, Tensor) else np.asarray(value)
+        except ValueError:
+            raise ValueError(f"__setitem__: {value!r:.100} is no array") from None
+        if values.dtype.kind not in "iubfV":
+            raise TypeError(f"__setitem__: a {self.dtype} tensor can't hold {value!r:.100}")
+        try:
+            with np.errstate(all="ignore"):  # infinity and NaN are values, as in PyTorch
+                array[where] = values
+        except (IndexError, TypeError, ValueError, OverflowError) as error:
+            kind = IndexError if isinstance(error, IndexError) else ValueError
+            raise kind(
+                f"__setitem__: {value!r:.100} can't be put at {index!r:.100} of a {self.dtype} tensor of shape "
+                f"{self.shape}: {error}"
+            ) from None
 
     def matmul(self, other: Tensor) -> Tensor:
         """`functional.matmul`."""
@@ -680,14 +712,23 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, backend: s
     if isinstance(data, Tensor):
         data = data.numpy()
     try:
-        with np.errstate(over="ignore"):  # what a half type can not hold is infinite
+        source = np.asarray(data).dtype
+        if source.kind == "c":  # else their imaginary parts would be lost
+            _checked_dtype(source)
+        if source.kind not in "iubfVc" and dtype is not None:  # else digits would become numbers, and None NaN
+            raise ValueError(f"{data!r:.100} is no number")
+        with np.errstate(all="ignore"):  # what a half type can not hold is infinite
             values = np.array(data, dtype=None if dtype is None else named(dtype))
-    except ValueError as error:
+        if dtype is None and values.dtype == np.float64 and not isinstance(data, np.ndarray | np.generic):
+            values = values.astype(np.float32)
+        _checked_dtype(values.dtype)
+        return Tensor(chosen.asarray(values), chosen, requires_grad)
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"can't make a tensor of this data: {error}") from None
-    if dtype is None and values.dtype == np.float64 and not isinstance(data, np.ndarray | np.generic):
-        values = values.astype(np.float32)
-    _checked_dtype(values.dtype)
-    return Tensor(chosen.asarray(values), chosen, requires_grad)
+    except MemoryError as error:
+        from gpucnn.memory import out_of_memory  # it knows modules
+
+        raise out_of_memory(error, "making of a tensor", chosen) from None
 
 
 def full(
@@ -699,15 +740,21 @@ def full(
     backend: str | Backend | None = None,
 ) -> Tensor:
     """A tensor of that shape, every element `fill_value`."""
-    if any(length < 0 for length in size):
-        raise ValueError(f"a shape can't have a negative length, got {tuple(size)}")
+    size = checked_shape(size)
+    dtype = _checked_dtype(named(float32 if dtype is None else dtype))
     left = _elements_left.get()
     if left is not None:
         left[0] -= math.prod(size)
         if left[0] < 0:
-            raise ValueError(f"it would take more numbers than allowed, the last ones for the shape {tuple(size)}")
-    with np.errstate(over="ignore"):
-        values = np.full(tuple(size), fill_value, _checked_dtype(named(dtype)))
+            raise ValueError(f"it would take more numbers than allowed, the last ones for the shape {size}")
+    value = fill_value.item() if isinstance(fill_value, Tensor) else np.asarray(fill_value)
+    if isinstance(value, np.ndarray) and (value.ndim or value.dtype.kind not in "iubfV"):
+        raise TypeError(f"full: fill_value must be a number, got {fill_value!r:.100}")
+    try:
+        with np.errstate(all="ignore"):
+            values = np.full(size, value, dtype)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"full: {fill_value!r:.100} is no {dtype}, or {size} no shape: {error}") from None
     return tensor(values, requires_grad=requires_grad, backend=backend)
 
 
@@ -732,6 +779,16 @@ def _size(size: tuple[Any, ...]) -> Sequence[int]:
     return size[0] if len(size) == 1 and isinstance(size[0], Sequence) else size
 
 
+def checked_shape(size: Sequence[Any]) -> tuple[int, ...]:
+    """The lengths as ints. Raises TypeError for what is none, ValueError for what no array can have."""
+    shape = validate.integers("shape", "size", size)
+    if any(length < 0 for length in shape):
+        raise ValueError(f"a shape can't have a negative length, got {shape}")
+    if math.prod(max(length, 1) for length in shape) >= 2**60 or len(shape) > 64:
+        raise ValueError(f"there is no array of the shape {shape!s:.200}, it is too large")
+    return shape
+
+
 def zeros(*size: Any, **options: Any) -> Tensor:
     """A tensor of zeros: zeros(2, 3) or zeros((2, 3)); options as in `full`."""
     return full(_size(size), 0, **options)
@@ -743,3 +800,4 @@ def ones(*size: Any, **options: Any) -> Tensor:
 
 
 from gpucnn import functional as F  # noqa: E402  functional needs Tensor; Tensor's methods need functional
+from gpucnn.functional import validate  # noqa: E402

@@ -28,6 +28,7 @@ from gpucnn.random import Generator
 from gpucnn.tensor import Tensor
 
 if TYPE_CHECKING:
+    from gpucnn.backends.variants import Problem, Variant
     from gpucnn.devices.recorder import Launched
 
 Array = np.ndarray[Any, Any]
@@ -83,6 +84,11 @@ def distinct(*shape: int, seed: int = 0, offset: float = 0.0) -> Values:
         return ((rng.permutation(size) - size // 2) / 8 + 1 / 32 + offset).reshape(shape)
 
     return Values(shape, draw, seed)
+
+
+def whole(*shape: int, most: int, seed: int = 0, offset: float = 0.0) -> Values:
+    """Whole numbers from −most to most, plus the offset: sums of their products are exact in a half type too."""
+    return Values(shape, lambda rng, shape: rng.integers(-most, most + 1, shape) + offset, seed)
 
 
 def wave(*shape: int, scale: float = 1.0) -> Values:
@@ -269,14 +275,22 @@ def evaluate(
     return _evaluated(case, backend, inputs, arguments, None, dtype)
 
 
-def launches(case: Case, dtype: str = "float32", capability: tuple[int, int] | None = None) -> list[Launched]:
-    """What a case launches, forward and backward, on a device of that compute capability; nothing is computed."""
+def launches(
+    case: Case,
+    dtype: str = "float32",
+    capability: tuple[int, int] | None = None,
+    chooser: Callable[[Problem], Variant] | None = None,
+) -> list[Launched]:
+    """What a case launches, forward and backward, on a device of that compute capability; nothing is computed.
+
+    chooser: which kernels are chosen, such as a backend's `choose`; the usual ones by default.
+    """
     from gpucnn.backends.kernel_backend import KernelBackend
     from gpucnn.devices.recorder import RecorderDevice
 
     recorder = RecorderDevice(capability)
     with warnings.catch_warnings(action="ignore"):  # what the recorder returns is any number, also NaN
-        evaluate(case, KernelBackend(recorder), dtype)
+        evaluate(case, KernelBackend(recorder, chooser), dtype)
     return recorder.launches
 
 
@@ -326,22 +340,73 @@ _OF_A_PRODUCT = {1: 2.5 * 2.0**13 + 7, 3: 16.0}
 _OF_AN_INSTRUCTION = 20
 
 
-def on_tensor_cores(exact: Evaluation, tf32_products: int) -> list[Array]:
+def on_tensor_cores(exact: Evaluation, tf32_products: int, halo: bool = False) -> list[Array]:
     """Sums of products on tensor cores. With one product by TF32, n/8 instructions and a rest come after one another;
-    with three, 18 of them make 48 terms, and n/48 such sums and up to 64 parts are added in float32."""
+    with three, 18 of them make 48 terms, and n/48 such sums and up to 64 parts are added in float32.
+
+    From a halo each tap's channels have instructions and sums of their own, so there are n/4 of either at most; with
+    three products a sum is over a row of taps, 6 instructions each.
+    """
     counts, sizes = exact.again(np.ones_like, np.ones_like), exact.again(np.abs, np.abs)
     of_a_product, found = _OF_A_PRODUCT[tf32_products], []
+    instructions = max(18, 6 * exact.inputs[1].shape[-1]) if halo else 18
     for n, size in zip(counts, sizes, strict=True):
-        of_sums = (n / 8 + 2) * _OF_AN_INSTRUCTION if tf32_products == 1 else 18 * _OF_AN_INSTRUCTION + n / 48 + 66
+        if tf32_products == 1:
+            of_sums = (n / (4 if halo else 8) + 2) * _OF_AN_INSTRUCTION
+        else:
+            of_sums = instructions * _OF_AN_INSTRUCTION + n / (4 if halo else 48) + 66
         found.append((of_a_product + of_sums) * (size + FLUSHED))
     return found
 
 
-def halves_on_tensor_cores(exact: Evaluation) -> list[Array]:
-    """Sums of products of half types, which are exact: an instruction adds 16 to a sum, and cuts these 17 numbers and
-    what comes out; then up to 64 parts are added in float32."""
+def halves_on_tensor_cores(exact: Evaluation, halo: bool = False) -> list[Array]:
+    """Sums of products of half types, which are exact: an instruction adds 16 to a sum, or 8 at least from a halo, and
+    cuts these 17 numbers and what comes out; then up to 64 parts are added in float32."""
     counts, sizes = exact.again(np.ones_like, np.ones_like), exact.again(np.abs, np.abs)
-    return [((n / 16 + 2) * 36 + 66) * (size + FLUSHED) for n, size in zip(counts, sizes, strict=True)]
+    at_once = 8 if halo else 16
+    return [((n / at_once + 2) * 36 + 66) * (size + FLUSHED) for n, size in zip(counts, sizes, strict=True)]
+
+
+# Winograd's F(2x2, 3x3): kernels/conv2d_winograd.cu has the formula.
+_WINOGRAD_G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+_WINOGRAD_B = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
+_WINOGRAD_A = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
+
+
+def _by_winograd(x: Array, w: Array, top: int, left: int, size: tuple[int, ...], largest: bool = False) -> Array:
+    """A convolution by that formula; or the largest that absolute values become in its steps."""
+    g, b, a = _WINOGRAD_G, _WINOGRAD_B, _WINOGRAD_A
+    if largest:
+        g, b, a = np.abs(g), np.abs(b), np.abs(a)
+    p, q = (-(-length // 2) for length in size)
+    padded = np.zeros((*x.shape[:2], x.shape[2] + abs(top) + 2 * p + 2, x.shape[3] + abs(left) + 2 * q + 2))
+    padded[:, :, max(top, 0) : max(top, 0) + x.shape[2], max(left, 0) : max(left, 0) + x.shape[3]] = x
+    padded = padded[:, :, max(-top, 0) :, max(-left, 0) :]
+    d = np.lib.stride_tricks.sliding_window_view(padded, (4, 4), (2, 3))[:, :, : 2 * p : 2, : 2 * q : 2]
+    of_places = np.einsum("ncpqij,kcij->nkpqij", b @ d @ b.T, g @ w @ g.T, optimize=True)
+    y: Array = (a @ of_places @ a.T).transpose(0, 1, 2, 4, 3, 5)
+    return y.reshape(*y.shape[:2], 2 * p, 2 * q)[:, :, : size[0], : size[1]]
+
+
+def by_winograd(exact: Evaluation) -> list[Array]:
+    """The bounds of `products`, but for a convolution's output and its input's gradient by Winograd's formula.
+
+    There each of 16 sums is a chain of C multiply-adds (K for the gradient). Their terms have 4 roundings of the
+    filters and 2 of the inputs, what is made of the sums 4, and then there may be a scale, a bias and a residual: fewer
+    than C + 14 in all, of absolute values through all steps, which are larger than Σ|a||b|.
+    """
+    x, w, u = (np.abs(array) for array in (*exact.inputs[:2], exact.cotangent))
+    given = inspect.signature(getattr(F, exact.case.op)).bind(*exact.inputs, **exact.arguments)
+    padding = given.arguments.get("padding", 0)
+    top, _, left, _ = Window.of((3, 3), 1, padding, size=x.shape[2:]).padding
+    plain, turned = (w, top, left), (w[:, :, ::-1, ::-1].swapaxes(0, 1), 2 - top, 2 - left)
+    ways = ((x, *plain), (u, *turned)) if exact.case.op == "conv2d" else ((x, *turned), (u, *plain))
+    found, sizes = products(exact), exact.again(np.abs, np.abs)
+    for i, of in enumerate(ways):
+        shape = exact.results[i].shape[2:]
+        more = _by_winograd(*of, shape, largest=True) - _by_winograd(*of, shape)
+        found[i] = (of[0].shape[1] + 14) * (sizes[i] + more + FLUSHED)
+    return found
 
 
 # Ops that round to a half type more than once: a bias is added to what is rounded, or one step of several sums what
@@ -364,6 +429,24 @@ def in_half(exact: Evaluation, dtype: str, bounds: Sequence[Array | float]) -> l
             error = error + 2 * half * np.abs(exact.cotangent)
         found.append(error)
     return found
+
+
+def pooled_products(exact: Evaluation) -> list[Array]:
+    """Those of the convolution, whose results' gradients are dy where the pooling took an element from, else 0."""
+    arguments = dict(exact.arguments)
+    activation, max_pool = arguments.pop("activation", None), arguments.pop("max_pool")
+    plain = replace(exact.case, op="conv2d", arguments=arguments)
+    sums = gpucnn.tensor(plain.apply("numpy", exact.inputs, arguments).numpy(), requires_grad=True, backend="numpy")
+    y = F.max_pool2d(F.relu(sums) if activation else sums, **max_pool)
+    assert isinstance(y, Tensor)
+    y.backward(gpucnn.tensor(exact.cotangent, backend="numpy"))
+    assert sums.grad is not None
+    linear = _evaluated(plain, "numpy", exact.inputs, arguments, sums.grad.numpy())
+    counts, sizes = linear.again(np.ones_like, lambda u: (u != 0) * 1.0), linear.again(np.abs, np.abs)
+    found = [(n + 2) * (size + FLUSHED) for n, size in zip(counts, sizes, strict=True)]
+    largest = F.max_pool2d(gpucnn.tensor(found[0], backend="numpy"), **max_pool)
+    assert isinstance(largest, Tensor)
+    return [largest.numpy(), *found[1:]]
 
 
 def averages(terms: int) -> Bounds:
@@ -430,15 +513,17 @@ def _normalised(rows: Callable[[Array], Array]) -> Bounds:
         deviation = together.std(-1, keepdims=True)
         m = float(np.max(np.abs(together - together.mean(-1, keepdims=True)) / deviation))
         d = (together.shape[-1] + 16) * float(np.max(2 * np.abs(together) / deviation))
-        affine = [exact.inputs[i] for i in exact.case.differentiable[1:]]
+        affine = [exact.inputs[i] for i in exact.case.differentiable[1:3]]
         scale = float(np.abs(affine[0]).max()) if affine else 1.0
         shift = float(np.abs(affine[1]).max()) if affine else 0.0
         gradient = 3 * (1 + m) * d * scale * float(u.max()) / float(deviation.min())
         found: list[Array | float] = [d * scale + (together.shape[-1] + 16) * shift, gradient]
         if affine:
             n = u.size // affine[1].size + 2
-            sums = exact.again(None, np.abs)[-1]
+            sums = exact.again(None, np.abs)[3]
             found += [(n * m + d) * sums, n * sums]
+        if len(exact.results) == 5:  # a residual; its gradient is that of y, or 0
+            found[0], found[4:] = found[0] + 2 * np.abs(exact.results[0]), [0.0]
         return found
 
     return bounds
@@ -448,13 +533,15 @@ def _with_statistics(exact: Evaluation) -> list[Array]:
     """batch_norm with given statistics: eight roundings of (x − mean)/σ·w and b; sums over a channel."""
     x, mean, variance = exact.inputs[:3]
     across = (-1, *(1,) * (x.ndim - 2))
-    weight, bias = exact.inputs[3:] or (np.ones_like(mean), np.zeros_like(mean))
+    weight, bias = exact.inputs[3:5] or (np.ones_like(mean), np.zeros_like(mean))
     eps = exact.arguments.get("eps", 1e-5)
     normal = np.abs(x - mean.reshape(across)) / np.sqrt(variance + eps).reshape(across)
     u, axes = np.abs(exact.cotangent), tuple(i for i in range(x.ndim) if i != 1)
     n = x.size // x.shape[1] + 8
     y = 8 * (normal * np.abs(weight).reshape(across) + np.abs(bias).reshape(across))
-    found = [y, 8 * np.abs(exact.results[1]), n * (u * normal).sum(axes), n * u.sum(axes)]
+    if len(exact.results) == 5:
+        y = y + 2 * np.abs(exact.inputs[8])
+    found = [y, 8 * np.abs(exact.results[1]), n * (u * normal).sum(axes), n * u.sum(axes), np.zeros_like(x)]
     return found[: len(exact.results)]
 
 
@@ -568,6 +655,68 @@ CONV2D = [
     conv((1, 72, 5, 6), (80, 36, 2, 3), pytorch=False, groups=2, stride=(2, 1), dilation=(1, 2), padding=(1, 2, 0, 3)),
     conv((2, 36, 5, 4), (32, 36, 1, 1), bias=True, stride=2),
 ]
+
+
+def _finished(exact: Evaluation) -> list[Array]:
+    """A ReLU takes nothing away from what positive operands add up to, and a residual is one more term."""
+    return products(exact)
+
+
+def conv_finished(x: Shape, w: Shape, activation: str | None = None, stride: int = 1, groups: int = 1) -> Case:
+    """conv2d, padded by 1, with a bias and a residual."""
+    case = conv(x, w, bias=True, pytorch=False, stride=stride, groups=groups, padding=1)
+    more = normal(x[0], w[0], *Window.of(w[2:], stride, 1).output_size((x[2], x[3])), seed=3)
+    inputs = (*case.inputs, stride, 1, 1, groups, activation, None, more)
+    return replace(case, inputs=inputs, arguments={}, bounds=_finished)
+
+
+# A convolution and what follows it at once: by each kind of kernel.
+CONV2D_FINISHED = [
+    conv_finished((2, 6, 7, 5), (20, 6, 3, 2), "relu"),
+    conv_finished((2, 3, 9, 7), (5, 3, 2, 3), stride=2),
+    conv_finished((1, 33, 5, 4), (33, 1, 3, 2), "relu", groups=33),
+    conv_finished((1, 36, 9, 7), (44, 36, 3, 2), "relu"),
+]
+
+
+def conv_pooled(x: Values, w: Values, max_pool: dict[str, Any], bias: Values | None = None, **arguments: Any) -> Case:
+    """conv2d_max_pool2d of x [N, C, H, W] with filters w [K, C/groups, R, S]."""
+    moves = {"stride": 1, "padding": 0} | {k: v for k, v in arguments.items() if k not in ("groups", "activation")}
+    size = Window.of(w.shape[2:], **moves).output_size((x.shape[2], x.shape[3]))
+    operations = 2 * x.shape[0] * math.prod(size) * math.prod(w.shape)
+    inputs = (x, w) if bias is None else (x, w, bias)
+    given = arguments | {"max_pool": max_pool}
+    return Case("conv2d_max_pool2d", inputs, pooled_products, given, operations=operations, pytorch=False)
+
+
+def _whole_pooled(x: Shape, w: Shape, seed: int, max_pool: dict[str, Any], bias: bool = True, **arguments: Any) -> Case:
+    """With a seed for which no two elements of a window are its largest, and none is 0: a difference quotient would
+    see both."""
+    offset = Values((w[0],), lambda rng, shape: rng.integers(-3, 3, shape) + 0.5, 2)
+    values = whole(*x, most=4, seed=seed), whole(*w, most=3, seed=seed + 1)
+    return conv_pooled(*values, max_pool, offset if bias else None, **arguments)
+
+
+_SIGNS = Values((11, 1, 1, 1), lambda rng, shape: rng.choice([-2.0, -1.0, 0.5, 1.0, 4.0], shape))
+CONV2D_POOLED = [
+    _whole_pooled((2, 1, 12, 10), (6, 1, 5, 5), 659, {"kernel_size": 2}, padding=2, activation="relu"),
+    _whole_pooled(  # windows that overlap, and stick out
+        (1, 3, 9, 11), (5, 3, 3, 2), 1, {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True},
+        stride=(1, 2), padding=(1, 0), activation="relu",
+    ),
+    _whole_pooled(
+        (1, 4, 9, 16), (6, 2, 2, 3), 6, {"kernel_size": (2, 5), "stride": (1, 3), "dilation": (3, 2)},
+        groups=2, dilation=(2, 1),
+    ),
+    _whole_pooled(  # three blocks of filters; pixels that nothing reads
+        (1, 3, 13, 9), (17, 3, 3, 2), 158, {"kernel_size": (2, 1), "stride": (2, 3)}, bias=False, stride=(2, 1),
+        padding=(0, 2, 1, 0), activation="relu",
+    ),
+    _whole_pooled((3, 2, 1, 1), (3, 2, 1, 1), 0, {"kernel_size": 1}, activation="relu"),
+    _whole_pooled((0, 3, 5, 7), (4, 3, 3, 2), 0, {"kernel_size": 2}, activation="relu"),
+    # More pixels than a block's threads, and than a part of a sum has.
+    conv_pooled(distinct(2, 1, 33, 29), _SIGNS, {"kernel_size": 2, "ceil_mode": True}, activation="relu"),
+]  # fmt: skip
 
 CONV_TRANSPOSE2D = [
     transposed((2, 3, 4, 3), (3, 2, 3, 2), bias=True),
@@ -752,7 +901,7 @@ def batch_normalized(shape: Shape, affine: bool = True, offset: float = 0.5, **a
     affines = (normal(c, seed=1), normal(c, seed=2)) if affine else (None, None)
     bounds = _normalised(lambda x: np.moveaxis(x, 1, 0).reshape(c, -1))
     inputs = (normal(*shape, offset=offset), None, None, *affines, True)
-    return Case("batch_norm", inputs, bounds, arguments)
+    return Case("batch_norm", inputs, bounds, arguments, pytorch="activation" not in arguments)
 
 
 def _batch_norm_at_rest(shape: Shape, affine: bool = True, **arguments: Any) -> Case:
@@ -760,6 +909,12 @@ def _batch_norm_at_rest(shape: Shape, affine: bool = True, **arguments: Any) -> 
     statistics = (normal(c, seed=3), uniform(c, low=0.5, high=2.0, seed=4))
     affines = (normal(c, seed=1), normal(c, seed=2)) if affine else ()
     return Case("batch_norm", (normal(*shape), *statistics, *affines), _with_statistics, arguments, (1, 2))
+
+
+def _with_residual(case: Case, *between: Any, **arguments: Any) -> Case:
+    """A case of batch_norm with these arguments behind its own, a residual, and perhaps an activation."""
+    inputs = (*case.inputs, *between, normal(*case.inputs[0].shape, seed=6))
+    return replace(case, inputs=inputs, arguments=case.arguments | arguments, pytorch=False)
 
 
 def _group_norm(shape: Shape, groups: int, affine: bool = True, **arguments: Any) -> Case:
@@ -778,6 +933,14 @@ def _local_response_norm(shape: Shape, size: int, **arguments: Any) -> Case:
     return Case("local_response_norm", (normal(*shape, scale=2), size), _responses, arguments, same_bits=False)
 
 
+# A batch norm and what follows it at once.
+NORM_FINISHED = [
+    batch_normalized((2, 5, 7, 9), activation="relu"),
+    _with_residual(batch_normalized((3, 35, 11, 9)), 0.1, 1e-5, activation="relu"),
+    _with_residual(_batch_norm_at_rest((2, 3, 7, 5)), False, 0.1, 1e-5, activation="relu"),
+    _with_residual(batch_normalized((37, 6)), 0.1, 1e-5),
+]
+
 NORM = [
     batch_normalized((2, 3, 7, 5)),
     batch_normalized((2, 3, 7, 5), affine=False, eps=1e-3),
@@ -790,6 +953,7 @@ NORM = [
     _batch_norm_at_rest((1, 1, 1, 1)),
     _batch_norm_at_rest((0, 3, 4, 2)),
     _batch_norm_at_rest((2, 1, 13, 11), affine=False),
+    *NORM_FINISHED,
     _group_norm((2, 6, 3, 5), 3),
     _group_norm((2, 6, 3, 5), 6, affine=False, eps=1e-3),
     _group_norm((3, 4, 5, 2), 1),
@@ -985,6 +1149,7 @@ TENSOR_CORES = [
     conv((2, 8, 9, 7), (12, 8, 2, 3), pytorch=False, stride=(2, 1), dilation=(1, 2), padding=(1, 0, 2, 3)),
     conv((2, 16, 5, 6), (8, 8, 3, 2), bias=True, groups=2, stride=(1, 2), padding=(2, 0)),
     conv((1, 36, 3, 23), (68, 36, 1, 1), bias=True),
+    conv_finished((1, 12, 7, 5), (20, 12, 3, 2), "relu"),
     dense("linear", (70, 36), (8, 36), (8,)),
     dense("matmul", (12, 20), (20, 72)),
     dense("matmul", (2, 1, 8, 20), (3, 20, 12)),
@@ -995,9 +1160,33 @@ TENSOR_CORES_HALF = [
     conv((2, 8, 9, 7), (16, 8, 2, 3), pytorch=False, stride=(2, 1), dilation=(1, 2), padding=(1, 0, 2, 3)),
     conv((2, 16, 5, 6), (16, 8, 3, 2), bias=True, groups=2, stride=(1, 2), padding=(2, 0)),
     conv((1, 40, 3, 23), (72, 40, 1, 1), bias=True),
+    conv_finished((1, 16, 7, 5), (24, 16, 3, 2), "relu"),
     dense("linear", (72, 40), (8, 40), (8,)),
     dense("matmul", (16, 24), (24, 72)),
     dense("matmul", (2, 1, 8, 24), (3, 24, 16)),
+]
+# Taps that are neighbours, for what variants.preferring("halo") and "winograd" choose: planes of one pixel, or larger
+# than a tile and by an odd rest; rests of channels; groups; a batch.
+HALO = [
+    conv((2, 20, 9, 5), (12, 20, 3, 3), bias=True, padding=1),
+    conv((1, 4, 3, 17), (68, 4, 3, 3), padding=1),
+    conv((3, 36, 1, 1), (8, 36, 3, 3), padding=1),
+    conv((1, 8, 9, 7), (12, 8, 5, 5), bias=True, padding=2),
+    conv((2, 16, 8, 6), (24, 8, 5, 2), pytorch=False, groups=2, padding=(1, 0, 2, 3)),
+    conv((1, 8, 4, 11), (8, 8, 2, 3)),
+    conv_finished((1, 12, 7, 5), (20, 12, 3, 3), "relu"),
+]
+HALO_HALF = [
+    conv((1, 40, 9, 5), (16, 40, 3, 3), bias=True, padding=1),
+    conv((3, 8, 1, 1), (72, 8, 3, 3), padding=1),
+    conv((1, 32, 8, 6), (16, 16, 5, 2), pytorch=False, groups=2, padding=(1, 0, 2, 3)),
+]
+WINOGRAD = [
+    conv((2, 64, 7, 5), (68, 64, 3, 3), bias=True, padding=1),
+    conv((3, 68, 1, 1), (64, 68, 3, 3), padding=1),
+    conv((1, 72, 4, 3), (64, 72, 3, 3), pytorch=False, padding=(0, 2, 3, 0)),
+    conv((1, 64, 5, 6), (64, 64, 3, 3)),
+    conv_finished((1, 64, 7, 5), (64, 64, 3, 3), "relu"),
 ]
 # Large enough for the larger tile; for devices that are fast, or do not compute at all.
 TENSOR_CORES_FILLED = [
@@ -1005,9 +1194,16 @@ TENSOR_CORES_FILLED = [
     dense("matmul", (1544, 1544), (1544, 1544)),
     dense("linear", (1544, 1544), (1544, 1544)),
 ]
+HALO_FILLED = [
+    TENSOR_CORES_FILLED[0],
+    conv((12, 72, 32, 33), (136, 72, 5, 5), padding=2),
+    conv((12, 64, 32, 33), (64, 64, 3, 3), padding=1),
+]
 
 CASES = [
     *CONV2D,
+    *CONV2D_FINISHED,
+    *CONV2D_POOLED,
     *CONV_TRANSPOSE2D,
     *POOL,
     *ADAPTIVE_POOL,

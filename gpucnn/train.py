@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -26,7 +26,7 @@ from gpucnn import functional as F
 from gpucnn import nn
 from gpucnn.amp import GradScaler, autocast
 from gpucnn.atomic import naming
-from gpucnn.backends import get_backend
+from gpucnn.backends import Backend, get_backend
 from gpucnn.backends import precision as computing_in
 from gpucnn.callbacks import (
     BestModel,
@@ -42,10 +42,12 @@ from gpucnn.checkpoint import describe, describe_input, load_checkpoint, save_ch
 from gpucnn.data import Dataset, Loader
 from gpucnn.dtypes import is_floating, named
 from gpucnn.graph import Compiled
+from gpucnn.memory import OutOfMemoryError, explained, free_bytes, moments_to_come, out_of_memory, peak_bytes
 from gpucnn.metrics import Evaluation
 from gpucnn.nn import Module
 from gpucnn.optim import LRScheduler, Optimizer, clip_grad_norm_
-from gpucnn.tensor import Tensor, no_grad
+from gpucnn.random import Generator, use_generator
+from gpucnn.tensor import Tensor, no_grad, tensor
 
 __all__ = [
     "BestModel",
@@ -125,17 +127,19 @@ def fit(
     None: whatever is in force.
 
     graph: whether a step is captured and launched as a whole (`gpucnn.compile`); None: on cuda, where that can be. It
-    changes no bits. True warns if it can't be. A loss that is not finite is then found after the step, not before.
+    changes no bits. True warns if it can't be. With clip_norm and fp16 the graph ends before the optimiser's step, else
+    behind it: a loss that is not finite is found then after the step, not before.
 
     With a folder, the training can stop at any moment and go on: folder/checkpoint.safetensors is written at the start,
     after each epoch and after each `checkpoint_every` optimiser steps, and folder/model.safetensors (for load_model) at
     the end. resume=True goes on from the checkpoint, if there is one, and gives the same bits as if there had been no
     pause. The settings must be the same; only `epochs` may grow.
 
-    Raises TrainingInterrupted (a KeyboardInterrupt) after Ctrl-C or SIGTERM, at the end of the step; a second signal
-    acts at once. FloatingPointError if the loss or a weight is not finite. FileExistsError if the folder holds a run
-    and resume is False. RuntimeError if another process uses the folder. ValueError for settings that do not fit, or
-    are not those of the run to be resumed.
+    Raises TrainingInterrupted (a KeyboardInterrupt) after Ctrl-C or SIGTERM, at the end of the step, or while the
+    loader's thread is waited for; a second signal acts at once. FloatingPointError if the loss or a weight is not
+    finite. OutOfMemoryError if memory does not suffice. FileExistsError if the folder holds a run and resume is False.
+    RuntimeError if another process uses the folder. ValueError for settings that do not fit, or are not those of the
+    run to be resumed.
     """
     _check(
         model, train, held_out, epochs, optimizer, scheduler, folder, resume, checkpoint_every, accumulate, clip_norm,
@@ -159,7 +163,10 @@ def fit(
         run.compile(graph)
         if folder is not None:
             run.open(folder, resume)
-        run.train()
+        try:
+            run.train()
+        except MemoryError as error:
+            raise run.out_of_memory(error) from None
     return state.history
 
 
@@ -257,24 +264,25 @@ class _Run:
             return f"the loss {_named(function)} gets its labels on the host; cross_entropy does not"
         if self.accumulate > 1:
             return "accumulate adds up gradients over several calls"
-        if self.clip_norm is not None:
-            return "clip_norm reads the gradients' norm on the host"
-        if self.scaler.is_enabled():
-            return "fp16's loss scaling looks at the gradients on the host; bf16 needs none"
         if any(vars(module).get("_hooks") for module in self.state.model.modules()):
             return "the model has forward hooks, which run on the host"
         return None
 
-    def _captured_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """All that is computed in a step of one batch."""
+    def _captured_step(self, images: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """All that is computed in a step of one batch, up to where the host looks at the gradients."""
         state = self.state
         state.optimizer.zero_grad()
         with self._autocast():
             output = _output(state.model, images, state.train.dataset)
             loss = self.loss(output, labels)
-        loss.backward()
-        state.optimizer.step()
+        (loss * scale if self.scaler.is_enabled() else loss).backward()
+        if not self._gradients_are_read():
+            state.optimizer.step()
         return output, loss
+
+    def _gradients_are_read(self) -> bool:
+        """Whether the host decides by the gradients what the optimiser's step is, so that no graph can hold it."""
+        return self.clip_norm is not None or self.scaler.is_enabled()
 
     # -- the loop ----------------------------------------------------------------------------------
 
@@ -304,9 +312,49 @@ class _Run:
         if state.folder is not None:
             save_model(state.model, state.folder / "model.safetensors", **describe_input(state.train))
 
+    def out_of_memory(self, error: MemoryError) -> OutOfMemoryError:
+        """This error with the place in the training, and the last checkpoint."""
+        state, said = self.state, out_of_memory(error, "training", self.state.optimizer.params[0].backend)
+        if said.fits is not None and len(state.train.dataset) >= 6:
+            with suppress(Exception):  # what it was worth saying without
+                said.refine(state.train.batch_size, self._images_that_fit(), "steps of 2 and 6 images")
+        said.lines.append(
+            f"it was in epoch {state.epoch}, batch {state.batch + 1} of {len(state.train)}, with batches of "
+            f"{state.train.batch_size} images{self.saved}"
+        )
+        return said
+
+    def _images_that_fit(self) -> int:
+        """About how many a step could have: what it takes is measured with few, and grows evenly."""
+        backend = self.state.optimizer.params[0].backend
+        self._needed(2)  # makes what is made once
+        small, large = self._needed(2), self._needed(6)
+        free = free_bytes(backend)
+        if free is None:
+            raise ValueError("nothing limits the memory")
+        each = (large - small) / 4
+        left = free - (small - 2 * each) - sum(moments_to_come(self.state.optimizer))
+        return int(0.95 * left / each)  # rather too few than too many
+
+    def _needed(self, images: int) -> int:
+        """The most bytes at a time that forward and backward of so many images take. Forgets the gradients."""
+        state, normalise = self.state, self.state.train.normalise
+        scale = None if normalise is None else (normalise.mean, normalise.std)
+        batch = next(iter(Loader(state.train.dataset, images, normalise=scale, prefetch=0)))
+        before = [(buffer, buffer.array.copy()) for buffer in state.model.buffers()]
+        state.optimizer.zero_grad()
+        try:
+            with use_generator(Generator()):
+                return peak_bytes(lambda: self._pass(*batch), state.optimizer.params[0].backend)
+        finally:
+            for buffer, array in before:
+                buffer.array[...] = array
+            state.optimizer.zero_grad()
+
     def _train_epoch(self) -> None:
         state = self.state
-        with closing(state.train.epoch(self.first_epoch + state.epoch - 1, start=state.batch)) as batches:  # type: ignore[type-var]
+        number = self.first_epoch + state.epoch - 1
+        with closing(state.train.epoch(number, state.batch, self._stop_between_steps)) as batches:  # type: ignore[type-var]
             for images, labels in batches:
                 self._train_batch(images, labels)
                 state.batch += 1
@@ -325,7 +373,8 @@ class _Run:
         state = self.state
         if self.compiled is not None:
             x = _input(state.model, images)
-            output, loss = self.compiled(x, Tensor(x.backend.asarray(labels), x.backend))
+            scale = tensor(self.scaler.get_scale(), backend=x.backend)
+            output, loss = self.compiled(x, tensor(labels, backend=x.backend), scale)
         else:
             output, loss = self._pass(images, labels)
         state.loss = float(loss.item())
@@ -345,7 +394,7 @@ class _Run:
 
     def _first_not_finite(self, images: NDArray[np.float32]) -> str:
         """Where it began, in words: the batch is computed once more, and each layer's output looked at."""
-        if self.compiled is not None:
+        if self.compiled is not None and not self._gradients_are_read():
             return ""  # the weights are those after the step already
         if not np.isfinite(images).all():
             return "; the images of this batch are not finite themselves"
@@ -391,7 +440,7 @@ class _Run:
 
     def _step(self) -> None:
         state = self.state
-        if self.compiled is None:
+        if self.compiled is None or self._gradients_are_read():
             self._update()
         state.step += 1
         state.lr = state.optimizer.lr
@@ -472,6 +521,13 @@ class _Run:
             settings=self.settings,
             check=self._check_own,
         )
+        before, now = (f"the tuning {h}" if h else "their shapes alone" for h in (kept.get("tuning"), self._tuning()))
+        if before != now:
+            _logger.warning(
+                "%s was trained with kernels chosen by %s, and goes on with those chosen by %s: its bits will be other "
+                "ones than without a pause (GPUCNN_TUNING)",
+                checkpoint, before, now,
+            )  # fmt: skip
         state.history.rows, state.history.stop_reason = kept["rows"], kept["stop_reason"]
         self.seconds, self.sums, self.first_epoch = kept["seconds"], kept["sums"], kept["first_epoch"]
         state.resumed = True
@@ -506,6 +562,10 @@ class _Run:
             "scaler": self.scaler.state_dict(),
         }
 
+    def _tuning(self) -> str | None:
+        """The hash of the measurements by which the model's backend chooses kernels."""
+        return next((p.backend.tuning_hash for p in self.state.model.parameters()), None)
+
     def _check_own(self, kept: dict[str, Any]) -> None:
         """Raises ValueError for a checkpoint that has not what `_own` gives, or has more epochs than are asked for."""
         own = self._own([{}] * len(self.remembering))
@@ -532,9 +592,15 @@ class _Run:
             scheduler=state.scheduler,
             settings=self.settings,
             arrays=arrays,
+            tuning=self._tuning(),
             **self._own(states),
         )
         self.saved = f". The state {self._position()} is in {self.checkpoint}"
+
+    def _stop_between_steps(self) -> None:
+        """Stop if asked, unless a step of several batches is begun: what it has summed up can't be saved."""
+        if self.state.batch % self.accumulate == 0:
+            self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
         number = self.wish.received
@@ -714,8 +780,13 @@ def _mode(model: Module, training: bool) -> Iterator[None]:
 def _input(model: Module, images: NDArray[Any]) -> Tensor:
     """Images on the host as the model takes them."""
     reference = next(iter(model.parameters()), None)
-    backend = get_backend() if reference is None else reference.backend
+    backend = _backend(model)
     return Tensor(backend.asarray(images, np.float32 if reference is None else reference.dtype), backend)
+
+
+def _backend(model: Module) -> Backend:
+    reference = next(iter(model.parameters()), None)
+    return get_backend() if reference is None else reference.backend
 
 
 def _output(model: Module, images: Tensor, dataset: Dataset | None = None) -> Tensor:
@@ -774,10 +845,11 @@ def evaluate(model: Module, loader: Loader, loss: Loss = F.cross_entropy) -> Eva
     """
     if not isinstance(loader, Loader):
         raise TypeError(f"evaluate: loader must be a gpucnn.data.Loader, got {type(loader).__name__}")
-    return _evaluate(model, loader, loss, lambda: None)
+    with explained("evaluation", _backend(model)):
+        return _evaluate(model, loader, loss, lambda: None)
 
 
-def _evaluate(model: Module, loader: Loader, loss: Loss, after_batch: Callable[[], None]) -> Evaluation:
+def _evaluate(model: Module, loader: Loader, loss: Loss, look_up: Callable[[], None]) -> Evaluation:
     dataset, normalise = loader.dataset, loader.normalise
     if not len(dataset):
         raise ValueError(f"evaluate: there are no images in {dataset!r}")
@@ -788,12 +860,12 @@ def _evaluate(model: Module, loader: Loader, loss: Loss, after_batch: Callable[[
         prefetch=loader.prefetch,
     )
     total, probabilities = 0.0, []
-    with no_grad(), _mode(model, False), closing(plain.epoch(0)) as batches:  # type: ignore[type-var]
+    with no_grad(), _mode(model, False), closing(plain.epoch(0, on_wait=look_up)) as batches:  # type: ignore[type-var]
         for images, labels in batches:
             output = _output(model, _input(model, images), dataset)
             total += float(_loss(loss, output, labels).item()) * len(labels)
             probabilities.append(_probabilities(model, output))
-            after_batch()
+            look_up()
     return Evaluation(total / len(dataset), np.concatenate(probabilities), dataset.labels, dataset.classes)
 
 
@@ -811,7 +883,7 @@ def predict(model: Module, images: NDArray[np.float32], batch_size: int = 256) -
     if batch_size < 1:
         raise ValueError(f"predict: batch_size must be positive, got {batch_size}")
     several = images if images.ndim == 4 else images[None]
-    with no_grad(), _mode(model, False):
+    with no_grad(), _mode(model, False), explained("prediction", _backend(model)):
         parts = [
             _probabilities(model, _output(model, _input(model, several[i : i + batch_size])))
             for i in range(0, max(len(several), 1), batch_size)

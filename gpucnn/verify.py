@@ -31,7 +31,7 @@ import numpy as np
 
 import gpucnn
 from gpucnn.atomic import write_text
-from gpucnn.backends import Backend, get_backend
+from gpucnn.backends import Backend, get_backend, use_tuning
 from gpucnn.dtypes import HALVES, is_half, unit_roundoff
 from gpucnn.sheet import png
 from gpucnn.testing import (
@@ -40,6 +40,7 @@ from gpucnn.testing import (
     Bounds,
     Case,
     Evaluation,
+    by_winograd,
     evaluate,
     halves_on_tensor_cores,
     in_half,
@@ -262,15 +263,9 @@ def verify(
             on_case(case)
         exact = evaluate(case, "numpy", dtype, precision="float64")
         try:
-            ours = evaluate(case, engine, dtype)
+            results += compared(exact, engine, dtype)
         except Exception as error:  # whatever a kernel, a compiler or a driver ends in is a finding
-            errors.append((case, f"{type(error).__name__}: {error}"))
-            continue
-        wrong = _wrong_shape(ours, exact, dtype)
-        if wrong:
-            errors.append((case, wrong))
-        else:
-            results += _compared(ours, exact, dtype, _on_tensor_cores(case, engine, dtype))
+            errors.append((case, str(error) if isinstance(error, WrongShape) else f"{type(error).__name__}: {error}"))
     return Report(_about(engine, dtype), tuple(results), tuple(errors))
 
 
@@ -288,29 +283,19 @@ def chosen(pattern: str | None) -> list[Case]:
     return cases
 
 
-def _wrong_shape(ours: Evaluation, exact: Evaluation, dtype: str) -> str:
+class WrongShape(Exception):
+    """A result that has another shape or dtype than it should."""
+
+
+def compared(exact: Evaluation, backend: Backend, dtype: str) -> list[Result]:
+    """The results of a case on a backend, beside `exact`, which was evaluated in float64. Raises what computing them
+    raises, and WrongShape."""
+    ours = evaluate(exact.case, backend, dtype)
     for name, got, expected in zip(exact.case.results, ours.results, exact.results, strict=True):
         if got.shape != expected.shape or str(got.dtype) != dtype:
-            return f"{name} is {got.dtype} {got.shape}, expected {dtype} {expected.shape}"
-    return ""
-
-
-def _on_tensor_cores(case: Case, backend: Backend, dtype: str) -> Bounds | None:
-    """The bounds of a case that a backend computes on tensor cores; None if it does not."""
-    from gpucnn.backends.kernel_backend import KernelBackend
-
-    if not isinstance(backend, KernelBackend) or backend.device.capability is None:
-        return None
-    constants = [dict(launch.constants) for launch in launches(case, dtype, backend.device.capability)]
-    if any("HALF" in of_one for of_one in constants):
-        return halves_on_tensor_cores
-    products = max((int(of_one.get("PRODUCTS", 0)) for of_one in constants), default=0)
-    return partial(on_tensor_cores, tf32_products=products) if products else None
-
-
-def _compared(ours: Evaluation, exact: Evaluation, dtype: str, on_tensor_cores: Bounds | None = None) -> list[Result]:
+            raise WrongShape(f"{name} is {got.dtype} {got.shape}, expected {dtype} {expected.shape}")
     unit = unit_roundoff(dtype) * (2 if dtype == "float64" else 1)  # there the reference rounds as well
-    bounds = (on_tensor_cores or exact.case.bounds)(exact)
+    bounds = (_on_tensor_cores(exact.case, backend, dtype) or exact.case.bounds)(exact)
     if dtype in HALVES:
         unit, bounds = 1.0, in_half(exact, dtype, bounds)
     found = []
@@ -320,6 +305,28 @@ def _compared(ours: Evaluation, exact: Evaluation, dtype: str, on_tensor_cores: 
         result = Result(exact.case, name, got, expected, bound)
         found.append(replace(result, parts=_parts(exact, i, result.worst)) if got.size else result)
     return found
+
+
+def _on_tensor_cores(case: Case, backend: Backend, dtype: str) -> Bounds | None:
+    """The bounds of a case that a backend computes on tensor cores or by Winograd's formula; None if it does not."""
+    from gpucnn.backends.kernel_backend import KernelBackend
+
+    if not isinstance(backend, KernelBackend) or backend.device.capability is None:
+        return None
+    launched = launches(case, dtype, backend.device.capability, backend.choose)
+    halo = any("_halo_" in one.name for one in launched)
+    constants = [dict(one.constants) for one in launched]
+    products = max((int(of_one.get("PRODUCTS", 0)) for of_one in constants), default=0)
+    ways: list[Bounds] = []
+    if any("HALF" in of_one for of_one in constants):
+        ways.append(partial(halves_on_tensor_cores, halo=halo))
+    elif products:
+        ways.append(partial(on_tensor_cores, tf32_products=products, halo=halo))
+    if any(one.name == "conv2d_winograd" for one in launched):
+        ways.append(by_winograd)
+    if not ways:
+        return None
+    return lambda exact: [np.maximum.reduce(bounds) for bounds in zip(*(way(exact) for way in ways), strict=True)]
 
 
 def _parts(exact: Evaluation, which: int, place: tuple[int, ...]) -> tuple[Part, ...]:
@@ -361,7 +368,7 @@ def _part(name: str, values: Array, slopes: Array) -> Part | None:
 
 
 def _about(backend: Backend, dtype: str) -> dict[str, str]:
-    about = {"backend": backend.name, "dtype": dtype}
+    about = {"backend": backend.name, "dtype": dtype, "tuning": backend.tuning_hash or ""}
     if backend.xp.__name__ == "cupy":
         runtime = backend.xp.cuda.runtime
         gpu = runtime.getDeviceProperties(runtime.getDevice())
@@ -401,13 +408,17 @@ def _output(*command: str) -> str:
 def bits(
     backend: str | Backend | None = None, pattern: str | None = None, on_case: OnCase | None = None
 ) -> dict[str, Any]:
-    """{case: {result: hash}} of the float32 results of the cases whose bits are the same on every device."""
+    """{case: {result: hash}} of the float32 results of the cases whose bits are the same on every device.
+
+    Kernels are the usual ones, whatever was measured on a device.
+    """
     engine, found = get_backend(backend), {}
     for case in chosen(pattern):
         if on_case:
             on_case(case)
         if case.same_bits:
-            results = evaluate(case, engine, "float32").results
+            with use_tuning(False):
+                results = evaluate(case, engine, "float32").results
             found[str(case)] = {name: _hash(r) for name, r in zip(case.results, results, strict=True)}
     return found
 
@@ -433,10 +444,11 @@ def differing_bits(path: str | Path, backend: str | Backend | None = None, on_ca
     """
     engine = get_backend(backend)
     theirs, ours = json_.loads(Path(path).read_text("utf-8")), bits(engine, None, on_case)
-    for case in CASES:
-        if str(case) in ours and _on_tensor_cores(case, engine, "float32"):
-            ours.pop(str(case))
-            theirs.pop(str(case), None)
+    with use_tuning(False):
+        for case in CASES:
+            if str(case) in ours and _on_tensor_cores(case, engine, "float32"):
+                ours.pop(str(case))
+                theirs.pop(str(case), None)
     alone = [f"{case}: is not in {path}" for case in ours if case not in theirs]
     alone += [f"{case}: is only in {path}" for case in theirs if case not in ours]
     return alone + [

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from gpucnn import functional as F
 from gpucnn import optim
 from gpucnn.backends.kernel_backend import KernelBackend
+from gpucnn.backends.variants import Problem, Variant
 from gpucnn.devices import Specialisation
 from gpucnn.devices.recorder import RecorderDevice
 from gpucnn.nn import Module
@@ -24,14 +25,15 @@ def training_kernels(
     image_shape: Sequence[int],
     batch_size: int = 64,
     capability: tuple[int, int] | None = None,
+    chooser: Callable[[Problem], Variant] | None = None,
 ) -> list[Specialisation]:
     """The kernels of `train_once` for batches of that size and short ones, in order; nothing is computed.
 
-    image_shape: [C, H, W]; capability: the device's, for which kernels are chosen. The model stays as it is. Raises
-    ValueError if it does not take such images.
+    image_shape: [C, H, W]; capability: the device's, for which kernels are chosen; chooser: a backend's `choose`, if
+    not by their shapes alone. The model stays as it is. Raises ValueError if it does not take such images.
     """
     recorder = RecorderDevice(capability)
-    twin = copy.deepcopy(model).to(KernelBackend(recorder))
+    twin = copy.deepcopy(model).to(KernelBackend(recorder, chooser))
     with warnings.catch_warnings(action="ignore"):  # what the recorder returns is any number, also NaN
         for n in (batch_size, SHORT_BATCH):
             train_once(twin, image_shape, n)

@@ -1,51 +1,39 @@
-// Activations: y = f(x) and dx = dy * f'(x), elementwise.
+// Activations: y = f(x) and dx = dy * f'(x), elementwise; and dx with the sums that are a bias's gradient.
 //
-// Layout     Any: elements in storage order.
-// Grid       x: four neighbouring elements a thread, read and written by 16-byte accesses.
-// Constants  KIND: one of activation.cuh's names.
-// Cost       8 bytes an element forward, 12 backward (float): bound by memory, for gelu too.
-// Order      No sums.
+// Layout     Any: elements in storage order. With a bias [rows, K], rows = N*P*Q.
+// Grid       x: four neighbouring elements a thread, read and written by 16-byte accesses. With a bias column_sum.cuh.
+// Constants  KIND: one of activation.cuh's names; COLUMNS where there is a bias.
+// Cost       8 bytes an element forward, 12 backward (float), with a bias too: bound by memory, for gelu too.
+// Order      No sums but the bias's: as in bias_backward, to the bit.
 #include "activation.cuh"
 
 #if KIND == NONE
 #error "there is no kernel for no activation"
 #endif
 
-// dy * f'. `saved` is y for the first four kinds, else x.
-static __device__ __forceinline__ Scalar share(Scalar dy, Scalar saved, Scalar parameter) {
-#if KIND == RELU
-    return saved > 0 ? dy : Scalar(0);
-#elif KIND == RELU6
-    return saved > 0 && saved < 6 ? dy : Scalar(0);
-#elif KIND == SIGMOID
-    return dy * (saved * (1 - saved));
-#elif KIND == TANH
-    return dy * (1 - saved * saved);
-#else
-    const Scalar x = saved;
-#if KIND == LEAKY_RELU
-    return x > 0 ? dy : dy * parameter;
-#elif KIND == ELU
-    return x > 0 ? dy : dy * (parameter * scalar_exp(x));
-#elif KIND == GELU
-    const Scalar density = scalar_exp(Scalar(-0.5) * x * x) * (Scalar(0.5) * SQRT_2_OVER_PI);
-    return dy * multiply_add(x, density, Scalar(0.5) * (1 + scalar_erf(x * SQRT_HALF)));
-#elif KIND == GELU_TANH
-    const Scalar t = scalar_tanh(gelu_argument(x));
-    const Scalar slope = SQRT_2_OVER_PI * multiply_add(3 * CUBIC * x, x, Scalar(1));
-    return dy * (Scalar(0.5) * (1 + t) + Scalar(0.5) * x * (1 - t * t) * slope);
-#elif KIND == SILU
-    const Scalar s = sigmoid(x);
-    return dy * (s * multiply_add(x, 1 - s, Scalar(1)));
-#elif KIND == HARDSWISH
-    return dy * (x <= -3 ? Scalar(0) : x >= 3 ? Scalar(1) : x / 3 + Scalar(0.5));
-#elif KIND == HARDSIGMOID
-    return x > -3 && x < 3 ? dy / 6 : dy * 0;
-#else
-    return dy * sigmoid(parameter * x);
-#endif
-#endif
+#ifdef COLUMNS
+#include "column_sum.cuh"
+
+// dx = dy * f', and of each part of the rows their sum db; sum_parts adds the parts. `y` is what the activation gave.
+extern "C" __global__ void __launch_bounds__(256) activation_bias_backward(
+    const SCALAR* __restrict__ dy,  // [rows, K]
+    const SCALAR* __restrict__ y,   // [rows, K]
+    SCALAR* __restrict__ dx,        // [rows, K]
+    Scalar* __restrict__ db,        // [parts, K]
+    int rows, int K, int parts, int length) {
+    __shared__ Scalar partial[256];
+    const ColumnPart at = column_part(rows, K, length);
+    const Scalar sum = column_sum(partial, at, [=](int row) -> Scalar {
+        const long long i = (long long)row * K + at.column;
+        SCALAR stored;  // what bias_backward would read
+        stored = share(dy[i], y[i], 0);
+        dx[i] = stored;
+        return stored;
+    });
+    if (at.inside && at.lane == 0) db[(long long)at.part * K + at.column] = sum;
 }
+
+#else
 
 extern "C" __global__ void activation_forward(
     const SCALAR* __restrict__ x,  // [count]
@@ -74,3 +62,5 @@ extern "C" __global__ void activation_backward(
     for (int i = 0; i < 4; ++i) four.at[i] = share(four.at[i], at.at[i], parameter);
     store_four(dx + first, four, left);
 }
+
+#endif

@@ -1,4 +1,5 @@
-// The activations as functions of a number: for activation.cu, and for a convolution's results on their way to memory.
+// The activations as functions of a number: for activation.cu, and for the results of a convolution and of batch
+// normalisation on their way to memory.
 //
 // Constants  KIND: one of the names below; a kernel is compiled for one activation, without branches on the kind.
 #pragma once
@@ -70,8 +71,63 @@ static __device__ __forceinline__ Scalar activated(Scalar x, Scalar parameter) {
 #endif
 }
 
-// What becomes of a convolution's sum for filter k: times the filter's scale, plus its bias, activated.
-static __device__ __forceinline__ Scalar conv2d_result(Scalar sum, const SCALAR* b, const SCALAR* scale, int k) {
+// dy * f'. `saved` is y for the first four kinds, else x.
+static __device__ __forceinline__ Scalar share(Scalar dy, Scalar saved, Scalar parameter) {
+#if KIND == NONE
+    return dy;
+#elif KIND == RELU
+    return saved > 0 ? dy : Scalar(0);
+#elif KIND == RELU6
+    return saved > 0 && saved < 6 ? dy : Scalar(0);
+#elif KIND == SIGMOID
+    return dy * (saved * (1 - saved));
+#elif KIND == TANH
+    return dy * (1 - saved * saved);
+#else
+    const Scalar x = saved;
+#if KIND == LEAKY_RELU
+    return x > 0 ? dy : dy * parameter;
+#elif KIND == ELU
+    return x > 0 ? dy : dy * (parameter * scalar_exp(x));
+#elif KIND == GELU
+    const Scalar density = scalar_exp(Scalar(-0.5) * x * x) * (Scalar(0.5) * SQRT_2_OVER_PI);
+    return dy * multiply_add(x, density, Scalar(0.5) * (1 + scalar_erf(x * SQRT_HALF)));
+#elif KIND == GELU_TANH
+    const Scalar t = scalar_tanh(gelu_argument(x));
+    const Scalar slope = SQRT_2_OVER_PI * multiply_add(3 * CUBIC * x, x, Scalar(1));
+    return dy * (Scalar(0.5) * (1 + t) + Scalar(0.5) * x * (1 - t * t) * slope);
+#elif KIND == SILU
+    const Scalar s = sigmoid(x);
+    return dy * (s * multiply_add(x, 1 - s, Scalar(1)));
+#elif KIND == HARDSWISH
+    return dy * (x <= -3 ? Scalar(0) : x >= 3 ? Scalar(1) : x / 3 + Scalar(0.5));
+#elif KIND == HARDSIGMOID
+    return x > -3 && x < 3 ? dy / 6 : dy * 0;
+#else
+    return dy * sigmoid(parameter * x);
+#endif
+#endif
+}
+
+// What becomes of a convolution's sum for filter k, element i of y: times the filter's scale, plus its bias, plus the
+// residual's element, activated.
+static __device__ __forceinline__ Scalar conv2d_result(
+    Scalar sum, const SCALAR* b, const SCALAR* scale, const SCALAR* residual, long long i, int k) {
     if (scale) sum *= scale[k];
-    return activated(b ? sum + b[k] : sum, 0);
+    if (b) sum += b[k];
+    return activated(residual ? sum + residual[i] : sum, 0);
+}
+
+// The same of four neighbouring filters, from k and i on.
+static __device__ __forceinline__ Four conv2d_results(
+    Four sums, const SCALAR* b, const SCALAR* scale, const SCALAR* residual, long long i, int k) {
+    Four more = {};
+    if (residual) more = load_four(residual + i, 4);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        if (scale) sums.at[j] *= scale[k + j];
+        if (b) sums.at[j] += b[k + j];
+        sums.at[j] = activated(residual ? sums.at[j] + more.at[j] : sums.at[j], 0);
+    }
+    return sums;
 }

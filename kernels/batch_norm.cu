@@ -1,129 +1,189 @@
-// Batch normalisation: y = (x - mean) * invstd * weight + bias per channel, its statistics and its gradient.
+// Batch normalisation: y = f((x - mean) * invstd * weight + bias + residual) per channel, its statistics and its gradient.
 //
-// Layout     x, y, dx, dy [rows, C] with rows = N*H*W: channels fastest.
+// Layout     x, y, dx, dy, residual, dr [rows, C] with rows = N*H*W: channels fastest.
 //            What a channel has one of is Scalar, whatever x is.
-// Grid       Sums over rows: column_sum.cuh, then a launch with one thread per channel that puts the parts together.
-//            The rest: four neighbouring elements a thread.
-// Shared     256 scalars, for the sums.
-// Constants  COLUMNS for the sums; TRAINING 1 or 0 for the gradient: whether mean and invstd depend on x.
-// Cost       Forward: x read once for the statistics (a part's second reading finds it in the cache) and once more, y
-//            written: 12 bytes an element. Backward: dy and x twice, dx: 20 bytes. Bound by memory.
-// Order      column_sum.cuh within a part, then the parts in order.
+// Grid       Sums over rows: column_sum.cuh, then over their parts. The rest: four neighbouring elements a thread.
+// Shared     768 scalars for the statistics, 512 for the sums of the gradient.
+// Constants  COLUMNS for the sums; KIND, the activation f (activation.cuh): RELU, RELU6, SIGMOID, TANH or NONE; TRAINING
+//            1 or 0 for the gradient: whether mean and invstd depend on x.
+// Cost       Forward: x read once for the statistics and once more, y written: 12 bytes an element, 16 with a residual.
+//            Backward: dy and x twice, dx: 20 bytes, whatever f is: the y that its slope needs is computed again from x.
+//            With a residual y is read once and dr, dy times the slope, is written once and then read in the place of
+//            dy: 28 bytes. Bound by memory.
+// Order      column_sum.cuh, within a part and over the parts; statistics take eight rows for one.
+#ifdef KIND
+#include "activation.cuh"
+#endif
 #include "common.cuh"
+
+#ifdef KIND
+
+// What belongs to a channel.
+struct Channel {
+    Scalar mean, scale, shift;
+};
+
+static __device__ __forceinline__ Channel channel_of(
+    const Scalar* mean, const Scalar* invstd, const Scalar* weight, const Scalar* bias, int c) {
+    return {mean[c], weight ? invstd[c] * weight[c] : invstd[c], bias ? bias[c] : Scalar(0)};
+}
+
+static __device__ __forceinline__ Scalar normalised(Scalar x, const Channel& of) {
+    return multiply_add(x - of.mean, of.scale, of.shift);
+}
+
+// dy times the slope of f, where y = f(normalised(x)), rounded as it was stored.
+static __device__ __forceinline__ Scalar sloped(Scalar dy, Scalar x, const Channel& of) {
+#if KIND == NONE
+    return dy;
+#else
+    SCALAR y;
+    y = activated(normalised(x, of), 0);
+    return share(dy, y, 0);
+#endif
+}
+
+#endif
 
 #ifdef COLUMNS
 #include "column_sum.cuh"
 
-// Of each part of the rows: the mean, and the sum of squared distances from it. Two passes, so that a mean far larger
-// than the deviation costs no digits.
-extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics(
-    const SCALAR* __restrict__ x,  // [rows, C]
-    Scalar* __restrict__ means,    // [parts, C]
-    Scalar* __restrict__ squares,  // [parts, C]
-    int rows, int C, int parts, int length) {
-    __shared__ Scalar partial[256];
-    const ColumnPart at = column_part(rows, C, length);
-    const Scalar sum = column_sum(partial, at, [=](int row) { return x[(long long)row * C + at.column]; });
-    const Scalar mean = sum / (Scalar)(at.last - at.first);
-    const Scalar square = column_sum(partial, at, [=](int row) {
-        const Scalar deviation = x[(long long)row * C + at.column] - mean;
-        return deviation * deviation;
-    });
-    if (at.inside && at.lane == 0) {
-        means[(long long)at.part * C + at.column] = mean;
-        squares[(long long)at.part * C + at.column] = square;
-    }
-}
+#ifdef KIND
 
-// Of each part of the rows: the sums of dy and of dy * (x - mean).
+// Of each part of the rows: the sums of dy' and of dy' * (x - mean), where dy' is dy times the slope of f.
 extern "C" __global__ void __launch_bounds__(256) batch_norm_backward_sums(
-    const SCALAR* __restrict__ dy,    // [rows, C]
-    const SCALAR* __restrict__ x,     // [rows, C]
-    const Scalar* __restrict__ mean,  // [C]
-    Scalar* __restrict__ sums,        // [parts, C]
-    Scalar* __restrict__ products,    // [parts, C]
+    const SCALAR* __restrict__ dy,      // [rows, C]
+    const SCALAR* __restrict__ x,       // [rows, C]
+    const SCALAR* __restrict__ y,       // [rows, C] or null: without a residual
+    const Scalar* __restrict__ mean,    // [C]
+    const Scalar* __restrict__ invstd,  // [C]
+    const Scalar* __restrict__ weight,  // [C] or null
+    const Scalar* __restrict__ bias,    // [C] or null
+    SCALAR* __restrict__ dr,            // [rows, C] or null: dy', if there is y
+    Scalar* __restrict__ sums,          // [parts, C]
+    Scalar* __restrict__ products,      // [parts, C]
     int rows, int C, int parts, int length) {
-    __shared__ Scalar partial[256];
+    __shared__ TwoSums partial[256];
     const ColumnPart at = column_part(rows, C, length);
-    const Scalar center = at.inside ? mean[at.column] : Scalar(0);
-    const Scalar sum = column_sum(partial, at, [=](int row) { return dy[(long long)row * C + at.column]; });
-    const Scalar product = column_sum(partial, at, [=](int row) {
+    const Channel of = channel_of(mean, invstd, weight, bias, min(at.column, C - 1));
+    const TwoSums sum = column_sum(partial, at, [=](int row) -> TwoSums {
         const long long i = (long long)row * C + at.column;
-        return dy[i] * (x[i] - center);
+        Scalar share_of_dy;
+        if (y) {
+            share_of_dy = share(dy[i], y[i], 0);
+            dr[i] = share_of_dy;
+        } else {
+            share_of_dy = sloped(dy[i], x[i], of);
+        }
+        return {share_of_dy, share_of_dy * (x[i] - of.mean)};
     });
     if (at.inside && at.lane == 0) {
-        sums[(long long)at.part * C + at.column] = sum;
-        products[(long long)at.part * C + at.column] = product;
+        sums[(long long)at.part * C + at.column] = sum.first;
+        products[(long long)at.part * C + at.column] = sum.second;
     }
 }
 
 #else
 
-// Mean and variance of all rows from those of the parts, by the formula of Chan, Golub and LeVeque (1979).
-extern "C" __global__ void batch_norm_statistics_combine(
+// A count of numbers, their mean, and the sum of their squared distances from it.
+struct Moments {
+    Scalar count, mean, square;
+
+    // Those of all of both, by the formula of Chan, Golub and LeVeque (1979).
+    __device__ __forceinline__ void operator+=(const Moments& more) {
+        if (count == 0) *this = more;
+        else if (more.count > 0) {
+            const Scalar both = count + more.count, share = more.count / both, step = more.mean - mean;
+            mean = multiply_add(step, share, mean);
+            square += multiply_add(step * step, share * count, more.square);
+            count = both;
+        }
+    }
+};
+
+// Of `count` numbers, at most 8 and C apart, counted from `origin`. First their mean is found, then their squares.
+static __device__ __forceinline__ Moments moments(const SCALAR* from, int C, int count, Scalar origin) {
+    Scalar value[8], sum = 0, square = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) value[i] = i < count ? from[i * C] - origin : Scalar(0);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum += value[i];
+    const Scalar mean = sum / (Scalar)count;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        const Scalar deviation = i < count ? value[i] - mean : Scalar(0);
+        square = multiply_add(deviation, deviation, square);
+    }
+    return {(Scalar)count, mean, square};
+}
+
+// Of each part of the rows: the mean, counted from the column's first number, and the sum of squared distances from it.
+// Rows are taken by eights. A mean far larger than the deviation costs no digits then, and neither does a first number far
+// from all others: it is off the mean by sqrt(rows) deviations at most.
+extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics(
+    const SCALAR* __restrict__ x,  // [rows, C]
+    Scalar* __restrict__ means,    // [parts, C]
+    Scalar* __restrict__ squares,  // [parts, C]
+    int rows, int C, int parts, int length) {
+    __shared__ Moments partial[256];
+    const ColumnPart at = column_part(ceil_div(rows, 8), C, length / 8);
+    const Scalar origin = x[min(at.column, C - 1)];
+    const Moments of_all = column_sum<1>(partial, at, [=](int eight) -> Moments {
+        const int first = eight * 8, left = rows - first;
+        const SCALAR* from = x + (long long)first * C + at.column;
+        return left >= 8 ? moments(from, C, 8, origin) : moments(from, C, left, origin);
+    });
+    if (at.inside && at.lane == 0) {
+        means[(long long)at.part * C + at.column] = of_all.mean;
+        squares[(long long)at.part * C + at.column] = of_all.square;
+    }
+}
+
+// Mean and variance of all rows from those of the parts.
+extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics_combine(
+    const SCALAR* __restrict__ x,        // [rows, C]
     const Scalar* __restrict__ means,    // [parts, C]
     const Scalar* __restrict__ squares,  // [parts, C]
     Scalar* __restrict__ mean,           // [C]
     Scalar* __restrict__ variance,       // [C]
-    int rows, int parts, int length, int C) {
-    const long long c = thread_number();
-    if (c >= C) return;
-    Scalar average = means[c], square = squares[c];
-    for (int part = 1; part < parts; ++part) {
-        const int before = part * length, here = min(length, rows - before);
-        const Scalar share = (Scalar)here / (Scalar)(before + here);
-        const Scalar step = means[(long long)part * C + c] - average;
-        average = multiply_add(step, share, average);
-        square += multiply_add(step * step, share * (Scalar)before, squares[(long long)part * C + c]);
+    int rows, int C, int parts, int length) {
+    __shared__ Moments partial[256];
+    const ColumnPart at = column_part(parts, C, parts);
+    const Moments of_all = column_sum<1>(partial, at, [=](int part) -> Moments {
+        const long long i = (long long)part * C + at.column;
+        return {(Scalar)min(length, rows - part * length), means[i], squares[i]};
+    });
+    if (at.inside && at.lane == 0) {
+        mean[at.column] = x[at.column] + of_all.mean;
+        variance[at.column] = of_all.square / (Scalar)rows;
     }
-    mean[c] = average;
-    variance[c] = square / (Scalar)rows;
 }
 
-// dbias = sum of dy, dweight = invstd * sum of dy * (x - mean), from the parts.
-extern "C" __global__ void batch_norm_backward_combine(
+// dbias = sum of dy', dweight = invstd * sum of dy' * (x - mean), from the parts.
+extern "C" __global__ void __launch_bounds__(256) batch_norm_backward_combine(
     const Scalar* __restrict__ sums,      // [parts, C]
     const Scalar* __restrict__ products,  // [parts, C]
     const Scalar* __restrict__ invstd,    // [C]
     Scalar* __restrict__ dweight,         // [C]
     Scalar* __restrict__ dbias,           // [C]
-    int parts, int C) {
-    const long long c = thread_number();
-    if (c >= C) return;
-    Scalar sum = sums[c], product = products[c];
-    for (int part = 1; part < parts; ++part) {
-        sum += sums[(long long)part * C + c];
-        product += products[(long long)part * C + c];
+    int C, int parts) {
+    __shared__ TwoSums partial[256];
+    const ColumnPart at = column_part(parts, C, parts);
+    const TwoSums of_all = column_sum(partial, at, [=](int part) -> TwoSums {
+        const long long i = (long long)part * C + at.column;
+        return {sums[i], products[i]};
+    });
+    if (at.inside && at.lane == 0) {
+        dbias[at.column] = of_all.first;
+        dweight[at.column] = of_all.second * invstd[at.column];
     }
-    dbias[c] = sum;
-    dweight[c] = product * invstd[c];
 }
 
-extern "C" __global__ void batch_norm_forward(
-    const SCALAR* __restrict__ x,       // [count]
-    const Scalar* __restrict__ mean,    // [C]
-    const Scalar* __restrict__ invstd,  // [C]
-    const Scalar* __restrict__ weight,  // [C] or null
-    const Scalar* __restrict__ bias,    // [C] or null
-    SCALAR* __restrict__ y,             // [count]
-    int C, int count) {
-    const long long first = 4 * thread_number();
-    if (first >= count) return;
-    const int left = count - (int)first;
-    Four four = load_four(x + first, left);
-    int c = (int)first % C;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const Scalar scale = weight ? invstd[c] * weight[c] : invstd[c];
-        four.at[i] = multiply_add(four.at[i] - mean[c], scale, bias ? bias[c] : Scalar(0));
-        c = c + 1 < C ? c + 1 : 0;
-    }
-    store_four(y + first, four, left);
-}
+#endif
 
-#ifdef TRAINING
+#elif defined(TRAINING)
 
-// dx = weight * invstd * (dy - (dbias + xhat * dweight) / rows) with xhat = (x - mean) * invstd; the second term only
+// dx = weight * invstd * (dy' - (dbias + xhat * dweight) / rows) with xhat = (x - mean) * invstd; the second term only
 // if mean and invstd came from x.
 extern "C" __global__ void batch_norm_backward(
     const SCALAR* __restrict__ dy,       // [count]
@@ -131,6 +191,7 @@ extern "C" __global__ void batch_norm_backward(
     const Scalar* __restrict__ mean,     // [C]
     const Scalar* __restrict__ invstd,   // [C]
     const Scalar* __restrict__ weight,   // [C] or null
+    const Scalar* __restrict__ bias,     // [C] or null
     const Scalar* __restrict__ dweight,  // [C]
     const Scalar* __restrict__ dbias,    // [C]
     SCALAR* __restrict__ dx,             // [count]
@@ -139,13 +200,18 @@ extern "C" __global__ void batch_norm_backward(
     if (first >= count) return;
     const int left = count - (int)first;
     Four four = load_four(dy + first, left);
-#if TRAINING
+#if TRAINING || KIND != NONE
     const Four at = load_four(x + first, left);
+#endif
+#if TRAINING
     const Scalar rows = (Scalar)(count / C);
 #endif
     int c = (int)first % C;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
+#if KIND != NONE
+        four.at[i] = sloped(four.at[i], at.at[i], channel_of(mean, invstd, weight, bias, c));
+#endif
 #if TRAINING
         const Scalar xhat = (at.at[i] - mean[c]) * invstd[c];
         four.at[i] -= multiply_add(xhat, dweight[c], dbias[c]) / rows;
@@ -156,5 +222,30 @@ extern "C" __global__ void batch_norm_backward(
     store_four(dx + first, four, left);
 }
 
-#endif
+#elif defined(KIND)
+
+extern "C" __global__ void batch_norm_forward(
+    const SCALAR* __restrict__ x,         // [count]
+    const Scalar* __restrict__ mean,      // [C]
+    const Scalar* __restrict__ invstd,    // [C]
+    const Scalar* __restrict__ weight,    // [C] or null
+    const Scalar* __restrict__ bias,      // [C] or null
+    const SCALAR* __restrict__ residual,  // [count] or null
+    SCALAR* __restrict__ y,               // [count]
+    int C, int count) {
+    const long long first = 4 * thread_number();
+    if (first >= count) return;
+    const int left = count - (int)first;
+    Four four = load_four(x + first, left), more = {};
+    if (residual) more = load_four(residual + first, left);
+    int c = (int)first % C;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const Scalar sum = normalised(four.at[i], channel_of(mean, invstd, weight, bias, c));
+        four.at[i] = activated(residual ? sum + more.at[i] : sum, 0);
+        c = c + 1 < C ? c + 1 : 0;
+    }
+    store_four(y + first, four, left);
+}
+
 #endif

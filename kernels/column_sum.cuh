@@ -2,7 +2,7 @@
 //
 // Threads  COLUMNS x LANES = 256. A warp reads neighbouring columns; lane l of a column adds rows first + l,
 //          first + l + LANES, ...; then the first lane adds what the lanes have.
-// Shared   256 scalars.
+// Shared   256 sums.
 // Order    As said: fixed by the shape of the matrix and the constants alone.
 #pragma once
 #include "common.cuh"
@@ -31,19 +31,34 @@ static __device__ __forceinline__ ColumnPart column_part(int rows, int columns, 
     return at;
 }
 
-// The sum of term(row) over the part's rows, known to every thread of the column.
-template <class Term>
-static __device__ __forceinline__ Scalar column_sum(Scalar (&partial)[256], const ColumnPart& at, Term term) {
-    Scalar sum = 0;
-    if (at.inside)
-        for (int row = at.first + at.lane; row < at.last; row += LANES) sum += term(row);
+// Two sums at once.
+struct TwoSums {
+    Scalar first, second;
+    __device__ __forceinline__ void operator+=(const TwoSums& more) {
+        first += more.first;
+        second += more.second;
+    }
+};
+
+// What the lanes of a column have, added up and known to the first of them.
+template <class Sum>
+static __device__ __forceinline__ Sum column_total(Sum (&partial)[256], const ColumnPart& at, Sum sum) {
     __syncthreads();  // an earlier sum may still be read
     partial[threadIdx.x] = sum;
-    __syncthreads();
-    if (at.lane == 0) {
+    __syncthreads();  // all lanes are in their places
+    if (at.lane == 0)
         for (int lane = 1; lane < LANES; ++lane) sum += partial[lane * COLUMNS + threadIdx.x];
-        partial[threadIdx.x] = sum;
+    return sum;
+}
+
+// The sum of term(row), of type Sum, over the part's rows, known to the column's first lane. So many rows are on their way
+// at once.
+template <int AT_ONCE = 4, class Sum, class Term>
+static __device__ __forceinline__ Sum column_sum(Sum (&partial)[256], const ColumnPart& at, Term term) {
+    Sum sum = {};
+    if (at.inside) {
+#pragma unroll AT_ONCE
+        for (int row = at.first + at.lane; row < at.last; row += LANES) sum += term(row);
     }
-    __syncthreads();
-    return partial[threadIdx.x % COLUMNS];
+    return column_total(partial, at, sum);
 }

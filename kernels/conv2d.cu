@@ -10,14 +10,16 @@
 #include "gemm_tile.cuh"
 #include "window.cuh"
 
-// y[n,p,q,k] = f(b[k] + scale[k] * sum over r, s, c of x[n, row_of(p, r), column_of(q, s), c] * w[k,r,s,c]).
+// y[n,p,q,k] = f(b[k] + scale[k] * sum over r, s, c of x[n, row_of(p, r), column_of(q, s), c] * w[k,r,s,c]
+//                + residual[n,p,q,k]).
 // GEMM: rows (n,p,q), columns k of the group, sum over (r,s,c).
 extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) conv2d_forward(
-    const SCALAR* __restrict__ x,      // [N, H, W, C]
-    const SCALAR* __restrict__ w,      // [K, KERNEL_H, KERNEL_W, C / groups]
-    const SCALAR* __restrict__ b,      // [K] or null
-    const SCALAR* __restrict__ scale,  // [K] or null
-    SCALAR* __restrict__ y,            // [N, P, Q, K]
+    const SCALAR* __restrict__ x,         // [N, H, W, C]
+    const SCALAR* __restrict__ w,         // [K, KERNEL_H, KERNEL_W, C / groups]
+    const SCALAR* __restrict__ b,         // [K] or null
+    const SCALAR* __restrict__ scale,     // [K] or null
+    const SCALAR* __restrict__ residual,  // [N, P, Q, K] or null
+    SCALAR* __restrict__ y,               // [N, P, Q, K]
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     __shared__ GemmTiles tiles;
     const int channels = C / groups, filters = K / groups;
@@ -37,7 +39,8 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) conv2d_forward(
         [=](int k, int n) -> Scalar { return wg[(long long)n * depth + k]; },
         [=](int m, int n, Scalar sum) {
             const int k = group * filters + n;
-            y[(long long)m * K + k] = conv2d_result(sum, b, scale, k);
+            const long long i = (long long)m * K + k;
+            y[i] = conv2d_result(sum, b, scale, residual, i, k);
         });
 }
 

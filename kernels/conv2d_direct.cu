@@ -11,26 +11,28 @@
 // Order      As in conv2d.cu: each sum runs over its terms in the order that its formula names, in one chain. Terms of
 //            the padding are left out rather than added as 0; for finite filters the bits are the same.
 #include "activation.cuh"
-#include "common.cuh"
+#include "sources.cuh"
 #include "window.cuh"
 
 #ifndef CHANNELS
 #error "compile with -DCHANNELS=C / groups"
 #endif
 
-// y[n,p,q,k] = f(b[k] + scale[k] * sum over r, s, c of x[n, row_of(p, r), column_of(q, s), c] * w[k,r,s,c]).
+// y[n,p,q,k] = f(b[k] + scale[k] * sum over r, s, c of x[n, row_of(p, r), column_of(q, s), c] * w[k,r,s,c]
+//                + residual[n,p,q,k]).
 extern "C" __global__ void conv2d_direct_forward(
-    const SCALAR* __restrict__ x,      // [N, H, W, C]
-    const SCALAR* __restrict__ w,      // [K, KERNEL_H, KERNEL_W, CHANNELS]
-    const SCALAR* __restrict__ b,      // [K] or null
-    const SCALAR* __restrict__ scale,  // [K] or null
-    SCALAR* __restrict__ y,            // [N, P, Q, K]
+    const SCALAR* __restrict__ x,         // [N, H, W, C]
+    const SCALAR* __restrict__ w,         // [K, KERNEL_H, KERNEL_W, CHANNELS]
+    const SCALAR* __restrict__ b,         // [K] or null
+    const SCALAR* __restrict__ scale,     // [K] or null
+    const SCALAR* __restrict__ residual,  // [N, P, Q, K] or null
+    SCALAR* __restrict__ y,               // [N, P, Q, K]
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     const long long i = thread_number();
     if (i >= N * P * Q * K) return;
     const int k = (int)i % K, q = (int)i / K % Q, p = (int)i / K / Q % P, n = (int)i / K / Q / P;
     const int first_channel = k / (K / groups) * CHANNELS;
-    const SCALAR* filter = w + (long long)k * KERNEL_H * KERNEL_W * CHANNELS;
+    const SCALAR* filter = w + k * KERNEL_H * KERNEL_W * CHANNELS;
     Scalar sum = 0;
     for (int r = 0; r < KERNEL_H; ++r) {
         const int h = row_of(p, r);
@@ -38,13 +40,13 @@ extern "C" __global__ void conv2d_direct_forward(
         for (int s = 0; s < KERNEL_W; ++s) {
             const int v = column_of(q, s);
             if (v < 0 || v >= W) continue;
-            const SCALAR* pixel = x + (long long)((n * H + h) * W + v) * C + first_channel;
+            const SCALAR* pixel = x + (((n * H + h) * W + v) * C + first_channel);
 #pragma unroll
             for (int c = 0; c < CHANNELS; ++c)
                 sum = multiply_add(pixel[c], filter[(r * KERNEL_W + s) * CHANNELS + c], sum);
         }
     }
-    y[i] = conv2d_result(sum, b, scale, k);
+    y[i] = conv2d_result(sum, b, scale, residual, i, k);
 }
 
 // dx[n,h,v,c] = sum over r, s, k of dy[n,p,q,k] * w[k,r,s,c], where row_of(p, r) = h and column_of(q, s) = v.
@@ -87,13 +89,14 @@ extern "C" __global__ void conv2d_direct_backward_weight(
     const int k = (int)(i % K), tap = (int)(i / K % depth), part = (int)(i / K / depth);
     const int c = tap % CHANNELS + k / (K / groups) * CHANNELS;
     const int s = tap / CHANNELS % KERNEL_W, r = tap / CHANNELS / KERNEL_W;
-    const int last = min(part * length + length, N * P * Q);
+    const int first = part * length, last = min(first + length, N * P * Q);
+    Digits pixel = digits_of(first, P, Q);  // counted on: a division for each term would take most of the time
     Scalar sum = 0;
-    for (int m = part * length; m < last; ++m) {
-        const int q = m % Q, p = m / Q % P, n = m / Q / P;
-        const int h = row_of(p, r), v = column_of(q, s);
+    for (int m = first; m < last; ++m) {
+        const int h = row_of(pixel.middle, r), v = column_of(pixel.low, s);
         if (h >= 0 && h < H && v >= 0 && v < W)
-            sum = multiply_add(dy[(long long)m * K + k], x[(long long)((n * H + h) * W + v) * C + c], sum);
+            sum = multiply_add(dy[m * K + k], x[((pixel.high * H + h) * W + v) * C + c], sum);
+        add(pixel, {0, 0, 1}, P, Q);
     }
     dw[((long long)part * K + k) * depth + tap] = sum;
 }

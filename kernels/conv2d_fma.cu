@@ -10,14 +10,16 @@
 #include "conv2d_sources.cuh"
 #include "fma_tile.cuh"
 
-// y[n,p,q,k] = f(b[k] + scale[k] * sum over r, s, c of x[n, row_of(p, r), column_of(q, s), c] * w[k,r,s,c]).
+// y[n,p,q,k] = f(b[k] + scale[k] * sum over r, s, c of x[n, row_of(p, r), column_of(q, s), c] * w[k,r,s,c]
+//                + residual[n,p,q,k]).
 // GEMM: rows (n,p,q), columns k of the group, sum over (r,s,c).
 extern "C" __global__ void __launch_bounds__(FMA_THREADS, FMA_BLOCKS) conv2d_fma_forward(
-    const SCALAR* __restrict__ x,      // [N, H, W, C]
-    const SCALAR* __restrict__ w,      // [K, KERNEL_H, KERNEL_W, C / groups]
-    const SCALAR* __restrict__ b,      // [K] or null
-    const SCALAR* __restrict__ scale,  // [K] or null
-    SCALAR* __restrict__ y,            // [N, P, Q, K]
+    const SCALAR* __restrict__ x,         // [N, H, W, C]
+    const SCALAR* __restrict__ w,         // [K, KERNEL_H, KERNEL_W, C / groups]
+    const SCALAR* __restrict__ b,         // [K] or null
+    const SCALAR* __restrict__ scale,     // [K] or null
+    const SCALAR* __restrict__ residual,  // [N, P, Q, K] or null
+    SCALAR* __restrict__ y,               // [N, P, Q, K]
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     __shared__ FmaTiles tiles;
     const int channels = C / groups, filters = K / groups, pixels = N * P * Q;
@@ -28,12 +30,11 @@ extern "C" __global__ void __launch_bounds__(FMA_THREADS, FMA_BLOCKS) conv2d_fma
         tiles, place, depth,
         Patches<Chunks<TILE_M, true>>(x, pixels, H, W, C, P, Q, channels, group, place.m),
         Rows<Chunks<TILE_N, true>>(w + group * filters * depth, filters, depth, place.n, 0),
-        [=](int m, int n, Four four) {
+        [=](int m, int n, const Four& four) {
             if (m >= pixels || n >= filters) return;
             const int k = group * filters + n;
-#pragma unroll
-            for (int i = 0; i < 4; ++i) four.at[i] = conv2d_result(four.at[i], b, scale, k + i);
-            store_four(y + (long long)m * K + k, four, 4);
+            const long long i = (long long)m * K + k;
+            store_four(y + i, conv2d_results(four, b, scale, residual, i, k), 4);
         });
 }
 

@@ -63,10 +63,11 @@ struct Chunks {
         source.advance();
     }
 
-    // The 16 rows from `first` at k = 16 half ... 16 half + 15, as multiply_tiles has them of a; of b, columns 0 ... 7 are
-    // words 0 and 2, columns 8 ... 15 words 1 and 3.
-    static __device__ __forceinline__ void read(unsigned int (&to)[4], const SCALAR* tile, int first, int half) {
-        const int lane = threadIdx.x % 32, eight = lane / 8 % 2 * 8, k = half * 16 + lane / 16 * 8;
+    // The 16 rows from `first` at k = 16 half ... 16 half + 15, as multiply_tiles has them of a. Of b, the first two words
+    // are columns 0 ... 7, the others 8 ... 15: an instruction takes its operand from two registers in a row.
+    static __device__ __forceinline__ void read(unsigned int (&to)[4], const SCALAR* tile, int first, int half, bool of_b) {
+        const int lane = threadIdx.x % 32, second = lane / 8 % 2 * 8, third = lane / 16 * 8;  // of the four tiles' places
+        const int eight = of_b ? third : second, k = half * 16 + (of_b ? second : third);
         if (ALONG)
             load_matrices(to, tile + place(first + lane % 8 + eight, k));
         else
@@ -92,17 +93,37 @@ static __device__ __forceinline__ void multiply_step(Sums& sums, const SCALAR* t
     for (int half = 0; half < 2; ++half) {
         unsigned int b[COLUMNS_16][4];
 #pragma unroll
-        for (int y = 0; y < COLUMNS_16; ++y) B::read(b[y], tile_b, n + y * 16, half);
+        for (int y = 0; y < COLUMNS_16; ++y) B::read(b[y], tile_b, n + y * 16, half, true);
 #pragma unroll
         for (int x = 0; x < ROWS_16; ++x) {
             unsigned int a[4];
-            A::read(a, tile_a, m + x * 16, half);
+            A::read(a, tile_a, m + x * 16, half, false);
 #pragma unroll
             for (int y = 0; y < COLUMNS_16; ++y)
 #pragma unroll
-                for (int j = 0; j < 2; ++j) multiply_tiles(sums[x][y][j], a, {b[y][j], b[y][j + 2]}, SCALAR());
+                for (int j = 0; j < 2; ++j) multiply_tiles(sums[x][y][j], a, {b[y][2 * j], b[y][2 * j + 1]}, SCALAR());
         }
     }
+}
+
+// store(m, n, four) is called for each four neighbouring sums of a warp's part from row m and column n of the tile.
+template <class Store>
+static __device__ __forceinline__ void store_sums(const Sums& sums, int m, int n, Store store) {
+    const int lane = threadIdx.x % 32;
+    const bool lower = lane % 2;  // of the rows g and g + 8 it keeps the latter
+#pragma unroll
+    for (int x = 0; x < ROWS_16; ++x)
+#pragma unroll
+        for (int y = 0; y < COLUMNS_16; ++y)
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const float(&own)[4] = sums[x][y][j];
+                const float first = __shfl_xor_sync(0xffffffffu, lower ? own[0] : own[2], 1);
+                const float second = __shfl_xor_sync(0xffffffffu, lower ? own[1] : own[3], 1);
+                const Four four = lower ? Four{{first, second, own[2], own[3]}} : Four{{own[0], own[1], first, second}};
+                const int row = m + x * 16 + lane / 4 + (lower ? 8 : 0), column = n + y * 16 + j * 8 + lane % 4 / 2 * 4;
+                store(row, column, four);
+            }
 }
 
 // store(m, n, four) is called for each four neighbouring outputs of the tile; those beyond the matrix too.
@@ -111,7 +132,7 @@ static __device__ __forceinline__ void mma_tile(
     MmaTiles& tiles, const MmaPlace& place, int terms, SourceA source_a, SourceB source_b, Store store) {
     typedef Chunks<TILE_M, A_ALONG> A;
     typedef Chunks<TILE_N, B_ALONG> B;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int warp = threadIdx.x / 32;
     const int m = warp / WARPS_N * WARP_M, n = warp % WARPS_N * WARP_N;
 
     Sums sums = {};
@@ -135,19 +156,5 @@ static __device__ __forceinline__ void mma_tile(
         writing = writing + 1 == STAGES ? 0 : writing + 1;
     }
     async_wait<0>();  // no copy outlives the block
-
-    const bool lower = lane % 2;  // of the rows g and g + 8 it keeps the latter
-#pragma unroll
-    for (int x = 0; x < ROWS_16; ++x)
-#pragma unroll
-        for (int y = 0; y < COLUMNS_16; ++y)
-#pragma unroll
-            for (int j = 0; j < 2; ++j) {
-                const float(&own)[4] = sums[x][y][j];
-                const float first = __shfl_xor_sync(0xffffffffu, lower ? own[0] : own[2], 1);
-                const float second = __shfl_xor_sync(0xffffffffu, lower ? own[1] : own[3], 1);
-                const Four four = lower ? Four{{first, second, own[2], own[3]}} : Four{{own[0], own[1], first, second}};
-                const int row = m + x * 16 + lane / 4 + (lower ? 8 : 0), column = n + y * 16 + j * 8 + lane % 4 / 2 * 4;
-                store(place.m + row, place.n + column, four);
-            }
+    store_sums(sums, m, n, [=](int row, int column, const Four& four) { store(place.m + row, place.n + column, four); });
 }

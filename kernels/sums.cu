@@ -14,7 +14,7 @@ extern "C" __global__ void __launch_bounds__(256) bias_backward(
     int rows, int K, int parts, int length) {
     __shared__ Scalar partial[256];
     const ColumnPart at = column_part(rows, K, length);
-    const Scalar sum = column_sum(partial, at, [=](int row) { return dy[(long long)row * K + at.column]; });
+    const Scalar sum = column_sum(partial, at, [=](int row) -> Scalar { return dy[(long long)row * K + at.column]; });
     if (at.inside && at.lane == 0) db[(long long)at.part * K + at.column] = sum;
 }
 

@@ -1,11 +1,14 @@
 """`pytest --backend NAME` (repeatable) picks what is under test; numpy is the default."""
 
+import os
 from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 
 import gpucnn
+
+os.environ["GPUCNN_TUNING"] = "off"  # what was measured here changes no test
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

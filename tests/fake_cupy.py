@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import weakref
 from contextlib import ExitStack
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
@@ -49,9 +50,13 @@ class FakeCupy(ModuleType):
             getDeviceCount=lambda: self._given(self.gpus),
             runtimeGetVersion=lambda: self.runtime_version,
             memGetInfo=lambda: (700, 1000),
+            getDeviceProperties=lambda number: {"name": b"NVIDIA Fake 1"},
         )
+        self.pool = Pool()
         self.cuda = SimpleNamespace(
             runtime=runtime,
+            memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+            set_allocator=lambda allocate: setattr(host_arrays, "pool", Allocator(allocate)),
             compiler=SimpleNamespace(CompileException=CompileException),
             nvrtc=SimpleNamespace(getVersion=lambda: self._given(self.nvrtc)),
             get_current_stream=lambda: SimpleNamespace(synchronize=refused_while_capturing),
@@ -89,7 +94,7 @@ class FakeCupy(ModuleType):
         return np.matmul(a, b)
 
     def get_default_memory_pool(self) -> Any:
-        return SimpleNamespace(used_bytes=lambda: 10, total_bytes=lambda: 30)
+        return self.pool
 
     def RawModule(self, code: str, options: tuple[str, ...], backend: str) -> Any:
         if "-DBROKEN=1" in options:
@@ -153,6 +158,64 @@ def from_pool(size: int) -> MemoryPointer:
     return MemoryPointer(UnownedMemory(memory.ctypes.data, size, memory), 0)
 
 
+class OutOfMemoryError(MemoryError):
+    pass
+
+
+class Pool:
+    """CuPy's pool: it gives away pieces of what it holds, and at its limit refuses what no piece that is left can hold.
+
+    What it holds are segments, each as [bytes, bytes in use]; it can give back those of which nothing is in use.
+    """
+
+    def __init__(self) -> None:
+        self.segments, self.limit = [[30, 10]], 0
+
+    def malloc(self, size: int) -> MemoryPointer:
+        size = -(-size // 512) * 512
+        segment = min((s for s in self.segments if s[0] - s[1] >= size), default=None)
+        if segment is None:
+            if self.limit and self.total_bytes() + size > self.limit:
+                raise OutOfMemoryError(
+                    f"Out of memory allocating {size:,} bytes (allocated so far: {self.total_bytes():,} bytes, limit "
+                    f"set to: {self.limit:,} bytes)."
+                )
+            self.segments.append(segment := [size, 0])
+        pointer = from_pool(size)
+        segment[1] += size
+        weakref.finalize(pointer, self.give_back, segment, size)
+        return pointer
+
+    @staticmethod
+    def give_back(segment: list[int], size: int) -> None:
+        segment[1] -= size
+
+    def free_all_blocks(self) -> None:
+        self.segments = [segment for segment in self.segments if segment[1]]
+
+    def set_limit(self, size: int) -> None:
+        self.limit = size
+
+    def get_limit(self) -> int:
+        return self.limit
+
+    def used_bytes(self) -> int:
+        return sum(segment[1] for segment in self.segments)
+
+    def total_bytes(self) -> int:
+        return sum(segment[0] for segment in self.segments)
+
+
+class Allocator:
+    """Stands for the pool of host_arrays: where memory comes from in the whole process."""
+
+    def __init__(self, allocate: Any) -> None:
+        self.allocate, self.limit = allocate, True
+
+    def __call__(self, size: int) -> Any:
+        return self.allocate(size)
+
+
 class Stream:
     """A stream; what is launched while it is captured becomes a graph."""
 
@@ -199,6 +262,7 @@ def install(
 ) -> FakeCupy:
     """A machine with such a driver and such wheels; without wheels, CuPy can't be imported."""
     fake = FakeCupy()
+    monkeypatch.setattr(host_arrays, "pool", host_arrays.pool)  # set_allocator replaces it
     monkeypatch.setattr(cuda, "driver_version", lambda: driver)
     monkeypatch.setattr(cuda.CudaDevice, "address", lambda self, array: array.ctypes.data)
     monkeypatch.setattr(cuda.CudaDevice, "owns", lambda self, data: isinstance(data, host_arrays.HostArray))

@@ -96,6 +96,9 @@ def conv2d(
     padding: int | str | Sequence[int] = 0,
     dilation: Pair = 1,
     groups: int = 1,
+    activation: str | None = None,
+    scale: Array | None = None,
+    residual: Array | None = None,
 ) -> Array:
     x, w = float64(input), float64(weight)
     batch, _, height, width = x.shape
@@ -115,8 +118,23 @@ def conv2d(
             v = q * stride_w - left + s * dilation_w
             if 0 <= h < height and 0 <= v < width:
                 total += x[n, first_channel + c, h, v] * w[k, c, r, s]
+        total *= 1.0 if scale is None else float(scale[k])
         y[n, k, p, q] = total if bias is None else total + float(bias[k])
-    return y
+    return finished(y, residual, activation)
+
+
+def conv2d_max_pool2d(*arguments: Any, activation: str | None = None, max_pool: dict[str, Any], **moves: Any) -> Array:
+    y = max_pool2d(conv2d(*arguments, **moves), **max_pool)
+    assert isinstance(y, np.ndarray)
+    return finished(y, None, activation)
+
+
+def finished(y: Array, residual: Array | None, activation: str | None) -> Array:
+    """y + residual, activated."""
+    if residual is not None:
+        y = y + float64(residual)
+    functions = {None: lambda y: y, "relu": relu, "relu6": relu6, "sigmoid": sigmoid, "tanh": tanh}
+    return functions[activation](y)
 
 
 def conv_transpose2d(
@@ -423,6 +441,8 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    residual: Array | None = None,
+    activation: str | None = None,
 ) -> tuple[Array, Array | None, Array | None]:
     """y and the running statistics after the call; the running variance takes the unbiased estimate, y the biased."""
     x = float64(input)
@@ -442,7 +462,7 @@ def batch_norm(
         for place in places:
             y[place] = (x[place] - mean) / math.sqrt(variance + eps)
             y[place] = y[place] * (1.0 if weight is None else weight[c]) + (0.0 if bias is None else bias[c])
-    return y, new_mean, new_var
+    return finished(y, residual, activation), new_mean, new_var
 
 
 def group_norm(

@@ -140,7 +140,7 @@ def test_model_moves_to_another_backend_and_computes_there(backend: str) -> None
     assert model.to(abacus) is model
     assert {p.backend for p in model.parameters()} == {abacus}
     with pytest.raises(
-        ValueError, match=rf"conv2d: input is on {backend}, weight on abacus; .*weight\.to\('{backend}'\)"
+        ValueError, match=rf"conv2d_max_pool2d: input is on {backend}, weight on abacus; .*weight\.to\('{backend}'\)"
     ):
         model(x)
     y = model(x.to(abacus))

@@ -167,9 +167,10 @@ def test_tensor_cores_have_a_share_of_their_own_for_each_number_of_products(prod
 
 def test_every_share_is_of_kernels_that_there_are():
     names = {one.name for one in compile_gate.launched()}
-    labels = {compile_gate.labelled(name, "float", products) for name in names for products in ("", "1", "3")}
+    kinds = [("float", ""), ("float", "1"), ("float", "3"), ("float16", ""), ("bfloat16", "")]
     for pattern in compile_gate.LEAST_SHARES:
-        assert sum(bool(re.fullmatch(pattern, label)) for label in labels) >= 4
+        of = {name for name in names for kind in kinds if re.fullmatch(pattern, compile_gate.labelled(name, *kind))}
+        assert len(of) == (1 if "winograd" in pattern else 2 if "halo" in pattern else 4), pattern
 
 
 def test_too_few_products_fail_the_gate_and_the_check(tools, axpy, place, monkeypatch):

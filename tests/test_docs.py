@@ -223,7 +223,7 @@ def test_every_command_that_is_named_exists(page):
 
 # -- docs/differences.md against PyTorch -----------------------------------------------------------
 
-# What the page says is left out (rows 28 and 36), added (22), or has another default (20, 36; for pad, None means 0).
+# What the page says is left out (rows 28, 36), added (17, 22), or has another default (20, 36; for pad, None means 0).
 LEFT_OUT = {
     "size_average", "reduce", "inplace",
     "epochs", "steps_per_epoch", "anneal_strategy", "cycle_momentum", "base_momentum", "max_momentum",
@@ -231,7 +231,7 @@ LEFT_OUT = {
 OTHER_DEFAULT = {
     "Softmax.dim", "LogSoftmax.dim", "softmax.dim", "log_softmax.dim", "pad.value", "OneCycleLR.total_steps",
 }  # fmt: skip
-ADDED = {"dropout.generator"}
+ADDED = {"dropout.generator", "batch_norm.residual", "batch_norm.activation"}
 BASE_CLASSES = {"Module", "Sequential", "Parameter", "Buffer", "Optimizer", "LRScheduler"}
 
 

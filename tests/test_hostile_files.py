@@ -19,9 +19,11 @@ from safetensors.numpy import save
 import gpucnn
 from gpucnn import data, nn, optim
 from gpucnn.checkpoint import describe, load_checkpoint, load_model, save_checkpoint, save_model
+from gpucnn.cli import main
 from gpucnn.data import formats
 from gpucnn.data.download import extract
 from gpucnn.random import Generator
+from gpucnn.settings import read_run
 
 SCRIPT = Path(__file__).parent.parent / "bench" / "fuzz.py"
 
@@ -287,3 +289,69 @@ def test_a_model_of_a_type_that_no_weights_have_is_refused(tmp_path):
     (tmp_path / "m").write_bytes(save({"weight": np.zeros((2, 3), np.float32)}, metadata))
     with pytest.raises(ValueError, match="/m: its weights are said to be of type 'a', which no weights can have"):
         load_model(tmp_path / "m")
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def a_run():
+    settings = {
+        "data": "x-or-not-x", "model": "lenet5", "epochs": 20, "batch_size": 64, "lr": 0.1, "optimizer": "sgd",
+        "weight_decay": 0.002, "schedule": "step", "precision": None, "augment": True, "held_out": 0.2, "seed": 0,
+        "early_stopping": None, "image_size": None, "gray": False, "start": None,
+    }  # fmt: skip
+    return {"gpucnn": "0.1.0", "settings": settings, "started": "2026-11-21 12:00:00+00:00"}
+
+
+BAD_SETTINGS = {
+    "data": ["", 7, None, "a\x1b[2Jb", "x" * 5000], "model": ["Linear", 1], "epochs": [0, 1.5, True, "20", 2**63],
+    "batch_size": [0, -1, None], "lr": [0, -0.1, 1e308, "0.1", [0.1]], "optimizer": [None, "lbfgs"],
+    "weight_decay": [-1, None], "schedule": [None, "magic"], "precision": ["fp8"], "augment": [1, None],
+    "held_out": [0, -0.2, "0.2", 2**40], "seed": [-1, 2**64, None], "early_stopping": [0, 1.0],
+    "image_size": [[5], [0, 5], [2**20, 2**20], 32, "5x5"], "gray": ["yes"], "start": [7, ""],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_SETTINGS)
+def test_a_setting_that_no_training_can_have_is_named_before_anything_is_done(tmp_path, name):
+    for value in BAD_SETTINGS[name]:
+        run = a_run()
+        run["settings"][name] = value
+        (tmp_path / "run.json").write_text(json.dumps(run))
+        with pytest.raises(ValueError, match=rf"run\.json is damaged \(its {name} is .*\); choose another folder"):
+            read_run(tmp_path)
+    run = a_run()
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    assert read_run(tmp_path) == run
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"[" * 100_000, "maximum recursion"), (b"\xff\xfe", "decode"), (b"7", "it holds 7"),
+        (b'{"settings": []}', r"its settings are \[\]"), (b'{"settings": {}}', "it has no data"),
+        (json.dumps({**a_run(), "started": 5}).encode(), "its started is 5"),
+        (json.dumps({**a_run(), "finished": "now", "epochs": 3}).encode(), "its accuracy is None"),
+    ],
+)  # fmt: skip
+def test_a_run_file_that_is_none_is_refused(tmp_path, content, what):
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"(?s)run\.json is damaged .*{what}"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("trained_on", [[], 7, {"seed": 0}, {**a_run()["settings"], "seed": "0"}])
+def test_a_model_that_says_nonsense_of_its_training_is_refused(tmp_path, trained_on, capsys):
+    save_model(nn.Linear(3, 2), tmp_path / "m.safetensors", classes=("a", "b"), trained_on=trained_on)
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", str(tmp_path / "m.safetensors")])
+    assert end.value.code == 2
+    assert "m.safetensors: what it says it was trained on can't be: it" in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_say_what_it_has_not_seen_is_not_measured_on_all(tmp_path, capsys):
+    save_model(nn.Linear(3, 2), tmp_path / "m.safetensors", classes=("a", "b"), trained_on={"data": "x-or-not-x"})
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", str(tmp_path / "m.safetensors")])
+    assert end.value.code == 2
+    assert "does not say which images of x-or-not-x it has not seen: it has no held_out" in capsys.readouterr().err

@@ -108,7 +108,7 @@ def table() -> Any:
 
 PLANTED = [
     ("common.cuh", "? from[i] : Scalar(0)", "? from[0] : Scalar(0)", "value"),
-    ("column_sum.cuh", "__syncthreads();  // an earlier sum may still be read", "", "emulator"),
+    ("column_sum.cuh", "__syncthreads();  // all lanes are in their places", "", "emulator"),
     ("gemm_tile.cuh", "k0 += TILE_K", "k0 += 0 * TILE_K", "endless"),
     ("common.cuh", "left >= 4 && ", "", "emulator"),
     ("gemm_tile.cuh", "tiles.b[k][n] = n0", "tiles.b[k][n] = undeclared + n0", "does not compile"),

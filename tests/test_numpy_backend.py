@@ -16,7 +16,15 @@ import pytest
 from numerics import assert_within, unit_roundoff
 from threadpoolctl import ThreadpoolController
 
-from gpucnn.backends import numpy_conv, numpy_elementwise, numpy_parallel, numpy_pool
+from gpucnn.backends import (
+    numpy_batch_norm,
+    numpy_columns,
+    numpy_conv,
+    numpy_elementwise,
+    numpy_parallel,
+    numpy_pool,
+    numpy_winograd,
+)
 from gpucnn.backends.numpy_backend import NumpyBackend
 from gpucnn.backends.numpy_special import erf, philox_words
 from gpucnn.geometry import Window
@@ -43,6 +51,7 @@ def is_channels_last(array: Array) -> bool:
 def every_primitive(n: int) -> dict[str, Callable[[], Any]]:
     """Each primitive that works in blocks, on n images that take several blocks where n is large."""
     x, dy = random(n, 16, 23, 37), random(n, 16, 23, 37, seed=1)
+    deep, wide = random(n, 64, 15, 18), random(64, 64, 3, 3)  # Winograd's
     w, depthwise = random(16, 16, 3, 3), random(16, 1, 3, 3)
     vector = random(16)
     half = Window((2, 2), (2, 2))
@@ -53,6 +62,8 @@ def every_primitive(n: int) -> dict[str, Callable[[], Any]]:
         "conv2d_backward_input": lambda: backend.conv2d_backward_input(dy, w, SAME3, 1, (23, 37)),
         "conv2d_backward_weight": lambda: backend.conv2d_backward_weight(dy, x, SAME3, 1),
         "conv2d_backward_weight depthwise": lambda: backend.conv2d_backward_weight(dy, x, SAME3, 16),
+        "conv2d_forward of tiles": lambda: backend.conv2d_forward(deep, wide, None, SAME3, 1),
+        "conv2d_backward_weight of tiles": lambda: backend.conv2d_backward_weight(deep, deep, SAME3, 1),
         "bias_backward": lambda: backend.bias_backward(dy),
         "max_pool2d_forward": lambda: backend.max_pool2d_forward(x, half, "max", True),
         "max_pool2d_backward": lambda: backend.max_pool2d_backward(y, tap, half, (23, 37)),
@@ -76,7 +87,7 @@ def bits(result: Any) -> list[bytes]:
 def with_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def use(threads: int) -> None:
         workers = numpy_parallel.Workers(threads)
-        for module in (numpy_conv, numpy_elementwise, numpy_pool):
+        for module in (numpy_batch_norm, numpy_conv, numpy_elementwise, numpy_pool, numpy_winograd):
             monkeypatch.setattr(module, "workers", workers)
 
     return use
@@ -116,13 +127,13 @@ def test_large_problems_are_cut_into_several_blocks(monkeypatch: pytest.MonkeyPa
             super().run(job, count)
 
     workers = Counting(2)
-    for module in (numpy_conv, numpy_elementwise, numpy_pool):
+    for module in (numpy_batch_norm, numpy_conv, numpy_elementwise, numpy_pool, numpy_winograd):
         monkeypatch.setattr(module, "workers", workers)
     for name, call in every_primitive(83).items():
         blocks.clear()
         call()
         assert blocks, name
-        assert all(count > 1 for count in blocks), name
+        assert blocks.count(1) == name.endswith("of tiles"), name  # few filters are mapped at once
 
 
 def test_every_block_is_computed_once() -> None:
@@ -423,7 +434,7 @@ def test_every_number_of_neighbouring_outputs_gives_the_same_convolution(monkeyp
     expected: list[Array] | None = None
     for side in (1, 2, 3, 4, 6, 12):
         span = (0, 12) if side == 12 else (-2, side + 4)
-        monkeypatch.setattr(numpy_conv, "best_side", lambda *_, side=side, span=span: (side, *span))
+        monkeypatch.setattr(numpy_columns, "best_side", lambda *_, side=side, span=span: (side, *span))
         results = [
             backend.conv2d_forward(x, w, None, window, 1),
             backend.conv2d_backward_weight(dy, x, window, 1),
@@ -431,6 +442,55 @@ def test_every_number_of_neighbouring_outputs_gives_the_same_convolution(monkeyp
         expected = expected or results
         for actual, value in zip(results, expected, strict=True):
             np.testing.assert_allclose(actual, value, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("n", "c", "size", "k", "padding"), [(1, 64, (28, 30), 64, (1, 1, 1, 1)), (3, 80, (17, 12), 64, (0, 2, 1, 0))]
+)
+def test_tiles_of_winograd_are_as_good_as_float32_sums(
+    n: int,
+    c: int,
+    size: tuple[int, int],
+    k: int,
+    padding: tuple[int, int, int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(numpy_winograd, "LEAST_WORK", 0)
+    window = Window((3, 3), (1, 1), padding)
+    x, w, b = random(n, c, *size, dtype=np.float64), random(k, c, 3, 3, dtype=np.float64), np.linspace(-9, 9, k)
+    out = window.output_size(size)
+    dy = random(n, k, *out, dtype=np.float64, seed=1)
+
+    def results(dtype: Any) -> list[Array]:
+        image, filters, bias, gradient = (a.astype(dtype) for a in (x, w, b, dy))
+        return [
+            backend.conv2d_forward(image, filters, bias, window, 1, "relu"),
+            backend.conv2d_backward_input(gradient, filters, window, 1, size),
+            backend.conv2d_backward_weight(gradient, image, window, 1),
+        ]
+
+    assert numpy_winograd.pays(x.astype(np.float32).transpose(0, 2, 3, 1), (k, c), window, 1, out)
+    assert not numpy_winograd.pays(x.transpose(0, 2, 3, 1), (k, c), window, 1, out)
+    for actual, expected in zip(results(np.float32), results(np.float64), strict=True):
+        assert is_channels_last(actual)
+        assert np.linalg.norm(actual - expected) <= 1e-6 * np.linalg.norm(expected)
+        assert np.abs(actual - expected).max() <= 1e-5 * np.sqrt(np.mean(expected**2))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_stays_in_its_own_windows(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numpy_winograd, "LEAST_WORK", 0)
+    x, w, dy = random(2, 64, 14, 16), random(64, 64, 3, 3), random(2, 64, 14, 16, seed=1)
+    x[1, 5, 7, 6], dy[0, 3, 4, 4] = value, value
+    for call in (
+        lambda dtype: backend.conv2d_forward(x.astype(dtype), w.astype(dtype), None, SAME3, 1, "relu"),
+        lambda dtype: backend.conv2d_backward_input(dy.astype(dtype), w.astype(dtype), SAME3, 1, (14, 16)),
+        lambda dtype: backend.conv2d_backward_weight(dy.astype(dtype), x.astype(dtype), SAME3, 1),
+    ):
+        with np.errstate(all="ignore"):
+            actual, expected = call(np.float32), call(np.float64)
+        np.testing.assert_array_equal(np.isfinite(actual), np.isfinite(expected))
+        assert not np.isfinite(actual).all()
 
 
 # -- pooling and elementwise -------------------------------------------------------------------------------------------

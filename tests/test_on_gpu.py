@@ -22,11 +22,11 @@ NAMES = [
     "kernels",
     "functional",
 ]
-NAMES += ["memcheck", "racecheck", "bench"]
+NAMES += ["memcheck", "racecheck", "bench", "bench-tf32", "bench-bf16", "bench-fp16"]
 
 
 def test_the_steps_run_through_on_the_emulator_with_their_logs_and_the_page_says_how(tmp_path: Path) -> None:
-    chosen = [name for name in NAMES if name not in ("end-to-end", "bench")]  # which take longer
+    chosen = ["doctor", "verify", "verify-fp16", "bits", "kernels", "memcheck", "racecheck"]  # others are alike or long
     options = ["--backend", "emulator", "--cases", "relu-*", "-k", "relu-0x3x4x2"]
     command = [sys.executable, str(SCRIPT), str(tmp_path / "out"), *options, "--only", *chosen]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -37,9 +37,8 @@ def test_the_steps_run_through_on_the_emulator_with_their_logs_and_the_page_says
     assert summary["racecheck"]["text"] == "the backend is emulator"
     assert summary["verify"]["text"].endswith("all are within their bounds")
     assert summary["bits"]["text"].startswith("the bits are those of ")
-    for name in ("kernels", "functional"):
-        assert " passed" in summary[name]["text"]
-        assert "<testcase" in (tmp_path / "out" / f"{name}.xml").read_text("utf-8")
+    assert " passed" in summary["kernels"]["text"]
+    assert "<testcase" in (tmp_path / "out" / "kernels.xml").read_text("utf-8")
     assert "C++ compiler" in (tmp_path / "out" / "doctor.log").read_text("utf-8")
     page = (tmp_path / "out" / "hardware.md").read_text("utf-8")
     assert "| backend | emulator |" in page
@@ -128,12 +127,11 @@ def test_the_sanitizer_of_cuda_home_checks_the_case_table_without_cupys_pool(
     }
 
 
-def test_without_the_command_bench_its_step_is_skipped_with_the_reason(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    for code, skip in ((0, ""), (2, "this gpucnn has no command bench")):
-        monkeypatch.setattr(on_gpu.subprocess, "run", lambda *_, code=code, **__: subprocess.CompletedProcess([], code))
-        assert on_gpu.benchmark(tmp_path).skip == skip
+def test_each_precision_is_timed_and_the_command_takes_what_it_is_given(tmp_path: Path) -> None:
+    steps = [step for step in on_gpu.steps(tmp_path, "cuda") if step.name.startswith("bench")]
+    assert [step.name for step in steps] == ["bench", "bench-tf32", "bench-bf16", "bench-fp16"]
+    listed = subprocess.run((*steps[1].command, "--list"), capture_output=True, check=True)  # without a GPU
+    assert b"conv2d.resnet50" in listed.stdout
 
 
 def test_without_a_compiler_the_tests_that_ask_the_emulator_are_left_out(

@@ -47,7 +47,16 @@ def test_the_sdist_has_what_a_developer_needs(built):
     archive = next(built.glob("*.tar.gz"))
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
-    wanted = {"Makefile", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "docs/guide.md", "gpucnn/py.typed"}
+    wanted = {
+        "Makefile",
+        "README.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "LICENSE",
+        "pyproject.toml",
+        "docs/guide.md",
+        "gpucnn/py.typed",
+    }
     assert wanted | {f"kernels/{name}" for name in KERNELS} <= names
     assert "tests/conftest.py" in names
 
@@ -77,5 +86,5 @@ def test_the_core_needs_little():
     names = {requirement.split(">")[0] for requirement in project["dependencies"]}
     assert names == {"numpy", "safetensors", "threadpoolctl", "typer", "rich"}
     assert set(project["optional-dependencies"]) == {
-        "cuda12", "cuda13", "data", "viz", "onnx", "sklearn", "half", "demo", "test", "bench", "docs",
+        "cuda12", "cuda13", "data", "viz", "onnx", "sklearn", "half", "demo", "test", "bench", "docs", "audit",
     }  # fmt: skip

@@ -48,8 +48,8 @@ def test_every_page_and_notebook_is_in_the_navigation_once():
 REFERENCE = [
     "gpucnn", "gpucnn.nn", "gpucnn.nn.init", "gpucnn.nn.models", "gpucnn.functional", "gpucnn.optim", "gpucnn.data",
     "gpucnn.train", "gpucnn.metrics", "gpucnn.checkpoint", "gpucnn.viz", "gpucnn.attribution", "gpucnn.explain",
-    "gpucnn.onnx", "gpucnn.sklearn", "gpucnn.graph", "gpucnn.backends", "gpucnn.devices", "gpucnn.doctor",
-    "gpucnn.warmup", "gpucnn.verify",
+    "gpucnn.onnx", "gpucnn.sklearn", "gpucnn.graph", "gpucnn.memory", "gpucnn.backends", "gpucnn.devices",
+    "gpucnn.doctor", "gpucnn.tune", "gpucnn.warmup", "gpucnn.verify", "gpucnn.fingerprint",
 ]  # fmt: skip
 ELSEWHERE = {
     "gpucnn.amp": "gpucnn has its names",
@@ -65,6 +65,7 @@ ELSEWHERE = {
     "gpucnn.page": "a command: docs/demo.md",
     "gpucnn.pretrained": "what Module.save_pretrained and from_pretrained write and read",
     "gpucnn.random": "gpucnn has its names",
+    "gpucnn.settings": "how gpucnn.cli checks run.json",
     "gpucnn.sheet": "what gpucnn.explain and gpucnn.notebook draw with",
     "gpucnn.tensor": "gpucnn has its names; docs/howto/new-op.md has record",
     "gpucnn.testing": "for those who add an op: docs/howto/new-op.md",

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -12,12 +13,13 @@ import pytest
 import reference
 from numerics import assert_within
 
+import gpucnn
 from gpucnn import functional as F
 from gpucnn import testing
 from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.devices.recorder import Launched, RecorderDevice
 from gpucnn.geometry import Window
-from gpucnn.testing import CASES, CONV2D, POOL, Case, Values, conv, dense, evaluate, normal, transposed
+from gpucnn.testing import CASES, CONV2D, CONV2D_POOLED, POOL, Case, Values, conv, dense, evaluate, normal, transposed
 
 # Ops without a gradient, ops that take a list of tensors, and views that say nothing that permute and flatten do not.
 NO_CASE = {"argmax", "compare", "host_index", "to", "cat", "stack"}
@@ -47,7 +49,7 @@ def test_each_case_has_a_readable_name_of_its_own() -> None:
         assert name.isprintable()
         assert " " not in name
         assert "<" not in name, f"{name} shows an object's address"
-        assert len(name) < 120
+        assert len(name) < 150
 
 
 def test_every_op_with_a_gradient_has_a_case() -> None:
@@ -136,8 +138,9 @@ def test_every_tile_of_a_matrix_product_is_used(name: str) -> None:
 
 
 def test_every_sum_that_kernels_split_into_parts_is_split() -> None:
-    split = {a.name for a, b in zip(launches(), launches()[1:], strict=False) if b.name == "sum_parts"}
-    assert split == {"bias_backward", "conv2d_backward_weight", "conv2d_direct_backward_weight", "matmul"}
+    split = {a.name for a, b in zip(launches(), launches()[1:], strict=False) if b.name == "sum_parts"} - {"sum_parts"}
+    weights = {"conv2d_backward_weight", "conv2d_direct_backward_weight", "conv2d_max_pool2d_backward"}
+    assert split == {"bias_backward", "matmul", *weights}
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
@@ -170,6 +173,24 @@ def test_operands_of_one_shape_have_different_values() -> None:
         made = [value for value in case.made_inputs() if isinstance(value, np.ndarray) and value.size > 3]
         for i, a in enumerate(made):
             assert not any(a.shape == b.shape and (a == b).all() for b in made[:i]), str(case)
+
+
+def test_what_a_convolution_pools_is_exact_in_a_half_type_and_has_one_largest_element() -> None:
+    """Else rounding, or the step of a difference quotient, would make another element the largest."""
+    for case in CONV2D_POOLED:
+        arguments = case.made_arguments()
+        activation, max_pool = arguments.pop("activation", None), arguments.pop("max_pool")
+        sums = replace(case, op="conv2d").apply("numpy", case.made_inputs(), arguments).numpy()
+        rising = np.linspace(0, 2.0**-8, sums.size).reshape(sums.shape)  # makes the last of equal elements the largest
+        (largest, first), (_, last) = (
+            F.max_pool2d(gpucnn.tensor(a, backend="numpy"), **max_pool, return_indices=True)
+            for a in (sums, sums + rising)
+        )
+        counts = largest.numpy() > 0 if activation else np.ones(largest.shape, bool)
+        np.testing.assert_array_equal(first.numpy()[counts], last.numpy()[counts])
+        assert not activation or largest.numpy().all()
+        if case is not CONV2D_POOLED[-1]:  # whose elements are the inputs' times powers of two
+            np.testing.assert_array_equal(gpucnn.tensor(sums).to("bfloat16").to("float64").numpy(), sums)
 
 
 def test_distinct_values_are_an_eighth_apart_in_float32_too() -> None:

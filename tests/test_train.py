@@ -1287,14 +1287,37 @@ def trained_lively(epochs=4, **options):
     return model, optimizer, history
 
 
-def test_with_graphs_a_training_has_the_same_bits(emulator, monkeypatch):
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.3}, {"precision": "fp16"}], ids=str)
+def test_with_graphs_a_training_has_the_same_bits(emulator, monkeypatch, options):
     made = []
     monkeypatch.setattr("gpucnn.train.Compiled", lambda *args: made.append(gpucnn.graph.Compiled(*args)) or made[-1])
-    (plain, *_, history), (captured, *_, other) = (trained_lively(graph=graph) for graph in (False, True))
+    (plain, *_, history), (captured, *_, other) = (trained_lively(graph=graph, **options) for graph in (False, True))
     assert history == other
     assert_same_state(state_of(plain), state_of(captured))
     [compiled] = made
     assert (compiled.reason, len(compiled.report())) == (None, 2)  # the last batch of an epoch is short
+
+
+def test_gradients_that_overflow_in_a_graph_skip_the_step_and_halve_the_scale_of_the_next(emulator):
+    def trained(graph):
+        gpucnn.manual_seed(3)
+        model = small_net()
+        model[3].weight.copy_(1000 * model[3].weight.numpy())
+        optimizer = optim.SGD(list(model.parameters()), 1e-4)
+        return fit(
+            model,
+            Loader(some_data(24), 4),
+            epochs=3,
+            optimizer=optimizer,
+            precision="fp16",
+            graph=graph,
+            progress=False,
+        )
+
+    plain, captured = trained(graph=False), trained(graph=True)
+    assert plain == captured
+    assert captured["skipped"][0] > 3  # more than the two steps before the capture
+    assert captured["skipped"][-1] == 0
 
 
 def test_a_training_with_graphs_that_is_resumed_has_the_bits_of_one_without_a_pause(emulator, tmp_path):
@@ -1322,8 +1345,6 @@ def test_a_loss_that_is_not_finite_ends_a_training_with_graphs(emulator):
 NOT_CAPTURED = {
     "the loss <function half_squared_error> gets its labels on the host": {"loss": F.half_squared_error},
     "accumulate adds up gradients over several calls": {"accumulate": 2},
-    "clip_norm reads the gradients' norm on the host": {"clip_norm": 1.0},
-    "fp16's loss scaling looks at the gradients on the host": {"precision": "fp16"},
     "the model has forward hooks": {},
 }
 

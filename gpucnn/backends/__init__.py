@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from gpucnn.backends.base import ACTIVATIONS, Array, Backend, Divisor
+from gpucnn.backends.base import ACTIVATIONS, NO_TAP, Array, Backend, Divisor
 from gpucnn.backends.precision import get_precision, precision
+from gpucnn.backends.tuning import use_tuning
 
 __all__ = [
     "ACTIVATIONS",
+    "NO_TAP",
     "Array",
     "Backend",
     "Divisor",
@@ -26,12 +28,15 @@ __all__ = [
     "get_precision",
     "precision",
     "use_backend",
+    "use_tuning",
 ]
 
 _NAMES = ("numpy", "cuda", "emulator")
 _made: dict[str, Backend] = {}
 _auto: list[tuple[str, str]] = []  # what auto_choice found out
 _lock = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a child must not find it locked by a thread that it does not have
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 _scope: ContextVar[Backend | None] = ContextVar("gpucnn_backend", default=None)
 _logger = logging.getLogger("gpucnn")
 

@@ -34,6 +34,9 @@ Array = Any
 # the elements of the plane alone, an int is divisor_override (1 makes sum pooling).
 Divisor = int | Literal["window", "real"]
 
+# What `conv2d_max_pool2d_forward` numbers a window with whose gradient ReLU stops.
+NO_TAP = 255
+
 # Each activation, and which of its arrays the backward pass needs. Where the output is enough, the input is freed.
 ACTIVATIONS: dict[str, Literal["input", "output"]] = {
     "relu": "output",
@@ -98,6 +101,11 @@ class Backend(ABC):
         """Whether values should stay on the device: a graph is captured, or its memory measured."""
         return False
 
+    @property
+    def tuning_hash(self) -> str | None:
+        """Of the measurements that kernels are chosen by now, where that may change bits; None if it can't."""
+        return None
+
     def owns(self, data: object) -> bool:
         """Whether this is an array of the backend, and not one on the host."""
         return isinstance(data, self.xp.ndarray)
@@ -149,10 +157,13 @@ class Backend(ABC):
         groups: int,
         activation: str | None = None,
         scale: Array | None = None,
+        residual: Array | None = None,
     ) -> Array:
-        """y[n,k,p,q] = f(b[k] + scale[k] · Σ_{c,r,s} x[n, c, p·sh − top + r·dh, q·sw − left + s·dw] · w[k,c,r,s]).
+        """y[n,k,p,q] = f(b[k] + scale[k] · Σ_{c,r,s} x[n, c, p·sh − top + r·dh, q·sw − left + s·dw] · w[k,c,r,s]
+        + residual[n,k,p,q]), added in the order scale · Σ, b, residual.
 
-        Cross-correlation; x is 0 outside its plane. x [N,C,H,W], w [K,C/groups,R,S], b, scale [K] or None; y [N,K,P,Q].
+        Cross-correlation; x is 0 outside its plane. x [N,C,H,W], w [K,C/groups,R,S], b, scale [K] or None; y and
+        residual (or None) [N,K,P,Q].
         Filter k reads the C/groups channels of its group, k // (K/groups). f is nothing, or an activation whose
         backward pass needs only the output (see ACTIVATIONS).
         """
@@ -171,6 +182,39 @@ class Backend(ABC):
     @abstractmethod
     def bias_backward(self, dy: Array) -> Array:
         """db [K]: dy [N,K,P,Q] or [N,K] summed over all axes but K."""
+
+    @abstractmethod
+    def conv2d_max_pool2d_forward(
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None,
+        window: Window,
+        groups: int,
+        pool: Window,
+        activation: str | None,
+        need_tap: bool,
+    ) -> tuple[Array, Array | None]:
+        """(y [N,K,P',Q'], tap uint8 [N,K,P',Q']): max_pool2d_forward by `pool`, of at most 255 taps, of what
+        conv2d_forward gives for the other arguments, to the bit.
+
+        The activation is nothing or "relu", a filter has at most `functional.convolution.MOST_WEIGHTS` numbers. tap is
+        NO_TAP where no gradient comes back: where there is a ReLU and y is not positive. None unless need_tap.
+        """
+
+    @abstractmethod
+    def conv2d_max_pool2d_backward(
+        self,
+        dy: Array,
+        tap: Array,
+        x: Array,
+        w: Array,
+        window: Window,
+        groups: int,
+        pool: Window,
+        needed: tuple[bool, bool, bool],
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        """(dx, dw, db [K]) for dy [N,K,P',Q'], each None unless it is needed."""
 
     # -- pooling ---------------------------------------------------------------------------------------
 
@@ -217,6 +261,11 @@ class Backend(ABC):
         """
 
     @abstractmethod
+    def activation_bias_backward(self, dy: Array, y: Array, kind: str) -> tuple[Array, Array]:
+        """(dx [N,K,P,Q], db [K]) in one pass: activation_backward of a kind that needs only its output y, and
+        bias_backward of that dx, both to the bit."""
+
+    @abstractmethod
     def dropout(self, x: Array, p: float, position: Live[tuple[int, int]]) -> Array:
         """x / (1 − p) where kept, else 0. Its own backward pass: call it on dy with the same position (seed, offset).
 
@@ -233,18 +282,40 @@ class Backend(ABC):
 
     @abstractmethod
     def batch_norm_forward(
-        self, x: Array, mean: Array, invstd: Array, weight: Array | None, bias: Array | None
+        self,
+        x: Array,
+        mean: Array,
+        invstd: Array,
+        weight: Array | None,
+        bias: Array | None,
+        residual: Array | None = None,
+        activation: str | None = None,
     ) -> Array:
-        """y = (x − mean) · invstd · weight + bias, per channel; None stands for 1 and 0."""
+        """y = f((x − mean) · invstd · weight + bias + residual), per channel; None stands for 1 and 0.
+
+        f is nothing, or an activation whose backward pass needs only the output; residual has x's shape and dtype.
+        """
 
     @abstractmethod
     def batch_norm_backward(
-        self, dy: Array, x: Array, mean: Array, invstd: Array, weight: Array | None, training: bool
-    ) -> tuple[Array, Array, Array]:
-        """(dx, dweight [C], dbias [C]). With training, mean and invstd are functions of x, else constants:
+        self,
+        dy: Array,
+        x: Array,
+        mean: Array,
+        invstd: Array,
+        weight: Array | None,
+        training: bool,
+        bias: Array | None = None,
+        y: Array | None = None,
+        activation: str | None = None,
+        residual: bool = False,
+    ) -> tuple[Array, Array, Array, Array | None]:
+        """(dx, dweight [C], dbias [C], dr). With training, mean and invstd are functions of x, else constants:
 
-        dbias = Σ dy; dweight = Σ dy·x̂ with x̂ = (x − mean)·invstd;
-        dx = weight·invstd·(dy − [training] (dbias + x̂·dweight)/M) with M = N·H·W.
+        dr = dy·f'(y), the gradient of a residual (None unless there was one; dy itself without an activation);
+        dbias = Σ dr; dweight = Σ dr·x̂ with x̂ = (x − mean)·invstd;
+        dx = weight·invstd·(dr − [training] (dbias + x̂·dweight)/M) with M = N·H·W.
+        bias and y, the output, are needed with an activation alone; a backend may compute y again instead.
         """
 
     # -- products and losses ---------------------------------------------------------------------------

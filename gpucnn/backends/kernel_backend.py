@@ -14,6 +14,18 @@ import numpy as np
 
 from gpucnn.backends.base import AdamSettings, Array, Backend, Divisor, RMSpropSettings, SGDSettings
 from gpucnn.backends.precision import get_precision
+from gpucnn.backends.tuning import Tuning, in_force, wanted
+from gpucnn.backends.variants import (
+    THREADS,
+    Convolution,
+    Operation,
+    Problem,
+    Product,
+    Variant,
+    ceil_div,
+    parts_of,
+    usual,
+)
 from gpucnn.devices import Device
 from gpucnn.dtypes import is_floating, is_half
 from gpucnn.geometry import Size, Window
@@ -33,12 +45,7 @@ _SOURCES = {
     "int64": "long long",
 }
 
-_THREADS = 256  # of a block of an elementwise kernel
 _BLOCK_ELEMENTS = 1024  # of a block of an optimiser kernel
-
-
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
 
 
 def _scalar(array: Array) -> dict[str, Any]:
@@ -48,11 +55,6 @@ def _scalar(array: Array) -> dict[str, Any]:
 def _arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The type that a kernel computes in: its Scalar, where dtype is its SCALAR."""
     return np.dtype(np.float32) if is_half(dtype) else dtype
-
-
-def _chunk(array: Array) -> int:
-    """The scalars in 16 bytes, which tensor cores' operands are moved by."""
-    return 16 // int(array.dtype.itemsize)
 
 
 def _scalar_not_half(array: Array, what: str) -> dict[str, Any]:
@@ -74,8 +76,26 @@ def _window(window: Window) -> dict[str, Any]:
     }
 
 
+def _kind(activation: str | None) -> dict[str, Any]:
+    return {"KIND": (activation or "none").upper()}
+
+
 def _convolution(array: Array, window: Window, activation: str | None = None) -> dict[str, Any]:
-    return _scalar(array) | _window(window) | {"KIND": (activation or "none").upper()}
+    return _scalar(array) | _window(window) | _kind(activation)
+
+
+def _pooled_convolution(
+    array: Array, window: Window, pool: Window, channels: int, activation: str | None = None
+) -> dict[str, Any]:
+    of_pool = {f"POOL_{name.removeprefix('KERNEL_')}": value for name, value in _window(pool).items()}
+    return _convolution(array, window, activation) | of_pool | {"CHANNELS": channels}
+
+
+def _filters_at_once(filters: int, depth: int) -> int:
+    """How many of a group's filters a block of conv2d_max_pool2d_forward computes: at most eight, as many in each
+    block, and in 48 KiB of shared memory in double too."""
+    parts = ceil_div(filters, max(min(8, 6144 // depth), 1))
+    return ceil_div(filters, parts)
 
 
 def _divisor(window: Window, divisor: Divisor) -> tuple[dict[str, Any], int]:
@@ -88,121 +108,37 @@ def _divisor(window: Window, divisor: Divisor) -> tuple[dict[str, Any], int]:
     return _window(window) | ends | {"DIVISOR": "WINDOW"}, 0
 
 
-def _tile(rows: int, columns: int) -> dict[str, int]:
-    """The tile of gemm_tile.cuh for a product of that size: larger ones reuse more, smaller ones waste less."""
-    if rows >= 64 and columns >= 64:
-        return {"TILE_M": 64, "TILE_N": 64, "TILE_K": 8, "THREAD_M": 4, "THREAD_N": 4}
-    if columns > 16:
-        return {"TILE_M": 32, "TILE_N": 32, "TILE_K": 8, "THREAD_M": 2, "THREAD_N": 2}
-    return {"TILE_M": 64, "TILE_N": 16, "TILE_K": 8, "THREAD_M": 4, "THREAD_N": 2}
-
-
-def _tiles(tile: dict[str, int], rows: int, columns: int) -> int:
-    return _ceil_div(rows, tile["TILE_M"]) * _ceil_div(columns, tile["TILE_N"])
-
-
-def _filled(rows: int, columns: int, layers: int) -> bool:
-    """Whether tiles of 128 x 128 are filled, and blocks of them enough for most of a GPU."""
-    return min(rows, columns) > 64 and _ceil_div(rows, 128) * _ceil_div(columns, 128) * layers >= 96
-
-
-def _fma_tile(rows: int, columns: int, layers: int, dtype: Any) -> dict[str, int]:
-    """The tile of fma_tile.cuh: the large one where it is filled. Sums in double take two registers each."""
-    if dtype == np.float64:
-        return {"TILE_M": 64, "TILE_N": 64, "THREAD_M": 4, "THREAD_N": 4}
-    if _filled(rows, columns, layers):
-        return {"TILE_M": 128, "TILE_N": 128, "THREAD_M": 16, "THREAD_N": 8}
-    return {"TILE_M": 64, "TILE_N": 64, "THREAD_M": 8, "THREAD_N": 8}
-
-
-def _mma_tile(rows: int, columns: int, layers: int, products: int, half: bool = False) -> dict[str, int]:
-    """The tile of mma_tile.cuh, or half_tile.cuh: the large one where it is filled, and there are blocks enough for
-    most of a GPU.
-
-    A warp's part is larger for TF32, which needs two thirds of the shared memory's speed then, and for half types. With
-    three products it would not fit into the registers.
-    """
-    if half:
-        return {k: v for k, v in _mma_tile(rows, columns, layers, 1).items() if k != "PRODUCTS"} | {"HALF": 1}
-    if _filled(rows, columns, layers):
-        return {"TILE_M": 128, "TILE_N": 128, "WARP_M": 64, "WARP_N": 64 if products == 1 else 32, "PRODUCTS": products}
-    return {"TILE_M": 64, "TILE_N": 64, "WARP_M": 32, "WARP_N": 32, "PRODUCTS": products}
-
-
-def _parts(terms: int, blocks: int) -> tuple[int, int]:
-    """(length of a part, number of parts) of a sum that `blocks` blocks compute, so that some 1024 of them do.
-
-    A part has at least 256 terms, and there are at most 64. A function of shapes alone: so are the bits of the sum.
-    """
-    most = min(max(1024 // max(blocks, 1), 1), 64)
-    length = max(256, _ceil_div(terms, most))
-    return length, max(_ceil_div(terms, length), 1)
-
-
-def _mma_parts(
-    rows: int, columns: int, layers: int, terms: int, products: int, half: bool
-) -> tuple[dict[str, int], int, int]:
-    """The tile of a product whose sum may be cut into parts, their length, a multiple of a step, and their number.
-
-    A large tile takes the time of four small ones, so a fourth as many blocks will do.
-    """
-    tile = _mma_tile(rows, columns, layers * max(min(terms // 256, 64), 1), products, half)
-    length, _ = _parts(terms, _ceil_div(rows, 64) * _ceil_div(columns, 64) * layers)
-    length = 32 * _ceil_div(length, 32) if half else 16 * _ceil_div(length, 16)
-    return tile, length, max(_ceil_div(terms, length), 1)
-
-
-# Where three TF32 products take less time than a multiply-add in float32: tensor cores of TF32 are 7 to 8 times as fast
-# there (A100, H100, H200; of B200 it is expected), and 1 to 2 times on GPUs for graphics.
-_FAST_TF32 = {(8, 0), (9, 0), (10, 0), (10, 3)}
-
-
-def tf32_products(capability: tuple[int, int] | None, precision: str, dtype: Any) -> int:
-    """How many products on tensor cores make one: 1 in TF32, 3 with the accuracy of float32, 0 for none there. Half
-    types have one, which is exact."""
-    if dtype == np.float64 or capability is None or capability < (8, 0):
-        return 0
-    if precision != "fp32" or is_half(np.dtype(dtype)):
-        return 1
-    return 3 if capability in _FAST_TF32 else 0
-
-
-def conv2d_variant(
-    name: str, channels: int, filters: int, products: int = 0, chunk: int = 4
-) -> Literal["gemm", "direct", "fma", "mma"]:
-    """Which kernel computes conv2d_forward, conv2d_backward_input or conv2d_backward_weight, given C and K per group.
-
-    With few input channels the tiles of the matrix product would be mostly empty; the weight gradient's tile has
-    filters for rows, so there both must be few. Tensor cores, if there are `products` on them, take channels by
-    chunks of 16 bytes: fours of float32. Without them, large tiles take channels by fours if half of a tile is filled.
-    """
-    if channels <= 4 and (name != "conv2d_backward_weight" or filters <= 4):
-        return "direct"
-    if products and channels % chunk == 0 and filters % chunk == 0:
-        return "mma"
-    width = channels if name == "conv2d_backward_input" else filters
-    return "fma" if chunk <= 4 and width >= 32 and channels % 4 == 0 and filters % 4 == 0 else "gemm"
-
-
-def matmul_variant(
-    rows: int, columns: int, depth: int, trans_a: bool, trans_b: bool, products: int = 0, chunk: int = 4
-) -> Literal["gemm", "fma", "mma"]:
-    """Which kernel computes a product: tensor cores take the last axis of y and of both operands by chunks, large tiles
-    of multiply-adds by fours."""
-    last = (columns, rows if trans_a else depth, depth if trans_b else columns)
-    if products and all(length % chunk == 0 for length in last):
-        return "mma"
-    return "fma" if chunk <= 4 and min(rows, columns) >= 32 and all(length % 4 == 0 for length in last) else "gemm"
-
-
 class KernelBackend(Backend):
     """Every primitive as a launch of a kernel from kernels/ on a device."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, chooser: Callable[[Problem], Variant] | None = None) -> None:
         self.device = device
         self.name = device.name
         self.xp = device.xp
         self._block_tables: dict[tuple[int, ...], tuple[Array, Array, int]] = {}
+        self._chooser = chooser
+        self._tunings: dict[str, Tuning | None] = {}  # by the name that GPUCNN_TUNING gives
+
+    def choose(self, problem: Problem) -> Variant:
+        """Which kernel computes a convolution or a product: the chooser's, the measured one, or the usual one."""
+        if self._chooser is not None:
+            return self._chooser(problem)
+        tuning = self.tuning
+        return usual(problem) if tuning is None else tuning.choices.get(problem) or usual(problem)
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """The measurements that kernels are chosen by now. A file is read once."""
+        name = wanted()
+        if name is None:
+            return None
+        if name not in self._tunings:
+            self._tunings[name] = in_force(self.device, name)
+        return self._tunings[name]
+
+    @property
+    def tuning_hash(self) -> str | None:
+        return None if self.tuning is None else self.tuning.hash
 
     # -- arrays -------------------------------------------------------------------------------------------------------
 
@@ -218,6 +154,8 @@ class KernelBackend(Backend):
         return self.device.owns(data)
 
     def asarray(self, data: Any, dtype: Any = None) -> Array:
+        if isinstance(data, np.ndarray) and not data.flags.aligned:
+            data = data.copy()  # a kernel reads an element at once, from a multiple of its size
         array = data if self.owns(data) else self.device.upload(np.asarray(data))
         return self.contiguous(array) if dtype is None or array.dtype == dtype else self.astype(array, dtype)
 
@@ -234,7 +172,7 @@ class KernelBackend(Backend):
         y, storage = self._empty(array.shape, target)
         if array.ndim == 4 and array.flags.c_contiguous:
             n, c, h, w = array.shape
-            grid = n * _ceil_div(c, 32) * _ceil_div(h * w, 32)
+            grid = n * ceil_div(c, 32) * ceil_div(h * w, 32)
             self.device.launch(
                 "convert.cu", "channels_last", constants, (grid, 1, 1), (256, 1, 1), array, storage, n, c, h * w
             )
@@ -259,9 +197,6 @@ class KernelBackend(Backend):
         """The same for kernels that read 16 bytes at once, from a multiple of 16."""
         return self.xp.array(storage) if self.device.address(storage) % 16 else storage
 
-    def _products(self, array: Array) -> int:
-        return tf32_products(self.device.capability, get_precision(), array.dtype)
-
     def _empty(self, shape: Sequence[int], dtype: Any) -> tuple[Array, Array]:
         """A new array of that shape and its storage, the same memory."""
         _check_size(shape)
@@ -274,48 +209,78 @@ class KernelBackend(Backend):
 
     # -- launches -----------------------------------------------------------------------------------------------------
 
-    def _gemm(
+    def _problem(self, operation: Operation, shape: Convolution | Product, constants: dict[str, Any]) -> Problem:
+        return Problem(operation, shape, constants["SCALAR"], get_precision(), self.device.capability)
+
+    def _compute(
+        self, problem: Problem, variant: Variant, constants: dict[str, Any], operands: Sequence[Array], *others: Any
+    ) -> None:
+        """Launch the kernel of a variant. `operands` are in storage order."""
+        if variant.family in ("fma", "mma", "halo", "winograd"):
+            operands = [self._aligned(operand) for operand in operands]
+        if variant.family == "winograd":
+            self._winograd(problem, variant, constants, operands, others)
+            return
+        kind, _, direction = problem.operation.partition("_")
+        family = kind if variant.family == "gemm" else f"{kind}_{variant.family}"
+        name = f"{family}_{direction}" if direction else family
+        grid, block = (variant.blocks, 1, 1), (variant.threads, 1, 1)
+        self.device.launch(f"{family}.cu", name, constants | variant.constants, grid, block, *operands, *others)
+
+    def _winograd(
         self,
-        family: str,
-        operation: str,
-        size: tuple[int, int, int],
-        tile: dict[str, int],
+        problem: Problem,
+        variant: Variant,
         constants: dict[str, Any],
         operands: Sequence[Array],
-        *others: Any,
+        others: Sequence[Any],
     ) -> None:
-        """Launch a kernel made of gemm_tile, fma_tile or mma_tile, by the kind of tile, over matrices of this size:
-        rows, columns, and how many of them (groups, parts, batch)."""
-        rows, columns, layers = size
-        if "WARP_M" in tile:
-            family += "_mma"
-            operands = [self._aligned(operand) for operand in operands]
-            threads = 32 * (tile["TILE_M"] // tile["WARP_M"]) * (tile["TILE_N"] // tile["WARP_N"])
-        else:
-            if "TILE_K" not in tile:
-                family += "_fma"
-                operands = [self._aligned(operand) for operand in operands]
-            threads = tile["TILE_M"] // tile["THREAD_M"] * (tile["TILE_N"] // tile["THREAD_N"])
-        grid = (_tiles(tile, rows, columns) * layers, 1, 1)
-        self.device.launch(
-            f"{family}.cu", family + operation, constants | tile, grid, (threads, 1, 1), *operands, *others
-        )
+        """Launch the transform of the filters and the convolution by them. The input's gradient is the convolution of
+        dy by the turned filters, padded by what is left of them."""
+        (x, w), s = operands, problem.shape
+        assert isinstance(s, Convolution)
+        turned = problem.operation == "conv2d_backward_input"
+        terms, columns = (s.k, s.c) if turned else (s.c, s.k)
+        _check_size((terms, 16, columns))
+        u = self.xp.empty((terms, 16, columns), x.dtype)
+        threads = 8 * ceil_div(terms, 8) * (columns // 4)
+        of_filters = _scalar(x) | {"TURNED": int(turned)}
+        self._each("winograd_filters.cu", "winograd_filters", of_filters, threads, w, u, s.c, s.k)
+        arguments = (*others[:4], *s[:7])
+        if turned:
+            top, _, left, _ = s.window.padding
+            constants = constants | {"PAD_TOP": 2 - top, "PAD_LEFT": 2 - left}
+            arguments = (None, None, None, others[0], s.n, s.p, s.q, s.k, s.c, s.h, s.w)
+        grid, block = (variant.blocks, 1, 1), (variant.threads, 1, 1)
+        self.device.launch("conv2d_winograd.cu", "conv2d_winograd", constants, grid, block, x, u, *arguments)
 
     def _each(self, file: str, name: str, constants: dict[str, Any], threads: int, *arguments: Any) -> None:
         """Launch a kernel with that many threads in a row."""
-        self.device.launch(file, name, constants, (_ceil_div(threads, _THREADS), 1, 1), (_THREADS, 1, 1), *arguments)
+        self.device.launch(file, name, constants, (ceil_div(threads, THREADS), 1, 1), (THREADS, 1, 1), *arguments)
 
     def _columns(
-        self, file: str, name: str, rows: int, columns: int, results: int, *arguments: Array
+        self,
+        file: str,
+        name: str,
+        rows: int,
+        columns: int,
+        results: int,
+        *arguments: Array | None,
+        constants: dict[str, Any] | None = None,
+        most: int = 64,
     ) -> tuple[list[Array], int, int]:
-        """Launch a kernel made of column_sum: (its results [parts, columns], parts, length of a part)."""
+        """Launch a kernel made of column_sum: (its results [parts, columns], at most `most` parts, length of a part).
+
+        The length is a multiple of 8, so that eight rows can be one term.
+        """
         width = 8 if columns <= 8 else 32
-        tiles = _ceil_div(columns, width)
-        length, parts = _parts(rows, tiles)
-        out = [self.xp.empty((parts, columns), _arithmetic(arguments[0].dtype)) for _ in range(results)]
-        constants = {**_scalar(arguments[0]), "COLUMNS": width}
-        grid = (tiles * parts, 1, 1)
-        self.device.launch(file, name, constants, grid, (256, 1, 1), *arguments, *out, rows, columns, parts, length)
+        tiles = ceil_div(columns, width)
+        length = 8 * ceil_div(parts_of(rows, tiles, most=most)[0], 8)
+        parts = ceil_div(rows, length)
+        first: Array = arguments[0]
+        out = [self.xp.empty((parts, columns), _arithmetic(first.dtype)) for _ in range(results)]
+        of_all, grid = _scalar(first) | {"COLUMNS": width} | (constants or {}), (tiles * parts, 1, 1)
+        self.device.launch(file, name, of_all, grid, (256, 1, 1), *arguments, *out, rows, columns, parts, length)
         return out, parts, length
 
     def _sum_parts(self, terms: Array, parts: int, total: Array) -> None:
@@ -342,86 +307,44 @@ class KernelBackend(Backend):
         groups: int,
         activation: str | None = None,
         scale: Array | None = None,
+        residual: Array | None = None,
     ) -> Array:
         (n, c, h, width), k = x.shape, w.shape[0]
         p, q = window.output_size((h, width))
         y, storage = self._empty((n, k, p, q), x.dtype)
-        if not y.size:
-            return y
-        bias, factor = (None if a is None else self._storage(a) for a in (b, scale))
-        constants = _convolution(x, window, activation)
-        operands = (self._storage(x), self._storage(w))
-        others = (bias, factor, storage, n, h, width, c, k, p, q, groups)
-        products, size = self._products(x), (n * p * q, k // groups, groups)
-        variant = conv2d_variant("conv2d_forward", c // groups, k // groups, products, _chunk(x))
-        if variant == "direct":
-            constants["CHANNELS"] = c // groups
-            self._each("conv2d_direct.cu", "conv2d_direct_forward", constants, y.size, *operands, *others)
-        else:
-            tile = _tile(*size[:2])
-            if variant == "mma":
-                tile = _mma_tile(*size, products, is_half(x.dtype))
-            elif variant == "fma":
-                tile = _fma_tile(*size, x.dtype)
-            self._gemm("conv2d", "_forward", size, tile, constants, operands, *others)
+        if y.size:
+            shape, constants = Convolution(n, h, width, c, k, p, q, groups, window), _convolution(x, window, activation)
+            problem = self._problem("conv2d_forward", shape, constants)
+            given = [None if a is None else self._storage(a) for a in (b, scale, residual)]
+            operands, numbers = (self._storage(x), self._storage(w)), shape[:-1]
+            self._compute(problem, self.choose(problem), constants, operands, *given, storage, *numbers)
         return y
 
     def conv2d_backward_input(self, dy: Array, w: Array, window: Window, groups: int, size: Size) -> Array:
-        (n, k, p, q), (h, width) = dy.shape, size
-        c = w.shape[1] * groups
-        dx, storage = self._empty((n, c, h, width), dy.dtype)
-        if not dx.size:
-            return dx
-        constants = _convolution(dy, window)
-        operands = (self._storage(dy), self._storage(w))
-        others = (storage, n, h, width, c, k, p, q, groups)
-        products, matrix = self._products(dy), (n * h * width, c // groups, groups)
-        variant = conv2d_variant("conv2d_backward_input", c // groups, k // groups, products, _chunk(dy))
-        if variant == "direct":
-            constants["CHANNELS"] = c // groups
-            self._each("conv2d_direct.cu", "conv2d_direct_backward_input", constants, dx.size, *operands, *others)
-        else:
-            tile = _tile(*matrix[:2])
-            if variant == "mma":
-                tile = _mma_tile(*matrix, products, is_half(dy.dtype))
-            elif variant == "fma":
-                tile = _fma_tile(*matrix, dy.dtype)
-            self._gemm("conv2d", "_backward_input", matrix, tile, constants, operands, *others)
+        (n, k, p, q), c = dy.shape, w.shape[1] * groups
+        dx, storage = self._empty((n, c, *size), dy.dtype)
+        if dx.size:
+            shape, constants = Convolution(n, *size, c, k, p, q, groups, window), _convolution(dy, window)
+            problem = self._problem("conv2d_backward_input", shape, constants)
+            operands, numbers = (self._storage(dy), self._storage(w)), shape[:-1]
+            self._compute(problem, self.choose(problem), constants, operands, storage, *numbers)
         return dx
 
     def conv2d_backward_weight(self, dy: Array, x: Array, window: Window, groups: int) -> Array:
         (n, k, p, q), (_, c, h, width) = dy.shape, x.shape
-        channels, filters = c // groups, k // groups
-        dw, storage = self._empty((k, channels, *window.kernel), dy.dtype)
+        dw, storage = self._empty((k, c // groups, *window.kernel), dy.dtype)
         if not n * p * q:
             storage[...] = 0
             return dw
-        depth, terms = window.taps * channels, n * p * q
-        constants = _convolution(dy, window)
-        operands = (self._storage(dy), self._storage(x))
-        products = self._products(dy)
-        variant = conv2d_variant("conv2d_backward_weight", channels, filters, products, _chunk(dy))
-        if variant == "mma":
-            tile, length, parts = _mma_parts(filters, depth, groups, terms, products, is_half(dy.dtype))
-        else:
-            tile = _tile(filters, depth)
-            direct = variant == "direct"
-            blocks = _ceil_div(dw.size, _THREADS) if direct else _tiles(tile, filters, depth) * groups
-            length, parts = _parts(terms, blocks)
-            if variant == "fma":
-                tile = _fma_tile(filters, depth, groups * parts, dy.dtype)
-        numbers = (n, h, width, c, k, p, q, groups, parts, length)
+        shape, constants = Convolution(n, h, width, c, k, p, q, groups, window), _convolution(dy, window)
+        problem = self._problem("conv2d_backward_weight", shape, constants)
+        variant = self.choose(problem)
+        operands, numbers = (self._storage(dy), self._storage(x)), (*shape[:-1], variant.parts, variant.length)
 
         def launch(out: Array) -> None:
-            if variant == "direct":
-                constants["CHANNELS"] = channels
-                name = "conv2d_direct_backward_weight"
-                self._each("conv2d_direct.cu", name, constants, out.size, *operands, out, *numbers)
-            else:
-                size = (filters, depth, groups * parts)
-                self._gemm("conv2d", "_backward_weight", size, tile, constants, operands, out, *numbers)
+            self._compute(problem, variant, constants, operands, out, *numbers)
 
-        self._in_parts(storage, parts, launch)
+        self._in_parts(storage, variant.parts, launch)
         return dw
 
     def bias_backward(self, dy: Array) -> Array:
@@ -430,11 +353,95 @@ class KernelBackend(Backend):
         if not rows:
             return self.xp.zeros(k, dy.dtype)
         (sums,), parts, _ = self._columns("sums.cu", "bias_backward", rows, k, 1, self._storage(dy))
-        if parts == 1 and not is_half(dy.dtype):
+        return self._sum_of_parts(sums, parts, dy.dtype)
+
+    def _sum_of_parts(self, sums: Array, parts: int, dtype: Any) -> Array:
+        """The sum of [parts, K] in that type."""
+        if parts == 1 and not is_half(dtype):
             return sums[0]
-        db = self.xp.empty(k, dy.dtype)
-        self._sum_parts(sums, parts, db)
-        return db
+        total = self.xp.empty(sums.shape[1], dtype)
+        self._sum_parts(sums, parts, total)
+        return total
+
+    def conv2d_max_pool2d_forward(
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None,
+        window: Window,
+        groups: int,
+        pool: Window,
+        activation: str | None,
+        need_tap: bool,
+    ) -> tuple[Array, Array | None]:
+        (n, c, h, width), (k, channels) = x.shape, w.shape[:2]
+        size = window.output_size((h, width))
+        shape = (n, k, *pool.output_size(size))
+        y, storage = self._empty(shape, x.dtype)
+        tap, tap_storage = self._empty(shape, np.uint8) if need_tap else (None, None)
+        if y.size:
+            at_once = _filters_at_once(k // groups, window.taps * channels)
+            constants = _pooled_convolution(x, window, pool, channels, activation) | {"FILTERS": at_once}
+            pixels, layers = y.size // k, groups * ceil_div(k // groups, at_once)
+            bias = None if b is None else self._storage(b)
+            arguments = (self._storage(x), self._storage(w), bias, storage, tap_storage)
+            numbers = (n, h, width, c, k, *size, groups, *shape[2:])
+            grid = (ceil_div(pixels, THREADS) * layers, 1, 1)
+            name = "conv2d_max_pool2d_forward"
+            self.device.launch("conv2d_max_pool2d.cu", name, constants, grid, (THREADS, 1, 1), *arguments, *numbers)
+        return y, tap
+
+    def conv2d_max_pool2d_backward(
+        self,
+        dy: Array,
+        tap: Array,
+        x: Array,
+        w: Array,
+        window: Window,
+        groups: int,
+        pool: Window,
+        needed: tuple[bool, bool, bool],
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        (n, k, u, v), (_, c, h, width), channels = dy.shape, x.shape, w.shape[1]
+        size = window.output_size((h, width))
+        constants = _pooled_convolution(dy, window, pool, channels)
+        dx, dw, db = None, None, None
+        shares = (self._storage(dy), self._storage(tap))
+        if needed[0]:
+            dx, storage = self._empty(x.shape, dy.dtype)
+            arguments = (*shares, self._storage(w), storage, n, h, width, c, k, *size, groups, u, v)
+            if dx.size:
+                name = "conv2d_max_pool2d_backward_input"
+                self._each("conv2d_max_pool2d.cu", name, constants, dx.size, *arguments)
+        if needed[1] or needed[2]:
+            dw, storage = self._empty(w.shape, dy.dtype)
+            db = self.xp.empty(k, dy.dtype)
+            if dy.size:
+                self._sums_of_pooled(shares, x, storage, db, constants, (n, h, width, c, k, groups, u, v))
+            else:
+                storage[...], db[...] = 0, 0
+        return dx, dw if needed[1] else None, db if needed[2] else None
+
+    def _sums_of_pooled(
+        self,
+        shares: tuple[Array, Array],
+        x: Array,
+        dw: Array,
+        db: Array,
+        constants: dict[str, Any],
+        numbers: tuple[int, ...],
+    ) -> None:
+        """Launch conv2d_max_pool2d_backward: many lanes a column, for there are few columns and many rows."""
+        width, columns = 8, dw.shape[1] * len(db)
+        tiles = ceil_div(columns, width)
+        length, parts = parts_of(shares[0].size // len(db), tiles)
+        of_parts = [self.xp.empty((parts, *total.shape), _arithmetic(total.dtype)) for total in (dw, db)]
+        arguments = (*shares, self._storage(x), *of_parts, *numbers, parts, length)
+        grid, constants = (tiles * parts, 1, 1), constants | {"COLUMNS": width}
+        name = "conv2d_max_pool2d_backward"
+        self.device.launch("conv2d_max_pool2d.cu", name, constants, grid, (THREADS, 1, 1), *arguments)
+        for terms, total in zip(of_parts, (dw, db), strict=True):
+            self._sum_parts(terms, parts, total)
 
     # -- pooling ------------------------------------------------------------------------------------------------------
 
@@ -486,7 +493,7 @@ class KernelBackend(Backend):
         if y.size:
             constants = _scalar(x) | {"KIND": kind.upper()}
             arguments = (self._storage(x), storage, parameter, y.size)
-            self._each("activation.cu", "activation_forward", constants, _ceil_div(y.size, 4), *arguments)
+            self._each("activation.cu", "activation_forward", constants, ceil_div(y.size, 4), *arguments)
         return y
 
     def activation_backward(self, dy: Array, saved: Array, kind: str, parameter: float) -> Array:
@@ -494,18 +501,39 @@ class KernelBackend(Backend):
         if dx.size:
             constants = _scalar(dy) | {"KIND": kind.upper()}
             arguments = (self._storage(dy), self._storage(saved), storage, parameter, dx.size)
-            self._each("activation.cu", "activation_backward", constants, _ceil_div(dx.size, 4), *arguments)
+            self._each("activation.cu", "activation_backward", constants, ceil_div(dx.size, 4), *arguments)
         return dx
+
+    def activation_bias_backward(self, dy: Array, y: Array, kind: str) -> tuple[Array, Array]:
+        k = dy.shape[1]
+        dx, storage = self._empty(dy.shape, dy.dtype)
+        if not dx.size:
+            return dx, self.xp.zeros(k, dy.dtype)
+        arguments, constants = (self._storage(dy), self._storage(y), storage), {"KIND": kind.upper()}
+        name, rows = "activation_bias_backward", dx.size // k
+        (sums,), parts, _ = self._columns("activation.cu", name, rows, k, 1, *arguments, constants=constants)
+        return dx, self._sum_of_parts(sums, parts, dy.dtype)
 
     def dropout(self, x: Array, p: float, position: Live[tuple[int, int]]) -> Array:
         y, storage = self._empty(x.shape, x.dtype)
         if y.size:
             where = self.device.live(position, 2, np.uint64)
             arguments = (self._storage(x), storage, where, math.ceil(p * 2**24), 1 - p, y.size)
-            self._each("dropout.cu", "dropout", _scalar(x), _ceil_div(y.size, 4), *arguments)
+            self._each("dropout.cu", "dropout", _scalar(x), ceil_div(y.size, 4), *arguments)
         return y
 
     # -- batch normalisation ------------------------------------------------------------------------------------------
+
+    def _norm_sums(
+        self, name: str, rows: int, c: int, *arguments: Array | None, constants: dict[str, Any] | None = None
+    ) -> tuple[list[Array], int, int]:
+        """`_columns` of a kernel of batch_norm.cu with two results, in more parts: they are few blocks."""
+        return self._columns("batch_norm.cu", name, rows, c, 2, *arguments, constants=constants, most=256)
+
+    def _combine(self, name: str, x: Array, c: int, *arguments: Any) -> None:
+        """Launch a kernel of batch_norm.cu that sums up parts: made of column_sum too, with many lanes for few rows."""
+        constants, grid = _scalar(x) | {"COLUMNS": 8}, (ceil_div(c, 8), 1, 1)
+        self.device.launch("batch_norm.cu", name, constants, grid, (256, 1, 1), *arguments)
 
     def batch_norm_statistics(self, x: Array) -> tuple[Array, Array]:
         c = x.shape[1]
@@ -513,44 +541,67 @@ class KernelBackend(Backend):
         dtype = _arithmetic(x.dtype)
         if not rows:
             return self.xp.zeros(c, dtype), self.xp.zeros(c, dtype)
-        (means, squares), parts, length = self._columns(
-            "batch_norm.cu", "batch_norm_statistics", rows, c, 2, self._storage(x)
-        )
+        x = self._storage(x)
+        (means, squares), parts, length = self._norm_sums("batch_norm_statistics", rows, c, x)
         mean, variance = self.xp.empty(c, dtype), self.xp.empty(c, dtype)
-        arguments = (means, squares, mean, variance, rows, parts, length, c)
-        self._each("batch_norm.cu", "batch_norm_statistics_combine", _scalar(x), c, *arguments)
+        arguments = (x, means, squares, mean, variance, rows, c, parts, length)
+        self._combine("batch_norm_statistics_combine", x, c, *arguments)
         return mean, variance
 
     def batch_norm_forward(
-        self, x: Array, mean: Array, invstd: Array, weight: Array | None, bias: Array | None
+        self,
+        x: Array,
+        mean: Array,
+        invstd: Array,
+        weight: Array | None,
+        bias: Array | None,
+        residual: Array | None = None,
+        activation: str | None = None,
     ) -> Array:
         y, storage = self._empty(x.shape, x.dtype)
         if y.size:
-            per_channel = [None if a is None else self._storage(a) for a in (mean, invstd, weight, bias)]
-            arguments = (self._storage(x), *per_channel, storage, x.shape[1], y.size)
-            self._each("batch_norm.cu", "batch_norm_forward", _scalar(x), _ceil_div(y.size, 4), *arguments)
+            given = [None if a is None else self._storage(a) for a in (mean, invstd, weight, bias, residual)]
+            arguments = (self._storage(x), *given, storage, x.shape[1], y.size)
+            constants = _scalar(x) | _kind(activation)
+            self._each("batch_norm.cu", "batch_norm_forward", constants, ceil_div(y.size, 4), *arguments)
         return y
 
     def batch_norm_backward(
-        self, dy: Array, x: Array, mean: Array, invstd: Array, weight: Array | None, training: bool
-    ) -> tuple[Array, Array, Array]:
+        self,
+        dy: Array,
+        x: Array,
+        mean: Array,
+        invstd: Array,
+        weight: Array | None,
+        training: bool,
+        bias: Array | None = None,
+        y: Array | None = None,
+        activation: str | None = None,
+        residual: bool = False,
+    ) -> tuple[Array, Array, Array, Array | None]:
         c = x.shape[1]
         dx, storage = self._empty(x.shape, x.dtype)
-        dtype = _arithmetic(x.dtype)
+        dtype, dr = _arithmetic(x.dtype), dy if residual else None
         if not dx.size:
-            return dx, self.xp.zeros(c, dtype), self.xp.zeros(c, dtype)
-        dy, x, mean, invstd = (self._storage(a) for a in (dy, x, mean, invstd))
-        weight = None if weight is None else self._storage(weight)
-        (sums, products), parts, _ = self._columns(
-            "batch_norm.cu", "batch_norm_backward_sums", x.size // c, c, 2, dy, x, mean
-        )
+            return dx, self.xp.zeros(c, dtype), self.xp.zeros(c, dtype), dr
+        dy, x = self._storage(dy), self._storage(x)
+        mean, invstd = self._storage(mean), self._storage(invstd)
+        weight, bias = (None if a is None else self._storage(a) for a in (weight, bias))
+        kind, of_y, of_r = _kind(activation), None, None
+        if activation and residual:
+            of_y = self._storage(y)
+            dr, of_r = self._empty(dx.shape, dx.dtype)
+        arguments: tuple[Any, ...] = (dy, x, of_y, mean, invstd, weight, bias, of_r)
+        rows = x.size // c
+        (sums, products), parts, _ = self._norm_sums("batch_norm_backward_sums", rows, c, *arguments, constants=kind)
         dweight, dbias = self.xp.empty(c, dtype), self.xp.empty(c, dtype)
-        of_parts = (sums, products, invstd, dweight, dbias, parts, c)
-        self._each("batch_norm.cu", "batch_norm_backward_combine", _scalar(x), c, *of_parts)
-        constants = _scalar(x) | {"TRAINING": int(training)}
-        arguments = (dy, x, mean, invstd, weight, dweight, dbias, storage, c, x.size)
-        self._each("batch_norm.cu", "batch_norm_backward", constants, _ceil_div(x.size, 4), *arguments)
-        return dx, dweight, dbias
+        self._combine("batch_norm_backward_combine", x, c, sums, products, invstd, dweight, dbias, c, parts)
+        if of_r is not None:
+            dy, kind = of_r, _kind(None)  # dy times the slope, which is known now
+        constants = _scalar(x) | kind | {"TRAINING": int(training)}
+        arguments = (dy, x, mean, invstd, weight, bias, dweight, dbias, storage, c, x.size)
+        self._each("batch_norm.cu", "batch_norm_backward", constants, ceil_div(x.size, 4), *arguments)
+        return dx, dweight, dbias, dr
 
     # -- products and losses ------------------------------------------------------------------------------------------
 
@@ -568,24 +619,15 @@ class KernelBackend(Backend):
         b, trans_b = self._matrices(b, trans_b)
         batch = math.prod(lead)
         constants = _scalar(y) | {"TRANS_A": int(trans_a), "TRANS_B": int(trans_b)}
-        products = self._products(y)
-        variant = matmul_variant(rows, columns, depth, trans_a, trans_b, products, _chunk(y))
-        if variant == "mma":
-            tile, length, parts = _mma_parts(rows, columns, batch, depth, products, is_half(y.dtype))
-        else:
-            tile = _tile(rows, columns)
-            length, parts = _parts(depth, _tiles(tile, rows, columns) * batch)
-            if variant == "fma":
-                length = 4 * _ceil_div(length, 4)  # so that each part begins at a multiple of 16 bytes
-                tile = _fma_tile(rows, columns, batch * parts, y.dtype)
+        problem = self._problem("matmul", Product(batch, rows, columns, depth, trans_a, trans_b), constants)
+        variant = self.choose(problem)
         of_a, of_b = self._matrix_numbers(a.shape[:-2], lead), self._matrix_numbers(b.shape[:-2], lead)
-        numbers = (math.prod(a.shape[:-2]), math.prod(b.shape[:-2]), batch, rows, columns, depth, parts, length)
+        numbers = (math.prod(a.shape[:-2]), math.prod(b.shape[:-2]), batch, rows, columns, depth)
 
         def launch(out: Array) -> None:
-            size = (rows, columns, batch * parts)
-            self._gemm("matmul", "", size, tile, constants, (a, b), of_a, of_b, out, *numbers)
+            self._compute(problem, variant, constants, (a, b), of_a, of_b, out, *numbers, variant.parts, variant.length)
 
-        self._in_parts(y, parts, launch)
+        self._in_parts(y, variant.parts, launch)
         return self.contiguous(y)
 
     def _matrices(self, a: Array, transposed: bool) -> tuple[Array, bool]:
@@ -638,7 +680,7 @@ class KernelBackend(Backend):
 
     def _rows(self, name: str, m: int, c: int, smoothing: float, ignore_index: int, *arguments: Array) -> None:
         """Launch a loss kernel: a warp for each row, four of them a block."""
-        grid, constants = (_ceil_div(m, 4), 1, 1), _scalar_not_half(arguments[0], "losses")
+        grid, constants = (ceil_div(m, 4), 1, 1), _scalar_not_half(arguments[0], "losses")
         numbers = (m, c, smoothing, ignore_index)
         self.device.launch("softmax_cross_entropy.cu", name, constants, grid, (128, 1, 1), *arguments, *numbers)
 
@@ -733,7 +775,7 @@ class KernelBackend(Backend):
             constants = _scalar_not_half(parameters[chosen[0]], "optimisers") | {"BLOCK_ELEMENTS": _BLOCK_ELEMENTS}
             on_device = self.device.live(numbers, _NUMBERS[name], parameters[chosen[0]].dtype)
             grid, arguments = (blocks, 1, 1), (*tables, sizes, first_blocks, on_device, len(chosen))
-            self.device.launch("optimizer.cu", name, constants, grid, (_THREADS, 1, 1), *arguments)
+            self.device.launch("optimizer.cu", name, constants, grid, (THREADS, 1, 1), *arguments)
             for arrays, table in zip((parameters, *state), (tables[0], *tables[2:]), strict=True):
                 if arrays is not None and table is not None:
                     for i, storage in zip(chosen, table, strict=True):
@@ -748,7 +790,7 @@ class KernelBackend(Backend):
     def _block_table(self, sizes: tuple[int, ...]) -> tuple[Array, Array, int]:
         """The sizes, the first block of each tensor, and how many blocks there are in all; kept between steps."""
         if sizes not in self._block_tables:
-            blocks = [_ceil_div(size, _BLOCK_ELEMENTS) for size in sizes]
+            blocks = [ceil_div(size, _BLOCK_ELEMENTS) for size in sizes]
             first = np.cumsum([0, *blocks[:-1]])
             of_sizes, of_first = (self.device.upload(np.array(table, np.int32)) for table in (sizes, first))
             if self.capturing:  # the tables are the graph's

@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from gpucnn.backends.base import Array
-from gpucnn.backends.numpy_elementwise import BLOCK, in_blocks, select
+from gpucnn.backends.numpy_elementwise import BLOCK, TILE, Channels, channel_sums, in_blocks, select
+from gpucnn.backends.numpy_parallel import workers
 from gpucnn.backends.numpy_special import erf
 
 SQRT_HALF = math.sqrt(0.5)
@@ -45,13 +46,36 @@ def activate(block: Array, kind: str) -> None:
 
 def activation_backward(dy: Array, saved: Array, kind: str, parameter: float) -> Array:
     dx = np.empty_like(dy)
-    if kind == "relu":
-        in_blocks(lambda dy, y, dx: select(y > 0, dy, dx), dy, saved, dx)
-    elif kind == "relu6":
-        in_blocks(lambda dy, y, dx: select((y > 0) & (y < 6), dy, dx), dy, saved, dx)
-    else:
-        in_blocks(lambda dy, x, dx: np.multiply(dy, derivative(x, kind, parameter), out=dx), dy, saved, dx)
+    in_blocks(lambda dy, saved, dx: share(dy, saved, kind, parameter, dx), dy, saved, dx)
     return dx
+
+
+def activation_bias_backward(dy: Array, y: Array, kind: str) -> tuple[Array, Array]:
+    """(dx, its sums over all axes but the last), block by block while it is in the cache."""
+    dx = np.empty_like(dy)
+    if dy.size <= TILE:
+        in_blocks(lambda dy, y, dx: share(dy, y, kind, 0.0, dx), dy, y, dx)
+        return dx, channel_sums(dx)
+    channels = Channels(dx)
+    sums = channels.partial_sums(dx.dtype)
+
+    def job(i: int) -> None:
+        part = channels.part(dx, i)
+        share(channels.part(dy, i), channels.part(y, i), kind, 0.0, part)
+        sums[i] = channels.sum(part)
+
+    workers.run(job, len(channels.blocks))
+    return dx, sums.sum(axis=0)
+
+
+def share(dy: Array, saved: Array, kind: str, parameter: float, dx: Array) -> None:
+    """dx = dy · f' of a block."""
+    if kind == "relu":
+        select(saved > 0, dy, dx)
+    elif kind == "relu6":
+        select((saved > 0) & (saved < 6), dy, dx)
+    else:
+        np.multiply(dy, derivative(saved, kind, parameter), out=dx)
 
 
 def clamp(x: Array, limit: float | None, y: Array) -> None:

@@ -12,8 +12,8 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
-from gpucnn.backends import numpy_activation, numpy_conv, numpy_elementwise, numpy_pool
-from gpucnn.backends.base import AdamSettings, Array, Backend, Divisor, RMSpropSettings, SGDSettings
+from gpucnn.backends import numpy_activation, numpy_batch_norm, numpy_conv, numpy_elementwise, numpy_pool
+from gpucnn.backends.base import NO_TAP, AdamSettings, Array, Backend, Divisor, RMSpropSettings, SGDSettings
 from gpucnn.dtypes import is_half
 from gpucnn.geometry import Size, Window
 from gpucnn.live import Live
@@ -24,7 +24,10 @@ R = TypeVar("R")
 
 
 def in_float32(primitive: Callable[Concatenate[B, Array, P], R]) -> Callable[Concatenate[B, Array, P], R]:
-    """Half arrays become float32 for a primitive; its (first) result is rounded to the type of its first argument."""
+    """Half arrays become float32 for a primitive; its result is rounded to the type of its first argument.
+
+    Of several results those with more than one axis are, but for integers: what belongs to a channel stays float32.
+    """
 
     @wraps(primitive)
     def cast(self: B, first: Array, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -33,7 +36,10 @@ def in_float32(primitive: Callable[Concatenate[B, Array, P], R]) -> Callable[Con
         named: dict[str, Any] = {name: widened(value) for name, value in kwargs.items()}
         result: Any = primitive(self, widened(first), *map(widened, args), **named)
         if isinstance(result, tuple):
-            result = (self.astype(result[0], first.dtype), *result[1:])
+            result = tuple(
+                self.astype(r, first.dtype) if r is not None and r.ndim > 1 and r.dtype.kind == "f" else r
+                for r in result
+            )
         else:
             result = self.astype(result, first.dtype)
         return result  # type: ignore[no-any-return]
@@ -74,8 +80,10 @@ class NumpyBackend(Backend):
         groups: int,
         activation: str | None = None,
         scale: Array | None = None,
+        residual: Array | None = None,
     ) -> Array:
-        return numpy_conv.conv2d_forward(x, w, numpy_conv.Epilogue(b, scale, activation), window, groups)
+        residual = None if residual is None else storage(residual)
+        return numpy_conv.conv2d_forward(x, w, numpy_conv.Epilogue(b, scale, activation, residual), window, groups)
 
     @in_float32
     def conv2d_backward_input(self, dy: Array, w: Array, window: Window, groups: int, size: Size) -> Array:
@@ -88,6 +96,56 @@ class NumpyBackend(Backend):
     @in_float32
     def bias_backward(self, dy: Array) -> Array:
         return numpy_elementwise.channel_sums(storage(dy))
+
+    def conv2d_max_pool2d_forward(
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None,
+        window: Window,
+        groups: int,
+        pool: Window,
+        activation: str | None,
+        need_tap: bool,
+    ) -> tuple[Array, Array | None]:
+        y, tap = self.max_pool2d_forward(self.conv2d_forward(x, w, b, window, groups), pool, "max", need_tap)
+        if activation is not None:  # on fewer elements than before the pooling, and the same
+            y = self.activation_forward(y, activation, 0.0)
+            if tap is not None:
+                alive = storage(y) > 0
+                np.bitwise_or(storage(tap), alive.view(np.uint8) - 1, out=storage(tap))  # with 0, or with NO_TAP
+        return y, tap
+
+    def conv2d_max_pool2d_backward(
+        self,
+        dy: Array,
+        tap: Array,
+        x: Array,
+        w: Array,
+        window: Window,
+        groups: int,
+        pool: Window,
+        needed: tuple[bool, bool, bool],
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        if is_half(dy.dtype):
+            arguments = (widened(x), widened(w), window, groups, pool, needed)
+            dx, dw, db = self.conv2d_max_pool2d_backward(widened(dy), tap, *arguments)
+            dx, dw, db = (None if a is None else self.astype(a, dy.dtype) for a in (dx, dw, db))
+            return dx, dw, db
+        dx, dw, db = None, None, None
+        size = (x.shape[2], x.shape[3])
+        if needed[0] or needed[1]:
+            of_sums = self.max_pool2d_backward(dy, tap, pool, window.output_size(size))
+            dx = self.conv2d_backward_input(of_sums, w, window, groups, size) if needed[0] else None
+            dw = self.conv2d_backward_weight(of_sums, x, window, groups) if needed[1] else None
+        if needed[2]:
+            shares = storage(dy)
+            alive = np.empty_like(shares)
+            numpy_elementwise.in_blocks(
+                lambda tap, dy, out: numpy_elementwise.select(tap != NO_TAP, dy, out), storage(tap), shares, alive
+            )
+            db = numpy_elementwise.channel_sums(alive)
+        return dx, dw, db
 
     # -- pooling ------------------------------------------------------------------------------------------------------
 
@@ -119,6 +177,13 @@ class NumpyBackend(Backend):
     def activation_backward(self, dy: Array, saved: Array, kind: str, parameter: float) -> Array:
         return indexed(numpy_activation.activation_backward(storage(dy), storage(saved), kind, parameter))
 
+    def activation_bias_backward(self, dy: Array, y: Array, kind: str) -> tuple[Array, Array]:
+        if is_half(dy.dtype):
+            dx = self.activation_backward(dy, y, kind, 0.0)
+            return dx, self.bias_backward(dx)
+        dx, db = numpy_activation.activation_bias_backward(storage(dy), storage(y), kind)
+        return indexed(dx), db
+
     @in_float32
     def dropout(self, x: Array, p: float, position: Live[tuple[int, int]]) -> Array:
         return indexed(numpy_elementwise.dropout(storage(x), p, *position()))
@@ -126,22 +191,41 @@ class NumpyBackend(Backend):
     # -- batch normalisation ------------------------------------------------------------------------------------------
 
     def batch_norm_statistics(self, x: Array) -> tuple[Array, Array]:
-        return numpy_elementwise.batch_norm_statistics(storage(widened(x)))
+        return numpy_batch_norm.statistics(storage(widened(x)))
 
     @in_float32
     def batch_norm_forward(
-        self, x: Array, mean: Array, invstd: Array, weight: Array | None, bias: Array | None
+        self,
+        x: Array,
+        mean: Array,
+        invstd: Array,
+        weight: Array | None,
+        bias: Array | None,
+        residual: Array | None = None,
+        activation: str | None = None,
     ) -> Array:
-        return indexed(numpy_elementwise.batch_norm_forward(storage(x), mean, invstd, weight, bias))
+        residual = None if residual is None else storage(residual)
+        return indexed(numpy_batch_norm.forward(storage(x), mean, invstd, weight, bias, residual, activation))
 
     @in_float32
     def batch_norm_backward(
-        self, dy: Array, x: Array, mean: Array, invstd: Array, weight: Array | None, training: bool
-    ) -> tuple[Array, Array, Array]:
-        dx, dweight, dbias = numpy_elementwise.batch_norm_backward(
-            storage(dy), storage(x), mean, invstd, weight, training
+        self,
+        dy: Array,
+        x: Array,
+        mean: Array,
+        invstd: Array,
+        weight: Array | None,
+        training: bool,
+        bias: Array | None = None,
+        y: Array | None = None,
+        activation: str | None = None,
+        residual: bool = False,
+    ) -> tuple[Array, Array, Array, Array | None]:
+        y = None if activation is None else storage(y)
+        dx, dweight, dbias, dr = numpy_batch_norm.backward(
+            storage(dy), storage(x), mean, invstd, weight, training, y, activation, residual
         )
-        return indexed(dx), dweight, dbias
+        return indexed(dx), dweight, dbias, indexed(dr) if residual else None
 
     # -- products and losses ------------------------------------------------------------------------------------------
 
@@ -158,10 +242,10 @@ class NumpyBackend(Backend):
         logits = logits - logits.max(axis=1, keepdims=True)
         logsumexp = np.log(np.exp(logits).sum(axis=1))
         rows, target, share = self._targets(logits, labels, weight, smoothing, ignore_index)
-        loss = share * (logsumexp - logits[rows, target])
+        loss = np.where(labels == ignore_index, 0, share * (logsumexp - logits[rows, target]))
         if smoothing:
             surprise = logsumexp[:, None] - logits
-            spread = surprise.sum(axis=1) if weight is None else surprise @ weight
+            spread = surprise.sum(axis=1) if weight is None else self.matmul(surprise, weight[:, None])[:, 0]
             loss += np.where(labels == ignore_index, 0, smoothing / logits.shape[1] * spread).astype(logits.dtype)
         return loss, logsumexp
 

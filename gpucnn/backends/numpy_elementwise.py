@@ -1,4 +1,4 @@
-"""Elementwise work, sums over channels and batch normalisation in NumPy, in cache-sized blocks over the cores.
+"""Elementwise work, sums over channels and matrix products in NumPy, in cache-sized blocks over the cores.
 
 A vector over the channels is repeated to a tile of a few thousand elements, so that NumPy's inner loops are long even
 where there are few channels: x [M, C] is read as [M / t, t·C].
@@ -38,6 +38,8 @@ def in_blocks(job: Callable[..., None], *arrays: Array) -> None:
 
 def pixels(x: Array) -> Array:
     """A view of x [..., C] with each run of C as one element: NumPy copies that faster than a loop of C floats."""
+    if not x.shape[-1]:
+        return np.empty(x.shape[:-1], np.bool_)  # there is nothing to copy
     return x.view(np.dtype((np.void, x.shape[-1] * x.itemsize)))[..., 0]
 
 
@@ -74,13 +76,13 @@ class Channels:
 
     def __init__(self, x: Array) -> None:
         self.c = x.shape[-1]
-        self.count = x.size // self.c
-        self.repeat = largest_divisor(self.count, max(TILE // self.c, 1))
+        self.count = x.size // max(self.c, 1)
+        self.repeat = largest_divisor(self.count, max(TILE // max(self.c, 1), 1))
         self.blocks = cut(self.count // self.repeat, x.size // BLOCK)
 
     def part(self, x: Array, i: int) -> Array:
         """Block i of x, [lines, t·C]."""
-        return x.reshape(-1, self.repeat * self.c)[self.blocks[i]]
+        return x.reshape(self.count // self.repeat, self.repeat * self.c)[self.blocks[i]]
 
     def tile(self, vector: Array) -> Array:
         return np.tile(vector, self.repeat)
@@ -102,9 +104,14 @@ def largest_divisor(number: int, limit: int) -> int:
 def channel_sums(x: Array) -> Array:
     """[C] of a dense x [..., C]."""
     if x.size <= TILE:
-        rows = x.reshape(-1, x.shape[-1])
-        with np.errstate(all="ignore"):
-            return np.matmul(np.ones(len(rows), x.dtype), rows)
+        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        total = np.empty(x.shape[-1], x.dtype)
+
+        def whole(i: int) -> None:
+            np.matmul(np.ones(len(rows), x.dtype), rows, out=total)
+
+        workers.run(whole, 1)
+        return total
     channels = Channels(x)
     sums = channels.partial_sums(x.dtype)
 
@@ -113,85 +120,6 @@ def channel_sums(x: Array) -> Array:
 
     workers.run(job, len(channels.blocks))
     return sums.sum(axis=0)
-
-
-# -- batch normalisation -----------------------------------------------------------------------------------------------
-
-
-def batch_norm_statistics(x: Array) -> tuple[Array, Array]:
-    """Mean and variance of each block by two passes, combined by the formula of Chan, Golub and LeVeque (1979)."""
-    channels = Channels(x)
-    means, squares = channels.partial_sums(x.dtype), channels.partial_sums(x.dtype)
-    counts = np.zeros((len(channels.blocks), 1))
-
-    def job(i: int) -> None:
-        part = channels.part(x, i)
-        counts[i] = part.size // channels.c
-        means[i] = channels.sum(part) / x.dtype.type(counts[i, 0])
-        deviation = np.subtract(part, channels.tile(means[i]), out=scratch("deviation", part.shape, x.dtype))
-        # The sum that made the mean was rounded; what the deviations still add up to corrects it.
-        shift = channels.sum(deviation) / x.dtype.type(counts[i, 0])
-        np.square(deviation, out=deviation)
-        squares[i] = channels.sum(deviation) - x.dtype.type(counts[i, 0]) * np.square(shift)
-        means[i] += shift
-
-    workers.run(job, len(channels.blocks))
-    count = max(channels.count, 1)
-    mean = (means * counts).sum(axis=0) / count
-    variance = (squares + np.square(means - mean) * counts).sum(axis=0) / count
-    return mean.astype(x.dtype), variance.astype(x.dtype)
-
-
-def batch_norm_forward(x: Array, mean: Array, invstd: Array, weight: Array | None, bias: Array | None) -> Array:
-    channels = Channels(x)
-    y = np.empty_like(x)
-    center, scale = channels.tile(mean), channels.tile(invstd if weight is None else invstd * weight)
-    shift = None if bias is None else channels.tile(bias)
-
-    def job(i: int) -> None:
-        part = np.subtract(channels.part(x, i), center, out=channels.part(y, i))
-        part *= scale
-        if shift is not None:
-            part += shift
-
-    workers.run(job, len(channels.blocks))
-    return y
-
-
-def batch_norm_backward(
-    dy: Array, x: Array, mean: Array, invstd: Array, weight: Array | None, training: bool
-) -> tuple[Array, Array, Array]:
-    channels = Channels(x)
-    sums, products = channels.partial_sums(x.dtype), channels.partial_sums(x.dtype)
-    center = channels.tile(mean)
-
-    def reduce(i: int) -> None:
-        part = channels.part(dy, i)
-        sums[i] = channels.sum(part)
-        product = np.subtract(channels.part(x, i), center, out=scratch("deviation", part.shape, x.dtype))
-        product *= part
-        products[i] = channels.sum(product)
-
-    workers.run(reduce, len(channels.blocks))
-    dbias = sums.sum(axis=0)
-    dweight = products.sum(axis=0) * invstd
-    factor = invstd if weight is None else invstd * weight
-    # dx = factor · dy − (x − mean) · slope − shift
-    count = max(channels.count, 1)
-    scale = channels.tile(factor)
-    slope, shift = channels.tile(factor * invstd * dweight / count), channels.tile(factor * dbias / count)
-    dx = np.empty_like(dy)
-
-    def spread(i: int) -> None:
-        part = np.multiply(channels.part(dy, i), scale, out=channels.part(dx, i))
-        if training:
-            deviation = np.subtract(channels.part(x, i), center, out=scratch("deviation", part.shape, x.dtype))
-            deviation *= slope
-            part -= deviation
-            part -= shift
-
-    workers.run(spread, len(channels.blocks))
-    return dx, dweight, dbias
 
 
 # -- products ----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import LibController, ThreadpoolController
 
 from gpucnn.backends.base import Array
 
@@ -36,6 +36,11 @@ def thread_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def blas_libraries() -> list[LibController]:
+    """Each BLAS that is loaded in this process."""
+    return [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
+
+
 def blas_threads() -> list[tuple[Callable[[], int], Callable[[int], object]]]:
     """How each BLAS in this process is asked for its number of threads, and told it.
 
@@ -43,14 +48,13 @@ def blas_threads() -> list[tuple[Callable[[], int], Callable[[int], object]]]:
     take a twentieth of its step.
     """
     found: list[tuple[Callable[[], int], Callable[[int], object]]] = []
-    for library in ThreadpoolController().lib_controllers:
-        if library.user_api == "blas":
-            names = [f"{prefix}openblas_%s_num_threads{suffix}" for prefix in ("", "scipy_") for suffix in ("", "64_")]
-            name = next((name for name in names if hasattr(library.dynlib, name % "set")), None)
-            if name is None:
-                found.append((library.get_num_threads, library.set_num_threads))
-            else:
-                found.append((getattr(library.dynlib, name % "get"), getattr(library.dynlib, name % "set")))
+    for library in blas_libraries():
+        names = [f"{prefix}openblas_%s_num_threads{suffix}" for prefix in ("", "scipy_") for suffix in ("", "64_")]
+        name = next((name for name in names if hasattr(library.dynlib, name % "set")), None)
+        if name is None:
+            found.append((library.get_num_threads, library.set_num_threads))
+        else:
+            found.append((getattr(library.dynlib, name % "get"), getattr(library.dynlib, name % "set")))
     return found
 
 
@@ -92,6 +96,7 @@ class Workers:
         self._blas = blas_threads()
         self._blas_lock = threading.Lock()
         self._running = 0
+        self._forked_within = False  # a run of another thread, which has left BLAS at one thread
         self._blas_threads: list[int] = []
 
     def run(self, job: Job, blocks: int) -> None:
@@ -124,10 +129,22 @@ class Workers:
                     threading.Thread(target=_help, args=(self._tasks,), name="gpucnn", daemon=True).start()
                 self._process = os.getpid()
 
+    def before_fork(self) -> None:
+        """Wait until no other thread has the lock: the child would wait for that thread, which it does not have."""
+        self._blas_lock.acquire()
+
+    def after_fork(self, in_child: bool) -> None:
+        """In a child there is but the thread that forks: the runs of other threads have never been."""
+        if in_child:
+            self._forked_within, self._running = self._forked_within or self._running > 0, 0
+        self._blas_lock.release()
+
     def _hold_blas(self) -> None:
         with self._blas_lock:
             if not self._running:
-                self._blas_threads = [get() for get, _ in self._blas]
+                if not self._forked_within:
+                    self._blas_threads = [get() for get, _ in self._blas]
+                self._forked_within = False
                 for _, set_threads in self._blas:
                     set_threads(1)
             self._running += 1
@@ -147,6 +164,12 @@ def _help(tasks: SimpleQueue[_Task]) -> None:
 
 
 workers = Workers(thread_count())
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=workers.before_fork,
+        after_in_parent=lambda: workers.after_fork(False),
+        after_in_child=lambda: workers.after_fork(True),
+    )
 
 
 def cut(length: int, parts: int) -> list[slice]:

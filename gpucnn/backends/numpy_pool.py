@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gpucnn.backends.base import Array, Divisor
-from gpucnn.backends.numpy_conv import channels_last
+from gpucnn.backends.numpy_columns import channels_last
 from gpucnn.backends.numpy_elementwise import pixels, select
 from gpucnn.backends.numpy_parallel import cut, scratch, workers
 from gpucnn.geometry import Size, Window

@@ -14,7 +14,7 @@ def first_step(provider: str, folder: str) -> float:
     """The loss of a first training step of LeNet-5; folder/problem.npz holds weights, images and labels."""
     import numpy as np
 
-    with np.load(Path(folder) / "problem.npz") as file:
+    with np.load(Path(folder) / "problem.npz", allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     images, labels = arrays.pop("images"), arrays.pop("labels")
     if not provider.startswith("torch"):
@@ -53,7 +53,7 @@ def peak_of_training(provider: str, network: str, folder: str, precision: str, t
     from gpucnn.benchmark.reference import NetworkProblem
 
     providers.limit_threads(int(threads))
-    with np.load(Path(folder) / "problem.npz") as file:
+    with np.load(Path(folder) / "problem.npz", allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     images, labels = arrays.pop("images"), arrays.pop("labels")
     chosen = next(one for one in suites.NETWORKS if one.name == network)

@@ -12,6 +12,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,7 +24,8 @@ import numpy as np
 import gpucnn
 from gpucnn import functional as F
 from gpucnn.backends import get_backend
-from gpucnn.benchmark.reference import LR, MOMENTUM, NetworkProblem, OpProblem, flat
+from gpucnn.benchmark.reference import LR, MOMENTUM, PRECISIONS, NetworkProblem, OpProblem, flat
+from gpucnn.dtypes import named
 from gpucnn.nn import Module, models
 from gpucnn.testing import Array
 
@@ -104,10 +106,12 @@ def process_peak() -> int:
 class Gpucnn(Provider):
     """One of our backends; "cuda-graph" is cuda with each step of a network captured and launched as a whole."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, precision: str = "fp32") -> None:
         backend, _, self.variant = name.partition("-")
         self.backend = get_backend(backend)
         self.name, self.version = name, gpucnn.__version__
+        self.precision, self.dtype = precision, PRECISIONS[precision]
+        self.precisions = ("fp32", "bf16", "fp16") if backend == "numpy" else tuple(PRECISIONS)
         if backend == "cuda":
             self.device = "gpu"
             self._clock = cupy_clock(self.backend.xp)
@@ -117,24 +121,38 @@ class Gpucnn(Provider):
             raise Unsupported("graphs are for networks: a single op is a launch or two anyway")
         wanted = problem.gradients_of(part)
         inputs = [
-            gpucnn.tensor(value, backend=self.backend, requires_grad=i in wanted)
+            gpucnn.tensor(value, named(self.dtype), requires_grad=i in wanted, backend=self.backend)
             if isinstance(value, np.ndarray) and value.dtype.kind == "f"
             else value
             for i, value in enumerate(problem.inputs)
         ]
         arguments = problem.case.arguments
         op = getattr(F, problem.case.op)
+
+        def forward() -> Any:
+            with self._multiplied():
+                return op(*inputs, **arguments)
+
         if not wanted:
-            return Work(lambda: op(*inputs, **arguments), lambda y: [y.numpy()])
-        leaves = [inputs[i] for i in wanted]
-        y, u = op(*inputs, **arguments), gpucnn.tensor(problem.cotangent, backend=self.backend)
+            return Work(forward, lambda y: [_of_ours(y)])
+        leaves, y = [inputs[i] for i in wanted], forward()
+        u = gpucnn.tensor(problem.cotangent, y.dtype, backend=self.backend)
 
         def run() -> None:
             for leaf in leaves:
                 leaf.grad = None
-            y.backward(u, retain_graph=True)
+            with self._multiplied():
+                y.backward(u, retain_graph=True)
 
-        return Work(run, lambda _: [leaf.grad.numpy() for leaf in leaves if leaf.grad is not None])
+        return Work(run, lambda _: [_of_ours(leaf.grad) for leaf in leaves if leaf.grad is not None])
+
+    def _multiplied(self) -> AbstractContextManager[None]:
+        """Where products of float32 are in TF32, if they are to be."""
+        return gpucnn.precision(self.precision if self.precision == "tf32" else "fp32")
+
+    def _mixed(self) -> AbstractContextManager[None]:
+        """For the forward pass of a network, as `Torch` does it."""
+        return gpucnn.autocast(self.dtype) if self.dtype != "float32" else nullcontext()
 
     def network(self, problem: NetworkProblem) -> Work:
         module = problem.module().to(self.backend)
@@ -142,17 +160,17 @@ class Gpucnn(Provider):
         if not problem.training:
 
             def infer(x: gpucnn.Tensor) -> Any:
-                with gpucnn.no_grad():
+                with gpucnn.no_grad(), self._mixed():
                     return module(x)
 
-            launch = gpucnn.compile(infer) if self.variant == "graph" else infer
-            return Work(lambda: launch(x), lambda y: [y.numpy()])
+            return self._launched(infer, (x,), lambda y: [_of_ours(y)])
         parameters = list(module.parameters())
         optimizer = gpucnn.optim.SGD(parameters, lr=LR, momentum=MOMENTUM)
 
         def step(x: gpucnn.Tensor, labels: Any) -> Any:
             optimizer.zero_grad()
-            loss = F.cross_entropy(module(x), labels)
+            with self._mixed():
+                loss = F.cross_entropy(module(x), labels)
             loss.backward()
             optimizer.step()
             return loss
@@ -164,10 +182,19 @@ class Gpucnn(Provider):
                 flat(p.numpy() for p in parameters),
             ]
 
-        if self.variant == "graph":
-            captured, labels = gpucnn.compile(step), gpucnn.tensor(problem.labels, backend=self.backend)
-            return Work(lambda: captured(x, labels), results)
-        return Work(lambda: step(x, problem.labels), results)
+        labels = gpucnn.tensor(problem.labels, backend=self.backend) if self.variant == "graph" else problem.labels
+        return self._launched(step, (x, labels), results)
+
+    def _launched(
+        self, step: Callable[..., Any], arguments: tuple[Any, ...], results: Callable[[Any], list[Array]]
+    ) -> Work:
+        launch = gpucnn.compile(step) if self.variant == "graph" else step
+
+        def run() -> Any:
+            with self._multiplied():
+                return launch(*arguments)
+
+        return Work(run, results)
 
     def synchronize(self) -> None:
         self.backend.synchronize()
@@ -180,6 +207,10 @@ class Gpucnn(Provider):
         if self.device == "cpu":
             return super().cold_seconds(run, host_seconds)
         return self._clock.cold_seconds(run, host_seconds)
+
+
+def _of_ours(tensor: gpucnn.Tensor) -> Array:
+    return np.asarray(tensor.detach().float().numpy())
 
 
 class ColdClock:
@@ -264,8 +295,6 @@ def _seconds_of(function: Callable[[], Any], synchronize: Callable[[], Any]) -> 
 
 # -- PyTorch -----------------------------------------------------------------------------------------
 
-_TORCH_DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
 
 class Torch(Provider):
     """PyTorch: eager; with channels_last tensors, and cudnn.benchmark on a GPU; or torch.compile with CUDA graphs."""
@@ -289,7 +318,7 @@ class Torch(Provider):
     def _tensor(self, array: Array, dtype: Any = None) -> Any:
         tensor = self.torch.tensor(array, device=self.where)
         if tensor.is_floating_point():
-            tensor = tensor.to(getattr(self.torch, dtype or _TORCH_DTYPES[self.precision]))
+            tensor = tensor.to(getattr(self.torch, dtype or PRECISIONS[self.precision]))
         if self.variant == "channels-last" and tensor.ndim == 4:
             tensor = tensor.to(memory_format=self.torch.channels_last)
         return tensor
@@ -326,7 +355,7 @@ class Torch(Provider):
             module = module.to(memory_format=torch.channels_last)
         if self.variant == "compile":
             module = torch.compile(module, mode="reduce-overhead")
-        half = getattr(torch, _TORCH_DTYPES[self.precision])
+        half = getattr(torch, PRECISIONS[self.precision])
         mixed = torch.autocast(self.where, half, enabled=half != torch.float32)
         if not problem.training:
 
@@ -427,7 +456,7 @@ def torch_twin(module: Module) -> Any:
 def make(name: str, precision: str, threads: int) -> Provider:
     """The provider of that name. Raises RuntimeError, saying what is missing, where it can't run."""
     if name in OURS:
-        return Gpucnn(name)
+        return Gpucnn(name, precision)
     package = name.partition("-")[0]
     if find_spec(package) is None:
         raise RuntimeError(f"{package} is not installed")

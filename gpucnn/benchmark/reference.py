@@ -23,10 +23,12 @@ import gpucnn
 from gpucnn import functional as F
 from gpucnn.backends import use_backend
 from gpucnn.benchmark.suites import Network, Op, Task
+from gpucnn.dtypes import HALVES
 from gpucnn.nn import Module
-from gpucnn.testing import Array, Case, Evaluation, Values, evaluate
+from gpucnn.testing import Array, Case, Evaluation, Values, evaluate, in_half
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+# Each precision, and the type that tensors have in it.
+PRECISIONS = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 UNIT = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8, "fp16": 2.0**-11}  # roundoff of an operand
 OUTPUT_UNIT = {"fp32": 0.0, "tf32": 0.0, "bf16": 2.0**-8, "fp16": 2.0**-11}  # and of a result, beyond float32's
 MARGIN = 4  # by how much a network may miss the yardstick, which is itself one draw
@@ -48,7 +50,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class OpProblem:
-    """An op's inputs, and what its passes result in. `inputs` are float32 arrays, labels and plain arguments."""
+    """An op's inputs, what its passes result in, and how far off each element may be. `inputs` are float32 arrays,
+    labels and plain arguments."""
 
     case: Case
     precision: str
@@ -78,9 +81,8 @@ class OpProblem:
             return Verdict(math.inf, math.inf)
         u, extra = UNIT["fp32"], OUTPUT_UNIT[self.precision]
         off = np.abs(got - expected)
-        bound = u * self.bounds[which] + extra * (np.abs(expected) + u * self.bounds[which])
         with np.errstate(divide="ignore", invalid="ignore"):
-            of_bound = float(np.where(off == 0, 0.0, off / bound).max())
+            of_bound = float(np.where(off == 0, 0.0, off / self.bounds[which]).max())
         error = _relative(off, expected)
         if self.case.op in ("conv2d", "linear"):
             terms = self.case.flops / (2 * expected.size)
@@ -145,7 +147,12 @@ def _op_problem(case: Case, precision: str) -> OpProblem:
     if precision != "fp32":
         u = rounded(exact.cotangent, precision)
         exact = replace(exact, cotangent=u, results=exact.again(cotangent=lambda _: u))
-    bounds = [np.broadcast_to(np.asarray(b), r.shape) for b, r in zip(case.bounds(exact), exact.results, strict=True)]
+    roundoffs = case.bounds(exact)
+    bounds = (
+        in_half(exact, PRECISIONS[precision], roundoffs)
+        if PRECISIONS[precision] in HALVES
+        else [UNIT["fp32"] * np.broadcast_to(b, r.shape) for b, r in zip(roundoffs, exact.results, strict=True)]
+    )
     return OpProblem(case, precision, exact, bounds, case.made_inputs("float32"))
 
 

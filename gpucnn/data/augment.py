@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Images = NDArray[np.float32]
+_LONGEST = 65535  # pixels of a side
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Compose:
     transforms: Sequence[Callable[[Images, np.random.Generator], Images]]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.transforms, Sequence):
+            raise TypeError(f"Compose needs a list of callables, got {self.transforms!r}")
         for transform in self.transforms:
             if not callable(transform):
                 raise TypeError(f"Compose needs callables (images, generator) -> images, got {transform!r}")
@@ -54,9 +57,11 @@ class Normalize:
             raise ValueError(f"mean {self.mean} and std {self.std} do not fit images of {channels} channels")
 
     def __call__(self, images: Images, generator: np.random.Generator | None = None) -> Images:
+        _check(images)
         self.check_channels(images.shape[3])
-        result: Images = images - np.asarray(self.mean, np.float32)
-        result /= np.asarray(self.std, np.float32)
+        with np.errstate(all="ignore"):
+            result: Images = images - np.asarray(self.mean, np.float32)
+            result /= np.asarray(self.std, np.float32)
         return result
 
 
@@ -67,10 +72,11 @@ class RandomHorizontalFlip:
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.p <= 1:
+        if not _is_number(self.p) or not 0 <= self.p <= 1:
             raise ValueError(f"p must be within 0..1, got {self.p}")
 
     def __call__(self, images: Images, generator: np.random.Generator) -> Images:
+        _check(images)
         flipped = generator.random(len(images)) < self.p
         result = images.copy()
         result[flipped] = images[flipped, :, ::-1]
@@ -93,6 +99,7 @@ class RandomCrop:
         _integers("padding", self.padding, 0, (1, 2, 4))
 
     def __call__(self, images: Images, generator: np.random.Generator) -> Images:
+        _check(images)
         n, h, w, c = images.shape
         height, width = _integers("size", self.size, 1, (1, 2))
         left, top, right, bottom = _integers("padding", self.padding, 0, (1, 2, 4))
@@ -121,6 +128,7 @@ class Cutout:
         _integers("size", self.size, 1, (1,))
 
     def __call__(self, images: Images, generator: np.random.Generator) -> Images:
+        _check(images)
         n, h, w, _ = images.shape
         top = generator.integers(0, h, (n, 1)) - self.size // 2
         left = generator.integers(0, w, (n, 1)) - self.size // 2
@@ -151,11 +159,11 @@ class RandomAffine:
         _range("degrees", self.degrees)
         self._shears()
         move = (0, 0) if self.translate is None else self.translate
-        if not (isinstance(move, Sequence) and len(move) == 2 and all(0 <= part <= 1 for part in move)):
+        if not (isinstance(move, Sequence) and len(move) == 2 and all(_is_number(m) and 0 <= m <= 1 for m in move)):
             raise ValueError(f"translate must be two fractions within 0..1, got {self.translate}")
         if self.scale is not None and _range("scale", self.scale)[0] <= 0:
             raise ValueError(f"scale must be (least, most), both above 0, got {self.scale}")
-        if not math.isfinite(self.fill):
+        if not _is_number(self.fill) or not math.isfinite(self.fill):
             raise ValueError(f"fill must be finite, got {self.fill}")
 
     def _shears(self) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -164,6 +172,7 @@ class RandomAffine:
         return _range("shear", self.shear), (0.0, 0.0)
 
     def __call__(self, images: Images, generator: np.random.Generator) -> Images:
+        _check(images)
         n, h, w, _ = images.shape
         return warp(images, self.matrices(n, h, w, generator), self.fill)
 
@@ -215,6 +224,7 @@ def warp(images: Images, matrices: NDArray[np.float64], fill: float = 0.0) -> Im
     if c > 1:
         part_x, part_y = part_x[..., None], part_y[..., None]
 
+    @np.errstate(all="ignore")
     def mix(offset: int) -> NDArray[np.float32]:
         left = pixels[offset:].take(row, axis=0, mode="clip")
         right = pixels[offset + 1 :].take(row, axis=0, mode="clip")
@@ -224,14 +234,26 @@ def warp(images: Images, matrices: NDArray[np.float64], fill: float = 0.0) -> Im
         return left
 
     upper, lower = mix(0), mix(width)
-    lower -= upper
-    lower *= part_y
-    upper += lower
+    with np.errstate(all="ignore"):
+        lower -= upper
+        lower *= part_y
+        upper += lower
     return upper.reshape(n, h, w, c)
 
 
+def _check(images: Any) -> None:
+    """Raises TypeError for what is no float32 array, ValueError unless it is [N, H, W, C] with pixels."""
+    if not isinstance(images, np.ndarray) or images.dtype != np.float32:
+        raise TypeError(f"images must be a float32 array, got {getattr(images, 'dtype', type(images).__name__)}")
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        raise ValueError(f"images must be [N, H, W, C] with pixels, got shape {images.shape}")
+
+
 def _per_channel(name: str, values: float | Sequence[float]) -> tuple[float, ...]:
-    array = np.atleast_1d(np.asarray(values, np.float64))
+    try:
+        array = np.atleast_1d(np.asarray(values, np.float64))
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number or one a channel, got {values!r}") from None
     if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
         raise ValueError(f"{name} must be a finite number or one a channel, got {values!r}")
     return tuple(array.tolist())
@@ -241,17 +263,24 @@ def _integers(name: str, value: Any, least: int, lengths: tuple[int, ...]) -> tu
     """``value``, a number or ``lengths`` of them, repeated to the longest of ``lengths``."""
     values = (value,) if isinstance(value, int | np.integer) else value
     if not isinstance(values, Sequence) or not all(isinstance(v, int | np.integer) and v >= least for v in values):
-        raise ValueError(f"{name} must be whole numbers of at least {least}, got {value!r}")
+        raise ValueError(f"{name} must be whole numbers of at least {least}, got {value!r:.100}")
+    if any(v > _LONGEST for v in values):
+        raise ValueError(f"{name} must be whole numbers up to {_LONGEST}, got {value!r:.100}")
     if len(values) not in lengths:
         raise ValueError(f"{name} must be {' or '.join(map(str, lengths))} numbers, got {value!r}")
     return tuple(map(int, values)) * (lengths[-1] // len(values))
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a float can hold it."""
+    return isinstance(value, int | float | np.floating | np.integer) and bool(-(2.0**1023) < value < 2.0**1023)
+
+
 def _range(name: str, value: Any) -> tuple[float, float]:
     """(−v, v) of a number v, or the two ends of a range as they are."""
-    if isinstance(value, Sequence) and len(value) == 2:
+    if isinstance(value, Sequence) and len(value) == 2 and all(map(_is_number, value)):
         low, high = map(float, value)
-    elif isinstance(value, int | float | np.number) and value >= 0:
+    elif _is_number(value) and value >= 0:
         low, high = -float(value), float(value)
     else:
         raise ValueError(f"{name} must be a number of at least 0 or (least, most), got {value!r}")

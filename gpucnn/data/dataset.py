@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from gpucnn.functional import validate
 
 Images = NDArray[Any]
 Labels = NDArray[np.int64]
@@ -51,6 +53,8 @@ class Dataset:
     name: str = "dataset"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.classes, Sequence) or not all(isinstance(name, str) for name in self.classes):
+            raise TypeError(f"{self.name}: classes must be names, got {self.classes!r:.200}")
         images, labels, classes = np.asarray(self.images), np.asarray(self.labels), tuple(self.classes)
         if images.ndim != 4:
             raise ValueError(f"{self.name}: images must be [N, H, W, C], got shape {images.shape}")
@@ -96,10 +100,12 @@ class Dataset:
     def __getitem__(self, index: slice | ArrayLike) -> tuple[Images, Labels]: ...
     def __getitem__(self, index: Any) -> tuple[Images, int | Labels]:
         """``(image [H, W, C], label)`` for an int; ``(images, labels)`` for a slice, indices or a mask. As stored."""
-        if isinstance(index, int | np.integer):
-            return self.images[index], int(self.labels[index])
-        rows = index if isinstance(index, slice) else _as_indices(index, len(self))
-        return self.images[rows], self.labels[rows]
+        rows = index if isinstance(index, slice | int | np.integer) else _as_indices(index, len(self))
+        try:
+            images, labels = self.images[rows], self.labels[rows]
+        except (IndexError, TypeError) as error:
+            raise IndexError(f"{self.name}: {error}") from None
+        return images, int(labels) if images.ndim == 3 else labels
 
     def subset(self, indices: slice | ArrayLike) -> Dataset:
         """The images at ``indices`` (a slice, indices or a mask) as a data set with the same classes."""
@@ -119,7 +125,10 @@ def _read_only(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _as_indices(index: ArrayLike, length: int) -> NDArray[Any]:
-    rows = np.asarray(index)
+    try:
+        rows = np.asarray(index)
+    except ValueError:
+        raise TypeError(f"index a data set with an int, a slice or a list of ints, got {index!r:.100}") from None
     if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iub"):
         raise TypeError(f"index a data set with an int, a slice or a list of ints, got {index!r}")
     if rows.dtype == np.bool_ and len(rows) != length:
@@ -136,7 +145,7 @@ def split(
     shares of the classes. Images that occur several times stay together on one side, so with duplicates the held-out
     set can be a little smaller than asked for. Both sides keep the order of ``dataset``.
     """
-    count = _held_out_count(fraction_or_count, len(dataset))
+    count, seed = _held_out_count(fraction_or_count, len(dataset)), validate.integer("split", "seed", seed, least=0)
     groups = _identical_images(dataset)
     strata = dataset.labels[[group[0] for group in groups]] if stratify else np.zeros(len(groups), np.int64)
     totals = np.bincount(strata, weights=[len(group) for group in groups]).astype(np.int64)

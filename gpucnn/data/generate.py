@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn.data.dataset import Dataset
+from gpucnn.functional import validate
+from gpucnn.geometry import pair
 
 Bitmap = NDArray[np.bool_]
 Strokes = tuple[tuple[tuple[int, int], tuple[int, int]], ...]
@@ -46,7 +48,10 @@ def x_or_not_x(
     many random pixels. The rest are other strokes, random dots or nothing, none of which can be had from an X by
     flipping ``distort`` pixels, so no image is of both classes. Images may repeat: there are not so many small ones.
     """
-    h, w = (size, size) if isinstance(size, int) else size
+    op = "x_or_not_x"
+    h, w = pair(size, "size", 1)
+    count, seed = validate.integer(op, "count", count), validate.integer(op, "seed", seed, least=0)
+    distort = validate.integer(op, "distort", distort)
     if not (5 <= h <= _LARGEST and 5 <= w <= _LARGEST):
         raise ValueError(f"size must be within 5..{_LARGEST} by 5..{_LARGEST}, got {h}×{w}")
     if count < 1:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,10 @@ from gpucnn.data.dataset import Dataset, to_float
 Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
 Augment = Callable[[NDArray[np.float32], np.random.Generator], NDArray[np.float32]]
 
+PATIENCE = 5.0  # seconds: how long a loader that is closed waits for its thread to end the batch it is at
+_CHECK = 0.2  # seconds between two looks at whether the thread is alive, while a batch is waited for
+_logger = logging.getLogger("gpucnn")
+
 
 class Loader:
     """Iterates over batches ``(images float32 [N, C, H, W], labels int64 [N])``, like torch's DataLoader.
@@ -23,7 +28,8 @@ class Loader:
     The images are indexed [N, C, H, W] and stored channels-last. A last short batch is kept unless ``drop_last``.
     ``augment(images [N, H, W, C], generator)`` changes the images on their way (see `Compose`), and
     ``normalise=(mean, std)``, numbers or one a channel, comes after it. A background thread prepares up to ``prefetch``
-    batches ahead; 0 prepares them in the caller, with the same bits.
+    batches ahead; 0 prepares them in the caller, with the same bits. An exception in it reaches the caller with a note
+    that names the batch and its images; if the thread itself ends, that is a RuntimeError.
 
     Order and augmentation of a batch depend on ``seed``, the epoch and the batch's number alone, so a run that resumes
     with ``epoch(e, start)`` sees the batches it would have seen. Each ``iter(loader)`` is the next epoch:
@@ -71,28 +77,39 @@ class Loader:
         self.current += 1
         return self.epoch(epoch)
 
-    def epoch(self, e: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of epoch ``e`` from batch number ``start`` on."""
+    def epoch(self, e: int, start: int = 0, on_wait: Callable[[], object] = lambda: None) -> Iterator[Batch]:
+        """The batches of epoch ``e`` from batch number ``start`` on.
+
+        While a batch is waited for, ``on_wait()`` is called five times a second; what it raises ends the epoch.
+        """
         _check_integer("epoch", e, 0)
         _check_integer("start", start, 0)
         if start > len(self):
             raise ValueError(f"start={start} is past the end: an epoch has {len(self)} batches")
         order = self._generator(e, 0).permutation(len(self.dataset)) if self.shuffle else np.arange(len(self.dataset))
         batches = (self._batch(order, e, b) for b in range(start, len(self)))
-        return _prefetched(batches, self.prefetch) if self.prefetch else batches
+        return _prefetched(batches, self.prefetch, on_wait) if self.prefetch else batches
 
     def _generator(self, epoch: int, stream: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(epoch, stream)))
 
     def _batch(self, order: NDArray[np.intp], epoch: int, b: int) -> Batch:
         rows = order[b * self.batch_size : (b + 1) * self.batch_size]
-        stored, labels = self.dataset[rows]
-        images = to_float(stored).transpose(0, 2, 3, 1)
-        if self.augment is not None:
-            images = _check_augmented(self.augment(images, self._generator(epoch, 1 + b)), images)
-        if self.normalise is not None:
-            images = self.normalise(images)
-        return np.ascontiguousarray(images).transpose(0, 3, 1, 2), labels
+        try:
+            stored, labels = self.dataset[rows]
+            images = to_float(stored).transpose(0, 2, 3, 1)
+            if self.augment is not None:
+                images = _check_augmented(self.augment(images, self._generator(epoch, 1 + b)), images)
+            if self.normalise is not None:
+                images = self.normalise(images)
+            return np.ascontiguousarray(images).transpose(0, 3, 1, 2), labels
+        except BaseException as error:
+            numbers = ", ".join(map(str, rows[:8])) + ", …" * (len(rows) > 8)
+            error.add_note(
+                f"while {threading.current_thread().name} prepared batch {b} of epoch {epoch} (both counted from 0): "
+                f"images {numbers} of {self.dataset.name}"
+            )
+            raise
 
     def __repr__(self) -> str:
         return f"Loader({self.dataset!r}, batch_size={self.batch_size}, {len(self)} batches, shuffle={self.shuffle})"
@@ -113,8 +130,11 @@ def _check_augmented(images: Any, before: NDArray[np.float32]) -> NDArray[np.flo
     return images
 
 
-def _prefetched(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
-    """Yields ``batches``, of which a thread makes up to ``depth`` in advance. Ends the thread when it is closed."""
+def _prefetched(batches: Iterator[Batch], depth: int, on_wait: Callable[[], object]) -> Iterator[Batch]:
+    """Yields ``batches``, of which a thread makes up to ``depth`` in advance. Ends the thread when it is closed.
+
+    Raises what the thread raises, and RuntimeError if it ends without a word or by what would end the process.
+    """
     ready: SimpleQueue[Batch | BaseException | None] = SimpleQueue()
     room = threading.Semaphore(depth - 1)
     abandoned = threading.Event()
@@ -134,9 +154,12 @@ def _prefetched(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
     thread = threading.Thread(target=fill, name="gpucnn-loader", daemon=True)
     thread.start()
     try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
+        while (item := _taken(ready, thread, on_wait)) is not None:
+            if isinstance(item, Exception):
                 raise item
+            if isinstance(item, BaseException):
+                notes = "; ".join(getattr(item, "__notes__", ()))
+                raise RuntimeError(f"the thread of the loader was ended by {type(item).__name__}; {notes}") from item
             room.release()
             yield item
     finally:
@@ -144,4 +167,20 @@ def _prefetched(batches: Iterator[Batch], depth: int) -> Iterator[Batch]:
         room.release()
         item = None  # an exception that refers to its own frame would wait for the cyclic collector
         if thread is not threading.current_thread():  # a cyclic collection can run in any thread
-            thread.join()
+            thread.join(PATIENCE)
+            if thread.is_alive():
+                _logger.warning("the thread of the loader is still at a batch, after %g s; it ends behind it", PATIENCE)
+
+
+def _taken(ready: SimpleQueue[Any], thread: threading.Thread, on_wait: Callable[[], object]) -> Any:
+    """The next item. Raises RuntimeError if there will be none: a forked process, for one, has no such thread."""
+    while True:
+        try:
+            return ready.get(timeout=_CHECK)
+        except Empty:
+            on_wait()
+            if not thread.is_alive() and ready.empty():
+                raise RuntimeError(
+                    "the thread of the loader is gone, and has left no word; a process that was forked must begin an "
+                    "iteration of its own"
+                ) from None

@@ -11,22 +11,28 @@ A kernel's parameter list is read from its source and is its contract. In kernel
 `SCALAR` is the type of numbers in memory, a constant; `Scalar` the one they are computed in: float for float16 and
 bfloat16, else SCALAR itself.
 
-Extents are products of integer parameters and -D constants. `SCALAR* const* __restrict__ w,  // [tensors]` is a table:
-its argument is a list of arrays, and all tables of a launch list arrays of the same sizes.
+Extents are made of integer parameters, -D constants and numbers, by + - * and / (rounded down).
+`SCALAR* const* __restrict__ w,  // [tensors]` is a table: its argument is a list of arrays, and all tables of a launch
+list arrays of the same sizes.
 """
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import math
+import operator
 import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from types import MappingProxyType, ModuleType
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -36,6 +42,7 @@ from gpucnn.live import CaptureError, Live
 
 Constants = Mapping[str, int | float | str]
 Dim = tuple[int, int, int]
+T = TypeVar("T")
 
 _TYPES: dict[str, np.dtype[Any]] = {
     "float": np.dtype(np.float32),
@@ -65,6 +72,14 @@ def kernel_folder() -> Path:
     """Where the .cu files are: in the installed package, else in the checkout."""
     installed = Path(__file__).parent.parent / "kernels"
     return installed if installed.is_dir() else Path(__file__).parent.parent.parent / "kernels"
+
+
+def hash_of_kernels(folder: Path) -> str:
+    """Of all that is compiled in a folder of kernels."""
+    content = hashlib.sha256()
+    for path in sorted(folder.glob("*.cu*")):
+        content.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return content.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -145,9 +160,9 @@ class Signature:
             if p.extent is None or (a is None and p.nullable):
                 continue
             try:
-                size = int(np.prod([eval(e, {"__builtins__": {}}, known) for e in p.extent], dtype=np.int64))
-            except NameError as error:
-                raise wrong(f"the extent of {p.name}: {error}") from None
+                size = math.prod(_length(_parsed(e), known) for e in p.extent)
+            except KeyError as error:
+                raise wrong(f"the extent of {p.name}: {error} is not defined") from None
             if p.table and not (isinstance(a, list) and len(a) == size):
                 raise wrong(f"{p.name} must be a list of {size} arrays, got {type(a).__name__} {a!r:.40}")
             for i, array in enumerate(a if p.table else [a]):
@@ -167,6 +182,26 @@ class Signature:
             elif a.size != size:
                 raise wrong(f"{p.name} must have {size} elements [{', '.join(p.extent)}], got {a.size} {a.shape}")
         return types
+
+
+_ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.floordiv}
+
+
+@cache
+def _parsed(extent: str) -> ast.expr:
+    try:
+        return ast.parse(extent, mode="eval").body
+    except SyntaxError:
+        return ast.Name(extent)
+
+
+def _length(extent: ast.expr, known: Mapping[str, int]) -> int:
+    """The value of an extent: numbers, names, + - * /. Raises KeyError for another name or operation."""
+    if isinstance(extent, ast.Constant) and type(extent.value) is int:
+        return extent.value
+    if isinstance(extent, ast.BinOp) and type(extent.op) in _ARITHMETIC:
+        return int(_ARITHMETIC[type(extent.op)](_length(extent.left, known), _length(extent.right, known)))
+    return known[ast.unparse(extent)]
 
 
 def _split(line: str) -> list[str]:
@@ -204,6 +239,16 @@ def _shown(p: Parameter) -> str:
     )
 
 
+# Of each thread, since others may compute on the same device meanwhile.
+_measuring: ContextVar[Mapping[Device, Arena]] = ContextVar("gpucnn_measuring", default=MappingProxyType({}))
+_capturing: ContextVar[Mapping[Device, Graph]] = ContextVar("gpucnn_capturing", default=MappingProxyType({}))
+
+
+def _with(found: Mapping[Device, T], device: Device, value: T | None) -> dict[Device, T]:
+    others = {other: its for other, its in found.items() if other is not device}
+    return others if value is None else {**others, device: value}
+
+
 class Device(ABC):
     """Allocates by `xp` and launches kernels of kernels/*.cu, each specialised by its constants (-D)."""
 
@@ -224,6 +269,11 @@ class Device(ABC):
         """The array's values on the host, when what was launched before is done."""
 
     # What follows has an answer for every device; one that knows better overrides it.
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the times of kernels depend on: name, capability, kernels, and more. Empty if nothing takes time."""
+        return {}
 
     def address(self, array: Any) -> int:
         """Where the array's memory begins."""
@@ -249,10 +299,29 @@ class Device(ABC):
         """Bytes by what they are; empty where the device has no memory of its own."""
         return {}
 
+    def set_memory_limit(self, limit: int | None) -> None:
+        """Let arrays take at most so many bytes: more are a MemoryError that gives the bytes asked for, as CuPy's."""
+        raise ValueError(f"the device {self.name!r} can't limit its memory")
+
     # -- graphs: a device that can't capture leaves these as they are ------------------------------------
 
-    measuring: Arena | None = None  # what counts the memory now
-    capturing: Graph | None = None  # what launches are noted in now, instead of being made
+    @property
+    def measuring(self) -> Arena | None:
+        """What counts the memory now, in this thread."""
+        return _measuring.get().get(self)
+
+    @measuring.setter
+    def measuring(self, arena: Arena | None) -> None:
+        _measuring.set(_with(_measuring.get(), self, arena))
+
+    @property
+    def capturing(self) -> Graph | None:
+        """What launches of this thread are noted in now, instead of being made."""
+        return _capturing.get().get(self)
+
+    @capturing.setter
+    def capturing(self, graph: Graph | None) -> None:
+        _capturing.set(_with(_capturing.get(), self, graph))
 
     def measure(self) -> AbstractContextManager[Arena]:
         """The block runs as it is, while the arena finds out how much memory its arrays need. Of the current thread.

@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cached_property
 from importlib import metadata
 from importlib.util import find_spec
 from types import ModuleType
@@ -21,7 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.devices.base import Constants, Device, Dim, KernelError, Signature, Specialisation, kernel_folder
+from gpucnn.devices.base import (
+    Constants,
+    Device,
+    Dim,
+    KernelError,
+    Signature,
+    Specialisation,
+    hash_of_kernels,
+    kernel_folder,
+)
 from gpucnn.devices.graph import HOST_READ, Arena, Graph
 from gpucnn.live import CaptureError
 
@@ -39,8 +49,7 @@ class CudaDevice(Device):
 
     def __init__(self) -> None:
         self.xp = usable_cupy()
-        major, minor = divmod(int(self.xp.cuda.Device().compute_capability), 10)
-        self.capability = (major, minor)
+        self.capability: tuple[int, int] = divmod(int(self.xp.cuda.Device().compute_capability), 10)
         folder = kernel_folder()
         # CuPy's cache of compiled kernels does not look into the headers that a kernel includes: their content is made
         # part of the options, which it does look at.
@@ -54,6 +63,18 @@ class CudaDevice(Device):
         )
         self._functions: dict[Specialisation, Any] = {}
         self._allocate: Any = None  # the allocator that `measure` found
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        properties = self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.Device().id)
+        driver = driver_version()
+        return {
+            "name": properties["name"].decode(),
+            "capability": shown(self.capability),
+            "driver": "unknown" if driver is None else shown(driver),
+            "NVRTC": shown(self.xp.cuda.nvrtc.getVersion()),
+            "kernels": hash_of_kernels(kernel_folder()),
+        }
 
     def synchronize(self) -> None:
         """Wait for the current stream."""
@@ -179,13 +200,34 @@ class CudaDevice(Device):
         return float(self.xp.cuda.get_elapsed_time(start, end)) / 1000
 
     def memory_report(self) -> dict[str, int]:
-        """Bytes: in arrays ("used"), kept by CuPy's pool ("held"), and the GPU's "free" and "total".
+        """Bytes: in arrays ("used"), kept by CuPy's pool ("held"), its "limit" if it has one, and the GPU's "free" and
+        "total".
 
         The pool gives nothing back by itself, so "held" is also its peak.
         """
         pool = self.xp.get_default_memory_pool()
         free, total = self.xp.cuda.runtime.memGetInfo()
-        return {"used": pool.used_bytes(), "held": pool.total_bytes(), "free": free, "total": total}
+        report = {"used": pool.used_bytes(), "held": pool.total_bytes(), "free": free, "total": total}
+        return report | ({"limit": pool.get_limit()} if pool.get_limit() else {})
+
+    def set_memory_limit(self, limit: int | None) -> None:
+        """Of CuPy's default pool, on the current GPU.
+
+        At its limit the pool refuses what would fit into the blocks that it keeps for other sizes; here it gives them
+        back first, as it does by itself where the GPU has no more. So a step that failed leaves no fragments behind.
+        """
+        pool = self.xp.get_default_memory_pool()
+        full: type[MemoryError] = self.xp.cuda.memory.OutOfMemoryError
+
+        def allocate(size: int) -> Any:
+            try:
+                return pool.malloc(size)
+            except full:
+                pool.free_all_blocks()
+                return pool.malloc(size)
+
+        pool.set_limit(size=limit or 0)
+        self.xp.cuda.set_allocator(pool.malloc if limit is None else allocate)
 
 
 # -- what a machine may lack -------------------------------------------------------------------------

@@ -18,17 +18,30 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpucnn.devices.base import Constants, Dim, KernelError, Signature, Specialisation, kernel_folder
+from gpucnn.devices.base import (
+    Constants,
+    Dim,
+    KernelError,
+    Signature,
+    Specialisation,
+    hash_of_kernels,
+    kernel_folder,
+)
 from gpucnn.devices.host import HostDevice
 from gpucnn.dtypes import HALVES, is_floating
 
 _HERE = Path(__file__).parent
+# One launch of the process at a time: emulator.cpp keeps one, and a kernel's shared memory is static.
+_launching = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a child must not find half a launch of a thread that it does not have
+    _end = _launching.release
+    os.register_at_fork(before=_launching.acquire, after_in_parent=_end, after_in_child=_end)
 # -ffp-contract=off: only what is written fmaf is fused, so the bits are those of nvcc's -fmad=false.
 _FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing"]
 # -ftrivial-auto-var-init: a local variable that nobody set holds a wild number, the same in every run.
@@ -131,8 +144,12 @@ class EmulatorDevice(HostDevice):
         self.watch = watch
         self.order = order
         self.max_steps = max_steps
-        self._lock = threading.Lock()  # one launch at a time: a kernel's shared memory is static
         compiler()
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        capability = "none" if self.capability is None else ".".join(map(str, self.capability))
+        return {"name": self.name, "capability": capability, "kernels": hash_of_kernels(self.kernels)}
 
     def prepare(self, specialisations: Iterable[Specialisation]) -> Iterator[Specialisation]:
         """Compile in parallel, a compiler for each core."""
@@ -192,7 +209,7 @@ class EmulatorDevice(HostDevice):
             self.watch,
             ctypes.pointer(report),
         )
-        with self._lock:
+        with _launching:
             _runtime().emulator_launch(ctypes.byref(request))
             if report.kind != _OK:
                 raise KernelError(_explained(name, report, [p.name for p, _ in buffers], request, library))

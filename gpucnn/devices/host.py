@@ -42,7 +42,8 @@ class HostDevice(Device):
         arena = Arena()
 
         def allocate(size: int) -> _Place:
-            return _Place(arena.allocate(size), np.empty(size, np.uint8), 0)
+            with host_arrays.using_allocator(None):  # under the limit, if there is one
+                return _Place(arena.allocate(size), self.xp.empty(size, np.uint8), 0)
 
         self.measuring = arena
         try:
@@ -68,6 +69,15 @@ class HostDevice(Device):
         finally:
             self.capturing = None
         graph.finish(lambda: _call_all(noted))
+
+    def memory_report(self) -> dict[str, int]:
+        """Bytes in arrays, "used" and "held" alike, and the "limit"; empty without one: nothing is counted then."""
+        pool = host_arrays.pool
+        return {} if pool.limit is None else {"used": pool.used, "held": pool.used, "limit": pool.limit}
+
+    def set_memory_limit(self, limit: int | None) -> None:
+        """Of the arrays that are made from now on, for all devices whose memory is the host's."""
+        host_arrays.pool.limit = limit
 
     def owns(self, data: object) -> bool:
         return isinstance(data, host_arrays.HostArray)

@@ -7,6 +7,8 @@ What is not defined here is numpy's, so this module can stand in its place.
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,9 +27,57 @@ _allocator: ContextVar[Allocator | None] = ContextVar("gpucnn_host_allocator", d
 _noted: ContextVar[list[Callable[[], object]] | None] = ContextVar("gpucnn_host_noted", default=None)
 
 
+class OutOfMemoryError(MemoryError):
+    """CuPy's."""
+
+    def __init__(self, size: int, used: int, limit: int) -> None:
+        super().__init__(
+            f"Out of memory allocating {size:,} bytes (allocated so far: {used:,} bytes, limit set to: {limit:,} "
+            "bytes)."
+        )
+
+
+class Pool:
+    """Counts the bytes of arrays, as long as it has a limit, and refuses what exceeds it. Its memory is NumPy's."""
+
+    def __init__(self) -> None:
+        self.limit: int | None = None
+        self.used = 0
+        self._lock = threading.RLock()  # an array can be freed while another one is made
+
+    def __call__(self, size: int) -> _Counted:
+        """Memory of that many bytes. Raises OutOfMemoryError."""
+        with self._lock:
+            if self.limit is not None and self.used + size > self.limit:
+                raise OutOfMemoryError(size, self.used, self.limit)
+            memory = _Counted(self, size)
+            self.used += size
+        return memory
+
+    def free(self, size: int) -> None:
+        """So many bytes are no longer used."""
+        with self._lock:
+            self.used -= size
+
+
+class _Counted:
+    """Memory from a pool, which is told when nobody uses it any more."""
+
+    def __init__(self, pool: Pool, size: int) -> None:
+        self.memory, self._pool = np.empty(size, np.uint8), pool
+        self.ptr = self.memory.ctypes.data
+
+    def __del__(self) -> None:
+        if hasattr(self, "memory"):
+            self._pool.free(self.memory.nbytes)
+
+
+pool = Pool()  # of the process, as CuPy's default one
+
+
 @contextmanager
 def using_allocator(allocate: Allocator | None) -> Iterator[None]:
-    """What is allocated inside comes from `allocate`; from NumPy if None."""
+    """What is allocated inside comes from `allocate`; if None from NumPy, by way of the pool if that has a limit."""
     token = _allocator.set(allocate)
     try:
         yield
@@ -37,7 +87,7 @@ def using_allocator(allocate: Allocator | None) -> Iterator[None]:
 
 def allocator() -> Allocator | None:
     """Where memory comes from now; NumPy if None."""
-    return _allocator.get()
+    return _allocator.get() or (None if pool.limit is None else pool)
 
 
 @contextmanager
@@ -156,7 +206,7 @@ def _run(function: Any, args: Any, options: dict[str, Any]) -> Any:
     if not isinstance(result, ndarray | np.generic):
         return result
     y = np.asarray(result)
-    if _allocator.get() is None and not is_noting():
+    if allocator() is None and not is_noting():
         return y.view(HostArray)
     if any(np.may_share_memory(y, a) for a in _arrays((args, options))):
         return y.view(HostArray)
@@ -217,7 +267,9 @@ class _Memory:
     """An address as NumPy takes it, and what owns the memory there: given by an allocator, or nobody."""
 
     def __init__(self, owner: Any, address: int, shape: Any, dtype: np.dtype[Any], strides: Any) -> None:
-        self.owner, self.allocate = owner, _allocator.get()
+        self.owner = owner
+        # weak: Python's garbage collector does not see through an array, and an allocator knows its graph
+        self.allocate = weakref.ref(allocator() or pool)
         self.__array_interface__ = {
             "data": (address, False),
             "shape": shape,
@@ -233,7 +285,7 @@ def _at(owner: Any, address: int, shape: Any, dtype: np.dtype[Any], strides: Any
 
 def _new(shape: Any, dtype: Any, strides: Any = None) -> HostArray:
     """An array nobody has written to; of these strides, if they are of a dense array."""
-    allocate, dtype = _allocator.get(), np.dtype(dtype)
+    allocate, dtype = allocator(), np.dtype(dtype)
     like = np.empty(shape, dtype)
     if strides is not None and strides != like.strides:
         like = np.empty_like(np.lib.stride_tricks.as_strided(like, shape, strides))  # which makes them dense
@@ -253,7 +305,7 @@ def _memory(array: ndarray[Any, Any]) -> Any:
 def unowned(array: ndarray[Any, Any]) -> ndarray[Any, Any]:
     """The same memory, which is not kept if it is the present allocator's."""
     memory = _memory(array)
-    if not isinstance(memory, _Memory) or memory.allocate is not _allocator.get():
+    if not isinstance(memory, _Memory) or memory.allocate() is not allocator():
         return array.view(ndarray)
     return _at(None, array.ctypes.data, array.shape, array.dtype, array.strides)
 
@@ -294,8 +346,9 @@ def array(data: Any, dtype: Any = None, copy: bool = True, order: Any = "K") -> 
 
 
 def asarray(data: Any, dtype: Any = None, order: Any = None) -> Any:
-    """numpy.asarray."""
-    return _run(np.asarray, (_made_here(data),), {"dtype": dtype, "order": order})
+    """numpy.asarray; an array of the host is copied where memory is counted, as if it went to a GPU."""
+    function = np.asarray if isinstance(data, HostArray) or allocator() is None else np.array
+    return _run(function, (_made_here(data),), {"dtype": dtype, "order": order})
 
 
 def ascontiguousarray(data: Any, dtype: Any = None) -> Any:

@@ -46,7 +46,7 @@ from gpucnn.functional.arithmetic import (
     to,
     where,
 )
-from gpucnn.functional.convolution import conv2d, conv_transpose2d
+from gpucnn.functional.convolution import conv2d, conv2d_max_pool2d, conv_transpose2d
 from gpucnn.functional.loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -85,11 +85,11 @@ from gpucnn.functional.shape import (
 
 __all__ = [
     "abs", "adaptive_avg_pool2d", "adaptive_max_pool2d", "add", "amax", "amin", "argmax", "avg_pool2d", "batch_norm",
-    "binary_cross_entropy", "binary_cross_entropy_with_logits", "cat", "clamp", "compare", "conv2d", "conv_transpose2d",
-    "cross_entropy", "div", "dropout", "elu", "exp", "expand", "flatten", "gelu", "group_norm", "half_squared_error",
-    "hardsigmoid", "hardswish", "host_index", "index", "interpolate", "l1_loss", "layer_norm", "leaky_relu", "linear",
-    "local_response_norm", "log", "log_softmax", "matmul", "max_pool2d", "maximum", "mean", "min_pool2d", "minimum",
-    "mse_loss", "mul", "neg", "nll_loss", "pad", "permute", "pow", "prelu", "relu", "relu6", "reshape", "sigmoid",
-    "silu", "smooth_l1_loss", "softmax", "softplus", "sqrt", "squeeze", "stack", "sub", "sum", "sum_pool2d", "tanh",
-    "to", "transpose", "unflatten", "unsqueeze", "where",
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "cat", "clamp", "compare", "conv2d",
+    "conv2d_max_pool2d", "conv_transpose2d", "cross_entropy", "div", "dropout", "elu", "exp", "expand", "flatten",
+    "gelu", "group_norm", "half_squared_error", "hardsigmoid", "hardswish", "host_index", "index", "interpolate",
+    "l1_loss", "layer_norm", "leaky_relu", "linear", "local_response_norm", "log", "log_softmax", "matmul",
+    "max_pool2d", "maximum", "mean", "min_pool2d", "minimum", "mse_loss", "mul", "neg", "nll_loss", "pad", "permute",
+    "pow", "prelu", "relu", "relu6", "reshape", "sigmoid", "silu", "smooth_l1_loss", "softmax", "softplus", "sqrt",
+    "squeeze", "stack", "sub", "sum", "sum_pool2d", "tanh", "to", "transpose", "unflatten", "unsqueeze", "where",
 ]  # fmt: skip

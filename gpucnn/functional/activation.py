@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from gpucnn.backends import ACTIVATIONS, Array
@@ -9,7 +11,7 @@ from gpucnn.dtypes import is_half
 from gpucnn.functional import validate
 from gpucnn.functional.casting import in_float32, in_half
 from gpucnn.live import Live
-from gpucnn.random import Generator, default_generator
+from gpucnn.random import Generator, get_generator
 from gpucnn.tensor import Tensor, in_storage_order, record
 
 
@@ -33,7 +35,7 @@ def relu6(input: Tensor) -> Tensor:
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
     """input where positive, else negative_slope · input."""
-    return _activation("leaky_relu", input, float(negative_slope))
+    return _activation("leaky_relu", input, validate.number("leaky_relu", "negative_slope", negative_slope))
 
 
 @in_half
@@ -44,14 +46,16 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
     if weight.shape not in ((1,), (channels,)):
         raise ValueError(f"prelu: weight must have shape (1,) or ({channels},), one per channel, got {weight.shape}")
     x = input.array
-    slope = weight.array.reshape((-1,) + (1,) * max(input.ndim - 2, 0))
+    slope = weight.array.reshape((-1,) + (1,) * (input.ndim - 2) if input.ndim else ())
     where = backend.xp.where
-    per_channel = weight.shape[0] > 1
+    per_channel = weight.shape != (1,)
 
     def vjp_weight(dy: Array) -> Array:
         half = is_half(dy.dtype)
         wide = backend.astype(dy, np.float32) if half else dy  # in which the shares are added up
         share = in_storage_order(lambda d, a: where(a > 0, 0, d * a).astype(d.dtype, copy=False), wide, x)
+        if per_channel and share.ndim not in (2, 4):  # as four axes, of which bias_backward adds up all but the second
+            share = share.reshape(*share.shape[:2], math.prod(share.shape[2:]), 1)
         total = backend.bias_backward(share) if per_channel else share.sum().reshape(1)
         return backend.astype(total, dy.dtype) if half else total
 
@@ -65,7 +69,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
 
 def elu(input: Tensor, alpha: float = 1.0) -> Tensor:
     """input where positive, else alpha · (exp(input) − 1)."""
-    return _activation("elu", input, float(alpha))
+    return _activation("elu", input, validate.number("elu", "alpha", alpha))
 
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
@@ -93,9 +97,10 @@ def hardsigmoid(input: Tensor) -> Tensor:
 def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """log(1 + exp(beta · input)) / beta. Exact for every input; PyTorch's threshold (where it returns the input
     itself) is accepted and not needed."""
-    if not beta > 0:
-        raise ValueError(f"softplus: beta must be positive, got {beta}")
-    return _activation("softplus", input, float(beta))
+    beta = validate.number("softplus", "beta", beta)
+    if not 0 < beta < math.inf:
+        raise ValueError(f"softplus: beta must be positive and finite, got {beta}")
+    return _activation("softplus", input, beta)
 
 
 def sigmoid(input: Tensor) -> Tensor:
@@ -151,13 +156,13 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, generator: Gen
     mask on every backend. Raises ValueError unless 0 <= p <= 1.
     """
     backend = validate.floating("dropout", input=input)
-    if not 0 <= p <= 1:
+    if not 0 <= validate.number("dropout", "p", p) <= 1:
         raise ValueError(f"dropout: p is the probability to drop an element, 0 to 1, got {p}")
     if not training or p == 0:
         return input
     if p == 1:
         return input * 0.0
-    source, count = generator or default_generator, input.numel()
+    source, count = get_generator(generator), input.numel()
     position = Live(lambda: source.reserve(count))
     return record(
         backend,

@@ -61,6 +61,8 @@ def _binary(op: str, function: str, a: Operand, b: Operand, vjp_a: Any, vjp_b: A
     backend, x, y = _operands(op, a, b)
     try:
         result = in_storage_order(getattr(backend.xp, function), x, y)
+    except OverflowError as error:
+        raise ValueError(f"{op}: {error}; convert the tensor with .float() or .double()") from None
     except ValueError:
         raise ValueError(f"{op}: shapes {np.shape(x)} and {np.shape(y)} do not broadcast") from None
 
@@ -88,7 +90,10 @@ def add(input: Operand, other: Operand) -> Tensor:
 
 
 def sub(input: Operand, other: Operand) -> Tensor:
-    """input − other, with broadcasting."""
+    """input − other, with broadcasting. Raises TypeError for bool tensors, as PyTorch does."""
+    for value in (input, other):
+        if isinstance(value, Tensor) and value.dtype == np.bool_:
+            raise TypeError("sub: a bool tensor can't be subtracted or subtracted from; use != for its logical_xor")
     return _binary("sub", "subtract", input, other, lambda be, dy, x, y: dy, lambda be, dy, x, y: -dy)
 
 
@@ -111,7 +116,7 @@ def _ratio(input: Operand, other: Operand) -> Tensor:
         input,
         other,
         lambda be, dy, x, y: in_storage_order(be.xp.true_divide, dy, y),
-        lambda be, dy, x, y: in_storage_order(lambda d, a, b: -d * a / (b * b), dy, x, y),
+        lambda be, dy, x, y: in_storage_order(lambda d, a, b: -d * (a / b / b), dy, x, y),  # b * b may overflow
     )
 
 
@@ -166,6 +171,8 @@ def where(condition: Tensor, input: Operand, other: Operand) -> Tensor:
     chosen, choose = condition.array, backend.xp.where
     try:
         result = in_storage_order(choose, chosen, x, y)
+    except OverflowError as error:
+        raise ValueError(f"where: {error}; convert the tensor with .float() or .double()") from None
     except ValueError:
         raise ValueError(f"where: shapes {chosen.shape}, {np.shape(x)} and {np.shape(y)} do not broadcast") from None
 
@@ -212,7 +219,8 @@ def log(input: Tensor) -> Tensor:
     """The natural logarithm; −inf at 0 and NaN below, without a warning, as in PyTorch."""
     backend = validate.floating("log", input=input)
     x = input.array
-    return _unary("log", input, in_storage_order(backend.xp.log, x), lambda: in_storage_order(lambda a: 1 / a, x))
+    y = in_storage_order(backend.xp.log, x)
+    return record(backend, y, (input, lambda dy: in_storage_order(backend.xp.true_divide, dy, x)))
 
 
 @through_float32
@@ -229,8 +237,8 @@ def clamp(input: Tensor, min: float | None = None, max: float | None = None) -> 
         raise ValueError("clamp: give min, max or both")
     backend = validate.floating("clamp", input=input)
     x = input.array
-    low = -math.inf if min is None else min
-    high = math.inf if max is None else max
+    low = -math.inf if min is None else validate.number("clamp", "min", min)
+    high = math.inf if max is None else validate.number("clamp", "max", max)
     return _unary(
         "clamp",
         input,
@@ -314,6 +322,8 @@ def compare(function: str, input: Any, other: Any) -> Tensor:
     backend, x, y = _operands(function, input, other)
     try:
         result = in_storage_order(getattr(backend.xp, function), x, y)
+    except OverflowError as error:
+        raise ValueError(f"{function}: {error}; convert the tensor with .float() or .double()") from None
     except ValueError:
         raise ValueError(f"{function}: shapes {np.shape(x)} and {np.shape(y)} do not broadcast") from None
     return Tensor(backend.xp.asarray(result), backend)
@@ -370,10 +380,11 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         )
     validate.shape("linear", "bias", bias, (weight.shape[0],), "one per row of weight")
     shape = input.shape
-    x, w = input.array.reshape(-1, shape[-1]), weight.array
+    x, w = input.array.reshape(math.prod(shape[:-1]), shape[-1]), weight.array
     y = backend.matmul(x, w, trans_b=True)
     if bias is not None:
-        y += bias.array
+        with np.errstate(all="ignore"):
+            y += bias.array
     rows = y.shape
 
     def flat(dy: Array) -> Array:

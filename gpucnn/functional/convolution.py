@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from gpucnn.backends import ACTIVATIONS
+import numpy as np
+
+from gpucnn.backends import ACTIVATIONS, NO_TAP, Array
 from gpucnn.functional import validate
 from gpucnn.functional.casting import in_half
+from gpucnn.functional.pooling import extreme_window
 from gpucnn.geometry import Padding, Window, pair
 from gpucnn.tensor import Tensor, is_grad_enabled, record
 
+# Of a filter that `conv2d_max_pool2d` takes: a GPU's kernel has one, at least, in shared memory.
+MOST_WEIGHTS = 4096
 # The activations that a convolution can apply to its results: their backward pass needs no more than the output.
 FUSED = [kind for kind, saved in ACTIVATIONS.items() if saved == "output"]
 
@@ -20,7 +26,7 @@ def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, groups: 
     validate.rank(op, "input", input, 4, "[N, C, H, W]")
     validate.rank(op, "weight", weight, 4, layout)
     channels, first, second = input.shape[1], weight.shape[0], weight.shape[1]
-    if not isinstance(groups, int) or groups < 1 or channels % groups or first % groups:
+    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1 or channels % groups or first % groups:
         raise ValueError(
             f"{op}: groups={groups!r} must divide the input's {channels} channels and the weight's first axis, {first}"
         )
@@ -49,6 +55,7 @@ def conv2d(
     groups: int = 1,
     activation: str | None = None,
     scale: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Convolution (cross-correlation, as everywhere in deep learning) of images with filters.
 
@@ -56,9 +63,9 @@ def conv2d(
     P = ⌊(H + padding − (dilation·(R − 1) + 1)) / stride⌋ + 1. `padding` is an int, (h, w), (top, bottom, left, right),
     "same" (P = ⌈H / stride⌉; an odd pixel goes to the end) or "valid".
 
-    Two arguments that PyTorch lacks save passes over memory: `scale` [K] multiplies each filter's sums, before the bias
-    is added; `activation` ("relu", "relu6", "sigmoid" or "tanh") is applied last, and the same as that function
-    afterwards.
+    Three arguments that PyTorch lacks save passes over memory: `scale` [K] multiplies each filter's sums, before the
+    bias is added; `residual` [N, K, P, Q] is added then; `activation` ("relu", "relu6", "sigmoid" or "tanh") is applied
+    last. In float32 and float64 the last two give the same as + and that function afterwards.
 
     Raises ValueError for depths that differ, groups that do not divide, a window larger than the padded input;
     TypeError for dtypes that differ. See torch.nn.functional.conv2d.
@@ -74,19 +81,86 @@ def conv2d(
     backend, x, w = input.backend, input.array, weight.array
     size = x.shape[2:]
     window = Window.of(w.shape[2:], stride, padding, dilation, size=size)
-    window.output_size(size)
-    b, factor = (None if t is None else t.array for t in (bias, scale))
-    y = backend.conv2d_forward(x, w, b, window, groups, activation, factor)
-    linear = record(
+    shape = (len(x), len(w), *window.output_size(size))
+    if residual is not None:
+        validate.floating("conv2d", input=input, residual=residual)
+        validate.shape("conv2d", "residual", residual, shape, "the output's")
+    b, factor, more = (None if t is None else t.array for t in (bias, scale, residual))
+    y = backend.conv2d_forward(x, w, b, window, groups, activation, factor, more)
+    if activation is None:
+        return record(
+            backend,
+            y,
+            (input, lambda dy: backend.conv2d_backward_input(dy, w, window, groups, size)),
+            (weight, lambda dy: backend.conv2d_backward_weight(dy, x, window, groups)),
+            (bias, backend.bias_backward),
+            (residual, lambda dy: dy),
+        )
+    of_input, of_weight, of_bias = (t is not None and t.requires_grad for t in (input, weight, bias))
+
+    def vjp(dy: Array) -> tuple[Array | None, ...]:
+        """dy times the activation's slope is written once, along with its sums, and read by each of the others."""
+        db = None
+        if of_bias:
+            dy, db = backend.activation_bias_backward(dy, y, activation)
+        else:
+            dy = backend.activation_backward(dy, y, activation, 0.0)
+        dx = backend.conv2d_backward_input(dy, w, window, groups, size) if of_input else None
+        dw = backend.conv2d_backward_weight(dy, x, window, groups) if of_weight else None
+        return dx, dw, db, dy
+
+    return record(backend, y, ((input, weight, bias, residual), vjp))
+
+
+@in_half
+def conv2d_max_pool2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    activation: str | None = None,
+    *,
+    max_pool: Mapping[str, Any],
+) -> Tensor:
+    """max_pool2d(conv2d(input, weight, ..., activation), **max_pool) in one pass; PyTorch has no such function.
+
+    It pays where a filter has few channels, as in a network's first layer, and the pooling's windows do not overlap:
+    then `nn.Sequential` calls it. On a GPU it is right anywhere, and slow for many channels. The output has the bits of
+    the two ops; the gradients of weight and bias are the same sums in another order, and a GPU leaves out the pixels
+    under elements that have lost, also where they are no numbers. The arguments are those of conv2d, but the activation
+    is "relu" or none; max_pool has those of max_pool2d but its input, and no return_indices.
+
+    Raises as both do, and ValueError for a pooling window of more than 255 elements and a filter of more than 4096.
+
+    >>> F.conv2d_max_pool2d(images, weight, bias, padding=2, activation="relu", max_pool={"kernel_size": 2})
+    """
+    op = "conv2d_max_pool2d"
+    _check(op, input, weight, bias, groups, transposed=False)
+    if activation is not None:
+        validate.choice(op, "activation", activation, ("relu",))
+    backend, x, w = input.backend, input.array, weight.array
+    size = (x.shape[2], x.shape[3])
+    window = Window.of(w.shape[2:], stride, padding, dilation, size=size)
+    pool = extreme_window("max_pool2d", window.output_size(size), **max_pool)
+    if pool.taps > NO_TAP or window.taps * w.shape[1] > MOST_WEIGHTS:
+        raise ValueError(
+            f"{op}: the pooling's window {pool.kernel} may have {NO_TAP} elements at most and a filter {w.shape[1:]} "
+            f"{MOST_WEIGHTS}; use max_pool2d after conv2d"
+        )
+    needed = (input.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad)
+    b, need_tap = None if bias is None else bias.array, is_grad_enabled() and any(needed)
+    y, tap = backend.conv2d_max_pool2d_forward(x, w, b, window, groups, pool, activation, need_tap)
+    return record(
         backend,
         y,
-        (input, lambda dy: backend.conv2d_backward_input(dy, w, window, groups, size)),
-        (weight, lambda dy: backend.conv2d_backward_weight(dy, x, window, groups)),
-        (bias, backend.bias_backward),
+        (
+            (input, weight, bias),
+            lambda dy: backend.conv2d_max_pool2d_backward(dy, tap, x, w, window, groups, pool, needed),
+        ),
     )
-    if activation is None:
-        return linear
-    return record(backend, y, (linear, lambda dy: backend.activation_backward(dy, y, activation, 0.0)))
 
 
 @in_half
@@ -123,7 +197,8 @@ def conv_transpose2d(
     size = window.transposed_size(x.shape[2:], extra)
     y = backend.conv2d_backward_input(x, w, window, groups, size)
     if bias is not None:
-        y += bias.array.reshape(-1, 1, 1)
+        with np.errstate(all="ignore"):
+            y += bias.array.reshape(-1, 1, 1)
     return record(
         backend,
         y,

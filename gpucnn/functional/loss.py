@@ -58,7 +58,10 @@ def _labels(op: str, input: Tensor, target: Any, ignore_index: int, unread: bool
     unread: leave a tensor's on the device, unchecked (the kernel makes the loss of a wrong one NaN).
     """
     unread = unread and isinstance(target, Tensor)
-    values = target.array if unread else target.numpy() if isinstance(target, Tensor) else np.asarray(target)
+    try:
+        values = target.array if unread else target.numpy() if isinstance(target, Tensor) else np.asarray(target)
+    except ValueError as error:
+        raise ValueError(f"{op}: these labels are no array: {error}") from None
     classes = input.shape[1] if input.ndim > 1 else input.shape[0]
     expected = (input.shape[0], *input.shape[2:]) if input.ndim > 1 else ()
     if values.dtype.kind not in "iu":
@@ -134,9 +137,10 @@ def cross_entropy(
     """
     op = "cross_entropy"
     validate.choice(op, "reduction", reduction, ("mean", "sum", "none"))
-    if not 0 <= label_smoothing <= 1:
+    if not 0 <= validate.number(op, "label_smoothing", label_smoothing) <= 1:
         raise ValueError(f"{op}: label_smoothing must be from 0 to 1, got {label_smoothing}")
     _class_weight(op, input, weight)
+    ignore_index = validate.integer(op, "ignore_index", ignore_index)
     _wants_logits(op, input)
     if isinstance(target, Tensor) and is_floating(target.dtype):
         return _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
@@ -183,6 +187,7 @@ def nll_loss(
     op = "nll_loss"
     validate.choice(op, "reduction", reduction, ("mean", "sum", "none"))
     _class_weight(op, input, weight)
+    ignore_index = validate.integer(op, "ignore_index", ignore_index)
     labels = _labels(op, input, target, ignore_index)
     rows, shape = _rows(input)
     counted = labels != ignore_index
@@ -313,8 +318,9 @@ def smooth_l1_loss(input: Tensor, target: Tensor, reduction: str = "mean", beta:
     """½ d²/beta where d = |input − target| < beta, else d − ½ beta. Girshick 2015."""
     op = "smooth_l1_loss"
     backend = _same_shape(op, input, target, reduction)
-    if beta < 0:
-        raise ValueError(f"{op}: beta must not be negative, got {beta}")
+    beta = validate.number(op, "beta", beta)
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"{op}: beta must be finite and not negative, got {beta}")
     if beta == 0:
         return l1_loss(input, target, reduction)
     difference = input - target

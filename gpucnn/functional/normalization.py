@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from gpucnn.backends import Array
 from gpucnn.dtypes import float32, is_half
 from gpucnn.functional import validate
 from gpucnn.functional.arithmetic import mean
 from gpucnn.functional.casting import in_float32, widened
+from gpucnn.functional.convolution import FUSED
 from gpucnn.functional.shape import pad
 from gpucnn.tensor import Tensor, record
 
@@ -23,6 +26,8 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    residual: Tensor | None = None,
+    activation: str | None = None,
 ) -> Tensor:
     """(input − mean) / √(variance + eps) · weight + bias, per channel of [N, C, H, W] or [N, C]. Ioffe & Szegedy 2015.
 
@@ -30,9 +35,14 @@ def batch_norm(
     place by `momentum` (towards the unbiased variance). Otherwise the running statistics are used, and must be given.
     An input in a half type goes with a float32 weight, bias and running statistics, and is summed up in float32.
 
+    Two arguments that PyTorch lacks save passes over memory: `residual`, of the input's shape, is added; `activation`
+    ("relu", "relu6", "sigmoid" or "tanh") is applied last. In float32 and float64 they give the same as + and that
+    function afterwards, to the bit; in a half type the result is rounded once, not after each.
+
     Raises ValueError for one value per channel in training, whose variance means nothing.
     """
     op = "batch_norm"
+    eps, momentum = validate.number(op, "eps", eps), validate.number(op, "momentum", momentum)
     per_channel = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     backend = validate.one_backend(op, input=input, **per_channel)
     if is_half(input.dtype):
@@ -48,6 +58,11 @@ def batch_norm(
     for name, value in per_channel.items():
         validate.shape(op, name, value, (channels,), "one per channel")
     x = input.array
+    if activation is not None:
+        validate.choice(op, "activation", activation, FUSED)
+    if residual is not None:
+        validate.floating(op, input=input, residual=residual)
+        validate.shape(op, "residual", residual, input.shape, "the input's")
     count = math.prod(x.shape) // max(channels, 1)
     if training:
         if count < 2:
@@ -62,14 +77,16 @@ def batch_norm(
         raise ValueError(f"{op}: with training=False, running_mean and running_var must be given")
     else:
         average, variance = widened(running_mean).array.copy(), widened(running_var).array
-    invstd = 1 / backend.xp.sqrt(variance + eps)
-    w = None if weight is None else weight.array
+    with np.errstate(all="ignore"):
+        invstd = 1 / backend.xp.sqrt(variance + eps)
+    w, b, more = (None if t is None else t.array for t in (weight, bias, residual))
+    y = backend.batch_norm_forward(x, average, invstd, w, b, more, activation)
+    output, added = None if activation is None else y, residual is not None
 
-    def vjp(dy: Array) -> tuple[Array, Array, Array]:
-        return backend.batch_norm_backward(dy, x, average, invstd, w, training)
+    def vjp(dy: Array) -> tuple[Array | None, ...]:
+        return backend.batch_norm_backward(dy, x, average, invstd, w, training, b, output, activation, added)
 
-    y = backend.batch_norm_forward(x, average, invstd, w, None if bias is None else bias.array)
-    return record(backend, y, ((input, weight, bias), vjp))
+    return record(backend, y, ((input, weight, bias, residual), vjp))
 
 
 @in_float32
@@ -82,6 +99,7 @@ def group_norm(
     """
     op = "group_norm"
     validate.floating(op, input=input, weight=weight, bias=bias)
+    num_groups, eps = validate.integer(op, "num_groups", num_groups), validate.number(op, "eps", eps)
     if input.ndim < 2:
         raise ValueError(f"{op}: input must be [N, C, …], got shape {input.shape}")
     batch, channels = input.shape[:2]
@@ -105,7 +123,9 @@ def layer_norm(
     """The last axes, of lengths normalized_shape, to mean 0 and variance 1, then · weight + bias. Ba et al. 2016."""
     op = "layer_norm"
     validate.floating(op, input=input, weight=weight, bias=bias)
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    eps = validate.number(op, "eps", eps)
+    lengths = normalized_shape if isinstance(normalized_shape, Sequence) else [normalized_shape]
+    shape = validate.integers(op, "normalized_shape", lengths)
     if not shape or input.shape[-len(shape) :] != shape:
         raise ValueError(f"{op}: normalized_shape {shape} must be the last axes of the input's shape {input.shape}")
     validate.shape(op, "weight", weight, shape, "normalized_shape")
@@ -135,8 +155,8 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
     validate.floating(op, input=input)
     if input.ndim < 3:
         raise ValueError(f"{op}: input must be [N, C, …] with at least 3 axes, got shape {input.shape}")
-    if size < 1:
-        raise ValueError(f"{op}: size must be at least 1, got {size}")
+    size = validate.integer(op, "size", size, least=1)
+    alpha, beta, k = (validate.number(op, name, value) for name, value in (("alpha", alpha), ("beta", beta), ("k", k)))
     channels = input.shape[1]
     padded = pad(input * input, (0, 0) * (input.ndim - 2) + (size // 2, (size - 1) // 2))
     total = padded[:, :channels]

@@ -11,7 +11,7 @@ from gpucnn.backends import Array, Divisor
 from gpucnn.functional import validate
 from gpucnn.functional.casting import through_float32
 from gpucnn.functional.shape import _take, pad
-from gpucnn.geometry import Padding, Size, Window, pair
+from gpucnn.geometry import MOST, Padding, Size, Window, pair
 from gpucnn.tensor import Tensor, record
 
 Pair = int | Sequence[int]
@@ -21,20 +21,33 @@ def _plane(input: Tensor) -> Size:
     return input.shape[2], input.shape[3]
 
 
-def _window(
-    op: str, input: Tensor, kernel_size: Pair, stride: Pair | None, padding: Padding, dilation: Pair, ceil_mode: bool
+def extreme_window(
+    op: str,
+    size: Size,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Padding = 0,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
 ) -> Window:
-    validate.floating(op, input=input)
-    validate.rank(op, "input", input, 4, "[N, C, H, W]")
-    window = Window.of(kernel_size, stride, padding, dilation, ceil_mode, _plane(input))
+    """The window that the arguments of max_pool2d name, on a plane of that size. Raises ValueError as that does."""
+    window = Window.of(kernel_size, stride, padding, dilation, ceil_mode, size)
     (top, bottom, left, right), (r, s) = window.padding, window.kernel
     if padding != "same" and (max(top, bottom) > r // 2 or max(left, right) > s // 2):
         raise ValueError(
             f"{op}: padding {window.padding} must be at most half the kernel {window.kernel}, "
             "or a window could lie wholly in the padding"
         )
-    window.output_size(_plane(input))
+    window.output_size(size)
     return window
+
+
+def _window(
+    op: str, input: Tensor, kernel_size: Pair, stride: Pair | None, padding: Padding, dilation: Pair, ceil_mode: bool
+) -> Window:
+    validate.floating(op, input=input)
+    validate.rank(op, "input", input, 4, "[N, C, H, W]")
+    return extreme_window(op, _plane(input), kernel_size, stride, padding, dilation, ceil_mode)
 
 
 def _extreme_pool2d(
@@ -68,7 +81,9 @@ def _with_indices(
     if not return_indices:
         return y
     row, column = _rows_and_columns(input, tap, window)
-    return y, Tensor(row * input.shape[3] + column, input.backend)
+    h, w = _plane(input)
+    inside = (row >= 0) & (row < h) & (column >= 0) & (column < w)
+    return y, Tensor(input.backend.xp.where(inside, row * w + column, -1), input.backend)
 
 
 def max_pool2d(
@@ -83,7 +98,8 @@ def max_pool2d(
     """The largest element of each window: [N, C, H, W] -> [N, C, P, Q]; stride defaults to the kernel.
 
     ceil_mode keeps partial windows at the end. Of equal elements the first in row-major order gets the gradient; NaN
-    wins over every number. With return_indices also the int64 index h·W + w of each maximum.
+    wins over every number. With return_indices also the int64 index h·W + w of each maximum. A window that dilation has
+    put wholly into the padding gives −inf, and the index −1.
 
     Raises ValueError if a window is larger than the padded input, or padded by more than half its size.
     """
@@ -129,8 +145,10 @@ def avg_pool2d(
     divisor_override. Raises ValueError as max_pool2d does, and for a divisor_override of 0.
     """
     window = _window("avg_pool2d", input, kernel_size, stride, padding, 1, ceil_mode)
-    if divisor_override == 0:
-        raise ValueError("avg_pool2d: divisor_override must not be 0")
+    if divisor_override is not None:
+        divisor_override = validate.integer("avg_pool2d", "divisor_override", divisor_override)
+        if not 0 < abs(divisor_override) <= MOST:
+            raise ValueError(f"avg_pool2d: divisor_override must not be 0 nor beyond ±{MOST}, got {divisor_override}")
     divisor: Divisor = ("window" if count_include_pad else "real") if divisor_override is None else divisor_override
     return _mean_pool2d(input, window, divisor)
 
@@ -150,7 +168,7 @@ def _adaptive(op: str, input: Tensor, output_size: int | None | Sequence[int | N
     validate.floating(op, input=input)
     validate.rank(op, "input", input, 4, "[N, C, H, W]")
     size = _plane(input)
-    given = (output_size, output_size) if output_size is None or isinstance(output_size, int) else tuple(output_size)
+    given = tuple(output_size) if isinstance(output_size, Sequence) else (output_size, output_size)
     if len(given) == 2:
         given = tuple(n if g is None else g for g, n in zip(given, size, strict=True))
     goal = pair(given, "output_size", 1)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from gpucnn.backends import Array
 from gpucnn.functional import validate
 from gpucnn.functional.arithmetic import _sum_to
 from gpucnn.functional.casting import promoted, through_float32
+from gpucnn.geometry import MOST
 from gpucnn.tensor import Tensor, record
 
 
@@ -19,7 +20,7 @@ def reshape(input: Tensor, shape: Sequence[int]) -> Tensor:
     """The same elements, in the order of the [N, C, H, W] indices, with another shape; one length may be −1."""
     backend = validate.one_backend("reshape", input=input)
     before = input.shape
-    wanted = tuple(int(n) for n in shape)
+    wanted = validate.integers("reshape", "shape", shape)
     known = math.prod(n for n in wanted if n != -1)
     if (
         any(n < -1 for n in wanted)
@@ -45,21 +46,23 @@ def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
 def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     """Axis `dim` as several axes of the lengths `sizes` (one may be −1): the inverse of flatten."""
     at = validate.axis("unflatten", dim, input.ndim)
+    sizes = validate.integers("unflatten", "sizes", sizes)
     known = math.prod(n for n in sizes if n != -1)
     length = input.shape[at]
-    if any(n < -1 for n in sizes) or list(sizes).count(-1) > 1 or known == 0 or length % known:
-        raise ValueError(f"unflatten: an axis of {length} can't become {tuple(sizes)}")
+    if any(n < -1 for n in sizes) or sizes.count(-1) > 1 or known == 0 or length % known:
+        raise ValueError(f"unflatten: an axis of {length} can't become {sizes}")
     resolved = tuple(length // known if n == -1 else n for n in sizes)
     if math.prod(resolved) != length:
-        raise ValueError(f"unflatten: an axis of {length} can't become {tuple(sizes)}")
+        raise ValueError(f"unflatten: an axis of {length} can't become {sizes}")
     return reshape(input, (*input.shape[:at], *resolved, *input.shape[at + 1 :]))
 
 
 def permute(input: Tensor, dims: Sequence[int]) -> Tensor:
     """The axes in another order; a view."""
     backend = validate.one_backend("permute", input=input)
+    dims = validate.integers("permute", "dims", dims)
     if sorted(d % input.ndim if -input.ndim <= d < input.ndim else -1 for d in dims) != list(range(input.ndim)):
-        raise ValueError(f"permute: dims must name each axis of shape {input.shape} once, got {tuple(dims)}")
+        raise ValueError(f"permute: dims must name each axis of shape {input.shape} once, got {dims}")
     order = tuple(d % input.ndim for d in dims)
     inverse = tuple(np.argsort(order).tolist())
     return record(backend, input.array.transpose(order), (input, lambda dy: dy.transpose(inverse)))
@@ -88,11 +91,16 @@ def unsqueeze(input: Tensor, dim: int) -> Tensor:
 def expand(input: Tensor, shape: Sequence[int]) -> Tensor:
     """Axes of length 1 repeated to `shape`; −1 keeps a length."""
     backend = validate.one_backend("expand", input=input)
+    shape = validate.integers("expand", "shape", shape)
     extra = len(shape) - input.ndim
     before = input.shape
     wanted = tuple(before[i - extra] if n == -1 and i >= extra else n for i, n in enumerate(shape))
-    if extra < 0 or any(n != m and m != 1 for n, m in zip(wanted[max(extra, 0) :], before, strict=False)):
-        raise ValueError(f"expand: shape {before} can't be repeated to {tuple(shape)}")
+    if (
+        extra < 0
+        or any(n < 0 for n in wanted)
+        or any(n != m and m != 1 for n, m in zip(wanted[extra:], before, strict=True))
+    ):
+        raise ValueError(f"expand: shape {before} can't be repeated to {shape}")
     y = backend.contiguous(backend.xp.broadcast_to(input.array, wanted).copy())
     return record(backend, y, (input, lambda dy: _sum_to(backend, dy, before)))
 
@@ -139,7 +147,10 @@ def host_index(index: Any) -> Any:
     if isinstance(index, Tensor):
         index = index.numpy()
     if isinstance(index, list):
-        index = np.asarray(index, dtype=np.intp) if not index else np.asarray(index)
+        try:
+            index = np.asarray(index, dtype=np.intp) if not index else np.asarray(index)
+        except (ValueError, OverflowError) as error:
+            raise IndexError(f"the list {index!r:.100} can't be an index: {error}") from None
     if isinstance(index, np.ndarray) and index.dtype.kind not in "iub":
         raise IndexError(f"a tensor is indexed by ints, slices, or int or bool arrays, got an array of {index.dtype}")
     if isinstance(index, np.ndarray) and index.dtype == np.uint8:
@@ -156,8 +167,8 @@ def index(input: Tensor, index: Any) -> Tensor:
     where = host_index(index)
     try:
         y = input.array[where]
-    except IndexError as error:
-        raise IndexError(f"index {index!r} does not fit shape {input.shape}: {error}") from None
+    except (IndexError, TypeError, ValueError, OverflowError) as error:
+        raise IndexError(f"index {index!r:.200} does not fit shape {input.shape}: {error}") from None
     shape = input.shape
     return record(backend, y, (input, lambda dy: backend.index_backward(dy, where, shape)))
 
@@ -177,7 +188,8 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
     """
     validate.choice("pad", "mode", mode, ("constant", "reflect", "replicate"))
     backend = validate.floating("pad", input=input)
-    pad = tuple(pad)
+    pad = validate.integers("pad", "pad", pad)
+    value = validate.number("pad", "value", value)
     if len(pad) % 2 or len(pad) > 2 * input.ndim:
         raise ValueError(f"pad: needs a (before, after) pair for each of at most {input.ndim} axes, got {pad}")
     sides = [(0, 0)] * (input.ndim - len(pad) // 2) + [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
@@ -247,14 +259,17 @@ def interpolate(
         raise ValueError('interpolate: align_corners goes with mode="bilinear"')
     lengths = input.shape[2:]
     if size is not None:
-        goal = (size, size) if isinstance(size, int) else tuple(size)
+        goal = validate.integers("interpolate", "size", size if isinstance(size, Sequence) else (size, size))
         scales: tuple[float | None, ...] = (None, None)
     else:
         assert scale_factor is not None
-        factors = (scale_factor, scale_factor) if isinstance(scale_factor, int | float) else tuple(scale_factor)
+        given = tuple(scale_factor) if isinstance(scale_factor, Sequence) else (scale_factor, scale_factor)
+        factors = tuple(validate.number("interpolate", "scale_factor", factor) for factor in given)
+        if not all(0 < factor < MOST for factor in factors):
+            raise ValueError(f"interpolate: scale_factor must be positive and finite, got {scale_factor!r:.100}")
         goal = tuple(math.floor(n * f) for n, f in zip(lengths, factors, strict=False))
-        scales = tuple(1 / f if f > 0 else None for f in factors)
-    if len(goal) != 2 or len(scales) != 2 or min(goal) < 1 or min(lengths) < 1:
+        scales = tuple(1 / f for f in factors)
+    if len(goal) != 2 or len(scales) != 2 or not 1 <= min(goal) <= max(goal) <= MOST or min(lengths) < 1:
         raise ValueError(
             f"interpolate: [H, W] = {tuple(lengths)} can't be resized to size={size!r}, scale_factor={scale_factor!r}"
         )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any, SupportsFloat
+
+import numpy as np
 
 from gpucnn.backends import Backend
 from gpucnn.dtypes import is_floating
@@ -55,18 +59,47 @@ def shape(op: str, name: str, tensor: Tensor | None, expected: tuple[int, ...], 
         raise ValueError(f"{op}: {name} must have shape {expected} ({why}), got {tensor.shape}")
 
 
+def number(op: str, name: str, value: Any) -> float:
+    """A number, also NumPy's or a tensor of one, as a float. Raises TypeError for anything else, such as its digits."""
+    if not isinstance(value, SupportsFloat) or (isinstance(value, np.ndarray) and value.ndim):
+        raise TypeError(f"{op}: {name} must be a number, got {value!r:.100}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{op}: {name} must be a number that a float can hold, got {value!r:.100}") from None
+
+
+def integer(op: str, name: str, value: Any, least: int | None = None) -> int:
+    """A whole number, also NumPy's. Raises TypeError for anything else, ValueError for one below `least`."""
+    if not isinstance(value, Integral):
+        raise TypeError(f"{op}: {name} must be an int, got {value!r:.100}")
+    if least is not None and value < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+    return int(value)
+
+
+def integers(op: str, name: str, values: Iterable[Any]) -> tuple[int, ...]:
+    """Whole numbers, also NumPy's. Raises TypeError for anything else, ValueError for one that no axis can have."""
+    found = tuple(values) if isinstance(values, Iterable) and not isinstance(values, str | bytes) else None
+    if found is None or not all(isinstance(value, Integral) for value in found):
+        raise TypeError(f"{op}: {name} must be a sequence of ints, got {values!r:.100}")
+    if any(not -(2**63) <= value < 2**63 for value in found):
+        raise ValueError(f"{op}: {name} has a number that is too large for a length, got {values!r:.100}")
+    return tuple(map(int, found))
+
+
 def axis(op: str, dim: int, ndim: int) -> int:
     """`dim` counted from the front. Raises IndexError if there is no such axis."""
-    if not isinstance(dim, int) or not -ndim <= dim < ndim:
-        raise IndexError(f"{op}: dim {dim!r} is not an axis of a tensor with {ndim} axes")
-    return dim % ndim
+    if not isinstance(dim, Integral) or not -ndim <= dim < ndim:
+        raise IndexError(f"{op}: dim {dim!r:.100} is not an axis of a tensor with {ndim} axes")
+    return int(dim) % ndim
 
 
 def axes(op: str, dim: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
     """One axis, several, or all (None), counted from the front."""
     if dim is None:
         return tuple(range(ndim))
-    chosen = tuple(axis(op, d, ndim) for d in ([dim] if isinstance(dim, int) else dim))
+    chosen = tuple(axis(op, d, ndim) for d in (dim if isinstance(dim, Sequence) else [dim]))
     if len(set(chosen)) < len(chosen):
         raise ValueError(f"{op}: an axis appears twice in dim={dim!r}")
     return chosen or tuple(range(ndim))

@@ -6,6 +6,7 @@ may be another.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,9 +14,14 @@ from functools import partial
 from typing import Any
 
 from gpucnn import functional as F
-from gpucnn.nn.layers import BatchNorm2d, Conv2d, MaxPool2d, ReLU
+from gpucnn.backends import NO_TAP
+from gpucnn.functional.convolution import MOST_WEIGHTS
+from gpucnn.geometry import Window
+from gpucnn.nn.layers import BatchNorm1d, BatchNorm2d, Conv2d, MaxPool2d, ReLU
 from gpucnn.nn.module import Module
 from gpucnn.tensor import Tensor, is_grad_enabled
+
+FEW_CHANNELS = 4  # of a filter: kernels convolve so few directly
 
 Groups = list[tuple[Module, ...]]
 _watched: ContextVar[Groups | None] = ContextVar("computed as one", default=None)
@@ -41,19 +47,29 @@ def _computed_as_one(*modules: Module) -> None:
 def fused(modules: list[Module]) -> Iterator[Callable[[Any], Any]]:
     """What a chain of modules computes, step by step: a module itself, or several as one.
 
+    - Conv2d of few channels applies the MaxPool2d behind it too, and the ReLU between them: see `pools_along`.
     - ReLU before MaxPool2d runs after it, on fewer elements: the largest element is the same, and where it is not
       positive no gradient comes back either way.
     - Conv2d applies the ReLU behind it to its results on their way to memory.
+    - A batch norm applies the ReLU behind it to its results, and that of the gradients as it reads them.
     - Conv2d takes in the BatchNorm2d behind it, and the ReLU behind that: see `conv_norm`.
 
-    The first two change no bit of a result or a gradient.
+    All but the last change no bit of a result; the first may change the last bits of the gradients of weight and bias,
+    whose sums have another order, the others no bit of a gradient.
     """
     i = 0
     while i < len(modules):
         module, rest = modules[i], modules[i + 1 : i + 4]
-        if starts(rest, MaxPool2d) and starts([module], ReLU) and not rest[0].return_indices:  # type: ignore[attr-defined]
+        relus = rest[:1] if starts(rest, ReLU) else []
+        if pools_along(module, rest[len(relus) :]):
+            yield partial(_conv_pool, module, relus, rest[len(relus)])
+            i += 2 + len(relus)
+        elif starts(rest, MaxPool2d) and starts([module], ReLU) and not rest[0].return_indices:  # type: ignore[attr-defined]
             yield rest[0]
             yield module
+            i += 2
+        elif _is_norm(module) and starts(rest, ReLU) and not starts(rest[1:], MaxPool2d):
+            yield partial(_norm, module, activation=rest[0])
             i += 2
         elif not starts([module], Conv2d):
             yield module
@@ -75,27 +91,84 @@ def starts(modules: list[Module], kind: type[Module]) -> bool:
     return bool(modules) and type(modules[0]) is kind and not vars(modules[0]).get("_hooks")
 
 
+def pools_along(conv: Module, behind: list[Module]) -> bool:
+    """Whether a convolution should compute the pooling that comes first behind it too, and not write its own plane.
+
+    A GPU does with few channels, for which it computes an output without a matrix product, and where the pooling's
+    windows do not overlap: else it would compute what they share more than once.
+    """
+    if not (starts([conv], Conv2d) and starts(behind, MaxPool2d)) or behind[0].return_indices:  # type: ignore[attr-defined]
+        return False
+    channels, pool = conv.weight.shape[1], behind[0]  # type: ignore[attr-defined]
+    window = Window.of(pool.kernel_size, pool.stride, 0, pool.dilation)  # type: ignore[attr-defined]
+    return (
+        channels <= FEW_CHANNELS
+        and math.prod(conv.weight.shape[1:]) <= MOST_WEIGHTS  # type: ignore[attr-defined]
+        and window.taps <= NO_TAP
+        and all(stride >= extent for stride, extent in zip(window.stride, window.extent, strict=True))
+    )
+
+
+def _conv_pool(conv: Module, relus: list[Module], pool: Module, input: Tensor) -> Tensor:
+    _computed_as_one(conv, *relus, pool)
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    max_pool = {name: getattr(pool, name) for name in names}
+    return _forward(conv, input, "relu" if relus else None, None, None, None, max_pool)
+
+
 def _conv_relu(conv: Module, relu: Module, input: Tensor) -> Tensor:
     _computed_as_one(conv, relu)
-    return conv.forward(input, activation="relu")  # type: ignore[no-any-return]
+    return _forward(conv, input, "relu")
 
 
-def conv_norm(conv: Module, norm: Module, input: Tensor, activation: Module | str | None = None) -> Tensor:
-    """norm(conv(input)), activated by a ReLU module or the function of that name.
+def _forward(module: Module, *arguments: Any) -> Tensor:
+    """module.forward, which takes more than a call of it; an error that memory does not suffice names it too."""
+    try:
+        return module.forward(*arguments)  # type: ignore[no-any-return]
+    except MemoryError as error:
+        from gpucnn.memory import out_of_memory  # it knows modules
+
+        raise out_of_memory(error, "forward pass", module=module, inputs=arguments) from None
+
+
+def conv_norm(
+    conv: Module, norm: Module, input: Tensor, activation: Module | str | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """norm(conv(input)) + residual, activated by a ReLU module or the function of that name.
 
     Where nothing is learned (evaluation mode, inside `no_grad`), the normalisation is a scale and a bias of the
-    convolution's results: one pass over memory instead of three, and the same up to rounding.
+    convolution's results, and all is computed in one pass over memory: the same up to rounding. Else the batch norm
+    adds and activates what it writes: the same to the bit, or in a half type up to its rounding.
     """
     if (
         starts([conv], Conv2d)
         and starts([norm], BatchNorm2d)
+        and (residual is None or residual.dtype == input.dtype)
         and not (norm.training or is_grad_enabled() or norm.running_var is None)  # type: ignore[attr-defined]
     ):
         scale, shift = norm.affine_transform()  # type: ignore[attr-defined]
         behind = [activation] if isinstance(activation, Module) else []
         _computed_as_one(conv, norm, *behind)
-        return conv.forward(input, "relu" if behind else activation, scale, shift)  # type: ignore[no-any-return]
-    y = norm(conv(input))
+        return _forward(conv, input, "relu" if behind else activation, scale, shift, residual)
+    return _norm(norm, conv(input), activation, residual)
+
+
+def _norm(
+    norm: Module, input: Tensor, activation: Module | str | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """norm(input) + residual, activated: in one pass over memory unless something watches the norm."""
+    if _is_norm(norm) and (residual is None or residual.dtype == input.dtype):
+        behind = [activation] if isinstance(activation, Module) else []
+        if behind:
+            _computed_as_one(norm, *behind)
+        return _forward(norm, input, "relu" if behind else activation, residual)
+    y = norm(input)
+    if residual is not None:
+        y = y + residual
     if activation is None:
         return y  # type: ignore[no-any-return]
     return activation(y) if isinstance(activation, Module) else getattr(F, activation)(y)  # type: ignore[no-any-return]
+
+
+def _is_norm(module: Module) -> bool:
+    return starts([module], BatchNorm2d) or starts([module], BatchNorm1d)

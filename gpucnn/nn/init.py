@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gpucnn.random import Generator, default_generator
+from gpucnn.random import Generator, get_generator
 from gpucnn.tensor import Tensor
 
 Mode = Literal["fan_in", "fan_out"]
@@ -18,7 +18,7 @@ def _fill(tensor: Tensor, values: np.ndarray[Any, Any]) -> Tensor:
 
 
 def _host(generator: Generator | None) -> np.random.Generator:
-    return (generator or default_generator).host
+    return get_generator(generator).host
 
 
 def fans(tensor: Tensor) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,16 +58,30 @@ class Conv2d(Module):
         self.bias = _new_weight(fan_in, out_channels) if bias else None
 
     def forward(
-        self, input: Tensor, activation: str | None = None, scale: Tensor | None = None, shift: Tensor | None = None
+        self,
+        input: Tensor,
+        activation: str | None = None,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        residual: Tensor | None = None,
+        max_pool: Mapping[str, Any] | None = None,
     ) -> Tensor:
-        """conv2d of the input; its results times `scale`, plus `shift` (both [out_channels]), then activated."""
+        """conv2d of the input; its results times `scale`, + `shift` (both [out_channels]) + `residual`, activated.
+
+        With max_pool, the arguments of max_pool2d: conv2d of the input, activated and pooled.
+        """
+        if max_pool is not None:
+            return F.conv2d_max_pool2d(
+                input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, activation,
+                max_pool=max_pool,
+            )  # fmt: skip
         bias: Tensor | None = self.bias
         if scale is not None and bias is not None:
             bias = bias * scale
         if shift is not None:
             bias = shift if bias is None else bias + shift
         return F.conv2d(
-            input, self.weight, bias, self.stride, self.padding, self.dilation, self.groups, activation, scale
+            input, self.weight, bias, self.stride, self.padding, self.dilation, self.groups, activation, scale, residual
         )
 
     def multiply_adds(self, output: Tensor) -> int:
@@ -372,7 +386,8 @@ class _BatchNorm(Module):
         self.running_var = Buffer(ones(num_features)) if track_running_stats else None
         self.num_batches_tracked = Buffer(zeros((), dtype=np.int64)) if track_running_stats else None
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
+        """batch_norm of the input, plus `residual`, activated."""
         if input.ndim != self._ndim:
             raise ValueError(f"{type(self).__name__}: input must have {self._ndim} axes, got shape {input.shape}")
         momentum = self.momentum
@@ -380,7 +395,7 @@ class _BatchNorm(Module):
             momentum = 0.0 if self.num_batches_tracked is None else 1 / (self.num_batches_tracked.item() + 1)
         output = F.batch_norm(
             input, self.running_mean, self.running_var, self.weight, self.bias,
-            self.training or self.running_mean is None, momentum, self.eps,
+            self.training or self.running_mean is None, momentum, self.eps, residual, activation,
         )  # fmt: skip
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.array += 1

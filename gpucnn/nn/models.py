@@ -173,7 +173,7 @@ class BasicBlock(Module):
     def forward(self, input: Tensor) -> Tensor:
         shortcut = input if self.downsample is None else self.downsample(input)
         y = conv_norm(self.conv1, self.bn1, input, "relu")
-        return F.relu(conv_norm(self.conv2, self.bn2, y) + shortcut)
+        return conv_norm(self.conv2, self.bn2, y, "relu", shortcut)
 
 
 class Bottleneck(Module):
@@ -194,7 +194,7 @@ class Bottleneck(Module):
         shortcut = input if self.downsample is None else self.downsample(input)
         y = conv_norm(self.conv1, self.bn1, input, "relu")
         y = conv_norm(self.conv2, self.bn2, y, "relu")
-        return F.relu(conv_norm(self.conv3, self.bn3, y) + shortcut)
+        return conv_norm(self.conv3, self.bn3, y, "relu", shortcut)
 
 
 class ResNet(Module):

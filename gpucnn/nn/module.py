@@ -60,7 +60,12 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} must define forward()")
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
-        output = self.forward(*inputs, **keywords)
+        try:
+            output = self.forward(*inputs, **keywords)
+        except MemoryError as error:
+            from gpucnn.memory import out_of_memory  # it knows modules
+
+            raise out_of_memory(error, "forward pass", module=self, inputs=inputs) from None
         for hook in list(vars(self).get("_hooks", ())):
             hook(self, inputs, output)
         return output

@@ -12,7 +12,7 @@ from gpucnn.nn.module import Module
 class Sequential(Module):
     """Modules in a chain: each gets what the one before returned.
 
-    Neighbours are fused where that changes no bit of the result or of a gradient: see `fused`.
+    Neighbours are computed as one where that is the same: see `fused`.
     """
 
     def __init__(self, *modules: Module) -> None:

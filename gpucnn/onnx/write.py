@@ -21,7 +21,7 @@ from gpucnn import functional as F
 from gpucnn.atomic import write_atomically
 from gpucnn.data import Normalize
 from gpucnn.functional import pooling
-from gpucnn.geometry import Window
+from gpucnn.geometry import Size, Window
 from gpucnn.nn.module import Module
 from gpucnn.onnx.graph import load
 from gpucnn.onnx.read import METADATA, Array
@@ -96,16 +96,37 @@ def _pads(window: Window) -> list[int]:
     return [top, left, bottom, right]
 
 
-def conv2d(w: Writer, s: Step) -> str:
-    weight, bias = s["weight"], s["bias"]
-    window = Window.of(weight.shape[2:], s["stride"], s["padding"], s["dilation"], size=s["input"].shape[2:])
-    if s["scale"] is not None:
-        weight = w.node("Mul", weight, w.node("Reshape", s["scale"], w.ints(-1, 1, 1, 1)))
-    y = w.node(
+def _window(s: Step) -> Window:
+    return Window.of(s["weight"].shape[2:], s["stride"], s["padding"], s["dilation"], size=s["input"].shape[2:])
+
+
+def _convolved(w: Writer, s: Step, weight: Any) -> str:
+    window, bias = _window(s), s["bias"]
+    return w.node(
         "Conv", s["input"], weight, *([] if bias is None else [bias]),
         kernel_shape=window.kernel, strides=window.stride, dilations=window.dilation, pads=_pads(window),
         group=s["groups"],
     )  # fmt: skip
+
+
+def conv2d(w: Writer, s: Step) -> str:
+    weight = s["weight"]
+    if s["scale"] is not None:
+        weight = w.node("Mul", weight, w.node("Reshape", s["scale"], w.ints(-1, 1, 1, 1)))
+    return _finished(w, s, _convolved(w, s, weight))
+
+
+def conv2d_max_pool2d(w: Writer, s: Step) -> str:
+    size = _window(s).output_size(s["input"].shape[2:])
+    window = pooling.extreme_window("max_pool2d", size, **s["max_pool"])
+    y = _max_pool(w, s, _convolved(w, s, s["weight"]), window, size)
+    return y if s["activation"] is None else w.node("Relu", y)
+
+
+def _finished(w: Writer, s: Step, y: str) -> str:
+    """y + residual, activated."""
+    if s["residual"] is not None:
+        y = w.node("Add", y, s["residual"])
     fused = {"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh"}
     if s["activation"] == "relu6":
         return w.node("Clip", y, w.name(0.0, s["input"]), w.name(6.0, s["input"]))
@@ -137,18 +158,19 @@ def _beyond(window: Window, size: tuple[int, int]) -> list[int]:
 
 def extreme_pool(w: Writer, s: Step) -> str:
     window, size = s["window"], s["input"].shape[2:]
-    x = s["input"] if s["mode"] == "max" else w.node("Neg", s["input"])
-    if window.kernel == size and not any(window.padding):
-        y = w.node("GlobalMaxPool", x)
-    else:
-        pads = _beyond(window, size)
-        if any(p >= k for p, k in zip(pads, window.kernel * 2, strict=True)):  # a dilated window reaches that far
-            x = w.node("Pad", x, w.ints(0, 0, *pads[:2], 0, 0, *pads[2:]), w.name(-np.inf, s["input"]))
-            pads = [0, 0, 0, 0]
-        y = w.node(
-            "MaxPool", x, kernel_shape=window.kernel, strides=window.stride, dilations=window.dilation, pads=pads
-        )  # fmt: skip
+    y = _max_pool(w, s, s["input"] if s["mode"] == "max" else w.node("Neg", s["input"]), window, size)
     return y if s["mode"] == "max" else w.node("Neg", y)
+
+
+def _max_pool(w: Writer, s: Step, x: Any, window: Window, size: Size) -> str:
+    """x, of planes of that size and the dtype of the input, pooled."""
+    if window.kernel == size and not any(window.padding):
+        return w.node("GlobalMaxPool", x)
+    pads = _beyond(window, size)
+    if any(p >= k for p, k in zip(pads, window.kernel * 2, strict=True)):  # a dilated window reaches that far
+        x = w.node("Pad", x, w.ints(0, 0, *pads[:2], 0, 0, *pads[2:]), w.name(-np.inf, s["input"]))
+        pads = [0, 0, 0, 0]
+    return w.node("MaxPool", x, kernel_shape=window.kernel, strides=window.stride, dilations=window.dilation, pads=pads)
 
 
 def mean_pool(w: Writer, s: Step) -> str:
@@ -180,8 +202,9 @@ def batch_norm(w: Writer, s: Step) -> str:
     mean, var = s["running_mean"], s["running_var"]
     weight = w.constant(np.ones(mean.shape, mean.dtype)) if s["weight"] is None else s["weight"]
     bias = w.constant(np.zeros(mean.shape, mean.dtype)) if s["bias"] is None else s["bias"]
-    return w.node("BatchNormalization", s["input"], weight, bias, mean, var, epsilon=s["eps"],
-                  momentum=1 - s["momentum"])  # fmt: skip
+    y = w.node("BatchNormalization", s["input"], weight, bias, mean, var, epsilon=s["eps"],
+               momentum=1 - s["momentum"])  # fmt: skip
+    return _finished(w, s, y)
 
 
 def layer_norm(w: Writer, s: Step) -> str:
@@ -389,6 +412,7 @@ WRITERS: dict[str, Write] = {
     "clamp": clamp,
     "compare": compare,
     "conv2d": conv2d,
+    "conv2d_max_pool2d": conv2d_max_pool2d,
     "conv_transpose2d": conv_transpose2d,
     "div": _binary("Div"),
     "elu": lambda w, s: w.node("Elu", s["input"], alpha=s["alpha"]),

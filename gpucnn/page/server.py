@@ -71,8 +71,8 @@ class Guard:
         self.origins = {f"http://{host}" for host in self.hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
+        if scope["type"] != "http":  # no route is a WebSocket's, for which browsers ask no origin for leave
+            await send({"type": "websocket.close", "code": 1008})
             return
         problem = self._problem(scope["method"], {name.decode(): v.decode("latin-1") for name, v in scope["headers"]})
         answer: ASGIApp = self.app if problem is None else _refusal(403, problem)
@@ -374,7 +374,7 @@ def serve(networks: Networks, backends: tuple[str, ...], backend: str, port: int
             webbrowser.open(address)
         config = uvicorn.Config(
             shown.app(port), log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=1,
-            lifespan="off",
+            lifespan="off", ws="none",
         )  # fmt: skip
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listening])

@@ -9,7 +9,7 @@ import fake_cupy
 import numpy as np
 import pytest
 
-from gpucnn import backends, manual_seed, nn
+from gpucnn import backends, manual_seed, nn, precision
 from gpucnn.backends.numpy_parallel import workers
 from gpucnn.benchmark import providers, suites
 from gpucnn.benchmark.providers import Gpucnn, Unsupported, make
@@ -87,6 +87,35 @@ def test_strict_fp32_is_asked_of_torch_and_tf32_only_by_name(torch):
         make("torch-cpu", "fp32", 2)
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, False)
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("part", ["inference", "training"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_our_networks_are_right_in_half_types_and_not_by_the_yardstick_of_fp32(part, precision):
+    [one] = [t for t in suites.tasks("networks", (2,), "lenet5") if t.part == part]
+    problem = pose(one, precision)
+    work = make("numpy", precision, 2).work(problem, part, precision)
+    results = work.results(work.run())
+    assert problem.judge(part, results).right
+    assert not pose(one, "fp32").judge(part, results).right
+
+
+@pytest.mark.parametrize("asked", ["fp32", "tf32"])
+def test_every_pass_of_ours_multiplies_in_the_precision_that_is_asked_for(asked, monkeypatch):
+    provider, seen = make("numpy", asked, 2), []
+    provider.precisions = (asked,)  # NumPy does not compute in TF32, but is asked to
+    for name in ("matmul", "conv2d_forward", "conv2d_backward_weight"):
+        method = getattr(provider.backend, name)
+        monkeypatch.setattr(
+            provider.backend, name, lambda *a, m=method, **k: seen.append(backends.get_precision()) or m(*a, **k)
+        )
+    tasks = [*suites.tasks("ops", (1,), "conv2d.lenet5.stem"), *suites.tasks("networks", (1,), "lenet5")]
+    for one in tasks:
+        problem = pose(one, "fp32")
+        seen.clear()
+        with precision("bf16"):  # whatever a user has set
+            provider.work(problem, one.part, asked).run()
+        assert one.part == "input-gradient" or set(seen) == {asked}
 
 
 def test_what_a_provider_lacks_is_said():

@@ -386,7 +386,34 @@ def test_a_scale_is_learned_too(backend: str) -> None:
     np.testing.assert_allclose(scale.grad.numpy(), (sums * dy.numpy()).sum(axis=(0, 2, 3)), rtol=1e-12)
 
 
+def test_a_residual_of_another_shape_or_type_is_refused() -> None:
+    x, w = gpucnn.tensor(random(1, 1, 3, 4)), gpucnn.tensor(random(2, 1, 2, 2))
+    with pytest.raises(ValueError, match=r"residual must have shape \(1, 2, 2, 3\) \(the output's\), got \(2, 1, 1\)"):
+        F.conv2d(x, w, residual=gpucnn.tensor(random(2, 1, 1)))
+    with pytest.raises(TypeError, match="input float64, residual float32"):
+        F.conv2d(x, w, residual=gpucnn.tensor(random(1, 2, 2, 3)).float())
+
+
 def test_a_scale_of_another_length_is_refused() -> None:
     x, w = gpucnn.tensor(random(1, 1, 3, 3)), gpucnn.tensor(random(2, 1, 2, 2))
     with pytest.raises(ValueError, match=r"scale must have shape \(2,\) \(one per filter\), got \(3,\)"):
         F.conv2d(x, w, scale=gpucnn.tensor(random(3)))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "arguments", "message"),
+    [
+        ((3, 3), {"activation": "tanh", "max_pool": {"kernel_size": 2}}, r"must be one of 'relu', got 'tanh'"),
+        ((3, 3), {"max_pool": {"kernel_size": 16}}, r"window \(16, 16\) may have 255 elements at most.*after conv2d"),
+        ((46, 45), {"max_pool": {"kernel_size": 1}}, r"a filter \(2, 46, 45\) 4096; use max_pool2d after conv2d"),
+        ((3, 3), {"max_pool": {"kernel_size": 2, "padding": 2}}, r"max_pool2d: padding .* must be at most half"),
+        ((3, 3), {"max_pool": {"kernel_size": (49, 2)}}, r"a window of height 49 does not fit"),
+        ((60, 3), {"max_pool": {"kernel_size": 2}}, r"a window of height 60 does not fit"),
+    ],
+)
+def test_a_pooled_convolution_that_cannot_be_is_refused(
+    kernel: tuple[int, int], arguments: dict[str, Any], message: str, backend: str
+) -> None:
+    x, w = gpucnn.zeros(1, 2, 50, 51).to(backend), gpucnn.zeros(3, 2, *kernel).to(backend)
+    with pytest.raises(ValueError, match=message):
+        F.conv2d_max_pool2d(x, w, **arguments)

@@ -1,10 +1,12 @@
-"""What a convolution's kernels do with their sums on the way to memory: times a scale, plus a bias, activated."""
+"""What a convolution's kernels do with their sums on the way to memory: scale, shift, add a residual, activate."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gpucnn.backends.base import ACTIVATIONS
-from gpucnn.backends.kernel_backend import KernelBackend, conv2d_variant
+from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.geometry import Window
 
 SHAPES = {
@@ -16,15 +18,13 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("activation", [None, *(kind for kind, saved in ACTIVATIONS.items() if saved == "output")])
-@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(("biased", "added"), [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("name", SHAPES)
-def test_sums_are_scaled_then_shifted_then_activated(
-    name: str, biased: bool, activation: str | None, kernels: KernelBackend
+def test_sums_are_scaled_then_shifted_then_added_to_then_activated(
+    name: str, biased: bool, added: bool, activation: str | None, kernels: KernelBackend, force: Any
 ) -> None:
     x_shape, w_shape, groups = SHAPES[name]
-    assert conv2d_variant("conv2d_forward", w_shape[1], w_shape[0] // groups) == name.split()[0].replace(
-        "depthwise", "direct"
-    )
+    force(lambda variant: variant.family == name.split()[0].replace("depthwise", "direct"))
     rng, window = np.random.default_rng(1), Window(w_shape[2:], padding=(1, 0, 0, 1))
     x, w = (kernels.asarray(rng.standard_normal(shape), np.float64) for shape in (x_shape, w_shape))
     b, scale = (kernels.asarray(rng.standard_normal(w_shape[0])) for _ in range(2))
@@ -32,7 +32,10 @@ def test_sums_are_scaled_then_shifted_then_activated(
     expected = kernels.to_numpy(sums) * kernels.to_numpy(scale)[:, None, None]
     if biased:
         expected += kernels.to_numpy(b)[:, None, None]
+    residual = kernels.asarray(rng.standard_normal(expected.shape)) if added else None
+    if residual is not None:
+        expected += kernels.to_numpy(residual)
     if activation:
         expected = kernels.to_numpy(kernels.activation_forward(kernels.asarray(expected), activation, 0.0))
-    got = kernels.conv2d_forward(x, w, b if biased else None, window, groups, activation, scale)
+    got = kernels.conv2d_forward(x, w, b if biased else None, window, groups, activation, scale, residual)
     np.testing.assert_allclose(kernels.to_numpy(got), expected, rtol=1e-13, atol=1e-14)

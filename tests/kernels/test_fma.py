@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpucnn.backends import kernel_backend
-from gpucnn.backends.kernel_backend import KernelBackend, conv2d_variant, matmul_variant
+from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.devices import KernelError
 from gpucnn.devices.base import kernel_folder
 from gpucnn.devices.emulator import EmulatorDevice
@@ -40,17 +39,11 @@ def large_tiles(case: Case, dtype: str = "float32", capability: tuple[int, int] 
     return {one.name: int(dict(one.constants)["TILE_M"]) for one in found if "_fma" in one.name}
 
 
-def by_small_tiles(case: Case, backend: KernelBackend, dtype: str, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    with monkeypatch.context() as context:
-        context.setattr(kernel_backend, "conv2d_variant", lambda *_: "gemm")
-        context.setattr(kernel_backend, "matmul_variant", lambda *_: "gemm")
-        return evaluate(case, backend, dtype).results
-
-
-def assert_same_bits(case: Case, backend: KernelBackend, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = by_small_tiles(case, backend, dtype, monkeypatch)
-    for ours, theirs in zip(evaluate(case, backend, dtype).results, expected, strict=True):
-        np.testing.assert_array_equal(ours, theirs, strict=True)
+def assert_bits_of_small_tiles(case: Case, backend: KernelBackend, dtype: str, force: Any) -> None:
+    ours = evaluate(case, backend, dtype).results
+    force(lambda variant: variant.family == "gemm")
+    for result, expected in zip(ours, evaluate(case, backend, dtype).results, strict=True):
+        np.testing.assert_array_equal(result, expected, strict=True)
 
 
 # -- what they compute ---------------------------------------------------------------------------------
@@ -58,20 +51,16 @@ def assert_same_bits(case: Case, backend: KernelBackend, dtype: str, monkeypatch
 
 @every_edge
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_large_tiles_give_the_bits_of_small_ones(
-    case: Case, dtype: str, emulator: KernelBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_tiles_give_the_bits_of_small_ones(case: Case, dtype: str, emulator: KernelBackend, force: Any) -> None:
     assert large_tiles(case, dtype)
-    assert_same_bits(case, emulator, dtype, monkeypatch)
+    assert_bits_of_small_tiles(case, emulator, dtype, force)
 
 
 @pytest.mark.parametrize("case", [EDGES[0], EDGES[3], EDGES[5], EDGES[6]], ids=str)
-def test_the_largest_tile_gives_the_bits_of_small_ones(
-    case: Case, emulator: KernelBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kernel_backend, "_filled", lambda *_: True)
+def test_the_largest_tile_gives_the_bits_of_small_ones(case: Case, emulator: KernelBackend, force: Any) -> None:
+    force(lambda variant: str(variant).startswith("fma 128x128"))
     assert set(large_tiles(case).values()) == {128}
-    assert_same_bits(case, emulator, "float32", monkeypatch)
+    assert_bits_of_small_tiles(case, emulator, "float32", force)
 
 
 def test_a_product_in_parts_has_parts_that_begin_at_16_bytes(emulator: KernelBackend) -> None:
@@ -109,30 +98,6 @@ def test_a_nan_stays_one_and_reaches_its_own_outputs_alone(emulator: KernelBacke
 
 
 # -- which kernel is chosen ------------------------------------------------------------------------------
-
-
-def test_channels_by_fours_and_half_a_tile_of_them_take_large_tiles() -> None:
-    def chosen(name: str, products: int = 0, chunk: int = 4) -> list[str]:
-        sizes = ((8, 32), (32, 8), (8, 28), (8, 34), (34, 32), (4, 32))
-        return [conv2d_variant(f"conv2d_{name}", c, k, products, chunk) for c, k in sizes]
-
-    assert chosen("forward") == ["fma", "gemm", "gemm", "gemm", "gemm", "direct"]
-    assert chosen("backward_input") == ["gemm", "fma", "gemm", "gemm", "gemm", "direct"]
-    assert chosen("backward_weight") == ["fma", "gemm", "gemm", "gemm", "gemm", "fma"]
-    assert "fma" not in chosen("forward", chunk=8)  # half types
-    assert chosen("forward", products=3)[0] == "mma"
-
-
-def test_a_product_that_does_not_fit_large_tiles_stays_where_it_was() -> None:
-    assert matmul_variant(32, 32, 12, False, False) == "fma"
-    assert matmul_variant(31, 32, 12, False, False) == "gemm"
-    assert matmul_variant(33, 32, 12, False, False) == "fma"
-    assert matmul_variant(33, 32, 12, True, False) == "gemm"  # a's last axis is 33
-    assert matmul_variant(32, 28, 12, False, False) == "gemm"
-    assert matmul_variant(32, 34, 12, False, False) == "gemm"
-    assert matmul_variant(32, 32, 11, False, False) == "gemm"
-    assert matmul_variant(32, 32, 12, False, False, 3) == "mma"
-    assert matmul_variant(32, 32, 16, False, False, 0, 8) == "gemm"
 
 
 @pytest.mark.parametrize("case", TENSOR_CORES_FILLED, ids=str)

@@ -11,8 +11,8 @@ import pytest
 import gpucnn
 from gpucnn import functional as F
 from gpucnn import nn, optim
-from gpucnn.backends import get_backend, kernel_backend
-from gpucnn.backends.kernel_backend import KernelBackend, conv2d_variant, matmul_variant, tf32_products
+from gpucnn.backends import get_backend
+from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.devices import Device, KernelError
 from gpucnn.devices.base import kernel_folder
 from gpucnn.devices.emulator import EmulatorDevice
@@ -240,21 +240,11 @@ def test_a_case_for_tensor_cores_runs_on_them_forward_and_backward(case: Case) -
     assert not [one.name for one in launched(case, "bfloat16", (7, 5)) if "mma" in one.name]
 
 
-def test_half_types_go_to_tensor_cores_by_eights() -> None:
-    assert tf32_products((8, 6), "fp32", named("bfloat16")) == tf32_products((9, 0), "fp32", named("float16")) == 1
-    assert tf32_products((7, 5), "fp32", named("float16")) == tf32_products(None, "fp32", named("float16")) == 0
-    assert [conv2d_variant("conv2d_forward", c, 16, 1, 8) for c in (4, 12, 16)] == ["direct", "gemm", "mma"]
-    assert matmul_variant(3, 8, 12, False, True, 1, 8) == "gemm"
-    assert matmul_variant(3, 8, 16, False, True, 1, 8) == "mma"
-
-
 @both
 def test_the_large_tile_is_right_where_it_is_not_filled(
-    half: str, tensor_cores: KernelBackend, monkeypatch: pytest.MonkeyPatch
+    half: str, tensor_cores: KernelBackend, monkeypatch: pytest.MonkeyPatch, force: Any
 ) -> None:
-    large = kernel_backend._mma_tile(128, 128, 1000, 1, half=True)
-    assert large["TILE_M"] == 128
-    monkeypatch.setattr(kernel_backend, "_mma_tile", lambda *_: large)
+    force(lambda variant: str(variant).startswith("mma 128x128"))
     monkeypatch.setattr("gpucnn.verify.CASES", [TENSOR_CORES_HALF[0], dense("matmul", (16, 136), (136, 152))])
     assert verify(tensor_cores, dtype=half).passed
 
@@ -291,12 +281,13 @@ def test_any_order_of_the_threads_gives_equal_bits(case: Case, half: str) -> Non
             np.testing.assert_array_equal(ours.view(np.uint16), theirs.view(np.uint16))
 
 
-def test_bias_scale_and_activation_are_applied_to_the_sums_before_they_are_rounded(tensor_cores: KernelBackend) -> None:
+def test_what_follows_the_sums_is_applied_before_they_are_rounded(tensor_cores: KernelBackend) -> None:
     x, w, b, scale = (normal(*shape).make("float16") for shape in ((1, 16, 7, 5), (24, 16, 3, 2), (24,), (24,)))
     window = Window((3, 2), padding=(1, 1, 1, 1))
-    fused = tensor_cores.conv2d_forward(x, w, b, window, 1, "relu", scale)
+    residual = normal(1, 24, 7, 6, seed=3).make("float16")
+    fused = tensor_cores.conv2d_forward(x, w, b, window, 1, "relu", scale, residual)
     exact = get_backend("numpy").conv2d_forward(
-        *(a.astype(float) for a in (x, w, b)), window, 1, "relu", scale.astype(float)
+        *(a.astype(float) for a in (x, w, b)), window, 1, "relu", scale.astype(float), residual.astype(float)
     )
     np.testing.assert_allclose(fused.astype(float), exact, rtol=1.001 * unit_roundoff("float16"), atol=1e-4)
 
@@ -337,10 +328,10 @@ def test_the_emulator_catches_a_broken_pipeline_of_copies(old: str, new: str, me
 
 @pytest.mark.parametrize("trans_b", [True, False])
 @pytest.mark.parametrize(("old", "new"), [
-    ("half * 16 + lane / 16 * 8;", "(half ^ 1) * 16 + (lane / 16 ^ lane / 8 % 2) * 8;"),
-    ("{b[y][j], b[y][j + 2]}", "{b[y][j + 2], b[y][j]}"),
+    ("half * 16 + (of_b ? second : third);", "(of_b ? half : 1 - half) * 16 + (of_b ? second : third);"),
+    ("{b[y][2 * j], b[y][2 * j + 1]}", "{b[y][2 * j + 1], b[y][2 * j]}"),
     ("lane / 4 + (lower ? 8 : 0)", "lane / 4 + (lower ? 0 : 8)"),
-    ("lane / 8 % 2 * 8, k", "(lane / 8 % 2 ^ 1) * 8, k"),
+    ("eight = of_b ? third : second", "eight = of_b ? second : third"),
     ("k() < left && chunk.inside", "chunk.inside && k() < left + 8 * (left > 0)"),
 ])  # fmt: skip
 def test_a_wrong_place_is_beyond_the_bound(old: str, new: str, trans_b: bool, planted: Any) -> None:

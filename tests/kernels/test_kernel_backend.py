@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from numerics import assert_within, unit_roundoff
 
-from gpucnn.backends import ACTIVATIONS, Backend, kernel_backend
+from gpucnn.backends import ACTIVATIONS, Backend
 from gpucnn.backends.base import AdamSettings, RMSpropSettings, SGDSettings
-from gpucnn.backends.kernel_backend import MOST_ELEMENTS, KernelBackend, conv2d_variant
+from gpucnn.backends.kernel_backend import MOST_ELEMENTS, KernelBackend
 from gpucnn.backends.numpy_backend import NumpyBackend
+from gpucnn.backends.variants import Problem, Variant, usual
 from gpucnn.devices.base import kernel_folder
 from gpucnn.devices.emulator import EmulatorDevice
 from gpucnn.devices.recorder import RecorderDevice
@@ -230,7 +231,12 @@ def test_matmul_has_the_same_bits_by_every_tile(
     a, b = random(2, 70, 37), random(2, 37, 90, seed=1)
     expected = computed(kernels, "matmul", a, b)
     tile = dict(zip(("TILE_M", "TILE_N", "TILE_K", "THREAD_M", "THREAD_N"), sizes, strict=True))
-    monkeypatch.setattr(kernel_backend, "_tile", lambda rows, columns: tile)
+
+    def choose(backend: KernelBackend, problem: Problem) -> Variant:
+        blocks, threads = 2 * -(-70 // sizes[0]) * -(-90 // sizes[1]), sizes[0] // sizes[3] * (sizes[1] // sizes[4])
+        return usual(problem)._replace(constants=tile, blocks=blocks, threads=threads)
+
+    monkeypatch.setattr(KernelBackend, "choose", choose)
     assert_same_bits(computed(kernels, "matmul", a, b), expected)
 
 
@@ -241,11 +247,66 @@ def test_the_variance_survives_a_mean_a_thousand_times_the_deviation(kernels: Ke
     assert variance.item() == 1.25
 
 
+@pytest.mark.parametrize("offset", [0, 1, 1e4, 1e6])
+def test_statistics_are_exact_to_some_roundings_wherever_the_mean_lies(offset: float, kernels: KernelBackend) -> None:
+    """No error grows with mean / deviation but the mean's own last digit: numbers are counted from the first."""
+    for shape in ((41, 40, 7, 13), (2000, 3), (9, 2)):
+        x = random(*shape) + np.float32(offset)
+        axes = tuple(axis for axis in range(x.ndim) if axis != 1)
+        exact_mean, exact = x.mean(axes, np.float64), x.var(axes, np.float64)
+        mean, variance = computed(kernels, "batch_norm_statistics", x)
+        # Eight rows by turns are added, then at most 64 of these moments, then 8 to 32 lanes, then at most 15 parts.
+        assert_within(variance, exact, 2.0**-24 * 2 * (8 + 64 + 32 + 15) * exact)
+        assert_within(mean, exact_mean, 2.0**-24 * (np.abs(exact_mean) + (8 + 64 + 32 + 15) * 4 * np.sqrt(exact)))
+
+
+def test_a_first_number_far_from_all_others_costs_the_statistics_no_digits(kernels: KernelBackend) -> None:
+    x = random(1000, 3)
+    x[0] = 1e6
+    mean, variance = computed(kernels, "batch_norm_statistics", x)
+    exact_mean, exact = x.mean(0, np.float64), x.var(0, np.float64)
+    assert_within(variance, exact, 2.0**-24 * 100 * exact)
+    assert_within(mean, exact_mean, 2.0**-24 * np.sqrt(1000 * exact))
+
+
+@pytest.mark.parametrize(
+    ("shape", "added", "activation"),
+    [
+        ((2, 5, 7, 3), True, "relu"),
+        ((2, 5, 7, 3), False, "relu"),
+        ((300, 9), True, None),
+        ((300, 9), True, "sigmoid"),
+        ((300, 9), False, "sigmoid"),
+    ],
+)
+def test_batch_norm_with_what_follows_it_has_the_bits_of_one_after_another(
+    shape: tuple[int, ...], added: bool, activation: str | None, kernels: KernelBackend
+) -> None:
+    c, training = shape[1], added  # both kinds of gradient, not each with each
+    x, residual, dy = (random(*shape, seed=i) for i in range(3))
+    mean, weight, bias = (random(c, seed=i) for i in range(3, 6))
+    invstd = np.abs(random(c, seed=6)) + np.float32(0.5)
+    x[0, 0], x[1, 0], residual[0], residual[1, 0] = np.nan, mean[0], 0, 0
+    bias[0] = -0.0  # so that a zero comes before the activation, and is not let through
+    [y] = computed(kernels, "batch_norm_forward", x, mean, invstd, weight, bias)
+    y = y + residual if added else y
+    [y] = [y] if activation is None else computed(kernels, "activation_forward", y, activation, 0.0)
+    [dr] = [dy] if activation is None else computed(kernels, "activation_backward", dy, y, activation, 0.0)
+    apart = computed(kernels, "batch_norm_backward", dr, x, mean, invstd, weight, training)
+    follows = (residual if added else None, activation)
+    assert_same_bits(computed(kernels, "batch_norm_forward", x, mean, invstd, weight, bias, *follows), [y])
+    numbers = (dy, x, mean, invstd, weight, training, bias, y, activation, added)
+    *ours, of_residual = computed(kernels, "batch_norm_backward", *numbers)
+    assert_same_bits(ours, apart[:3])
+    assert (of_residual is None) == (not added)
+    assert_same_bits([of_residual] * added, [dr] * added)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_batch_norm_of_an_empty_batch(training: bool, kernels: KernelBackend) -> None:
     x, c = np.zeros((0, 3, 4, 5), np.float32), np.ones(3, np.float32)
     assert computed(kernels, "batch_norm_forward", x, c, c, c, c)[0].shape == x.shape
-    dx, dweight, dbias = computed(kernels, "batch_norm_backward", x, x, c, c, c, training)
+    dx, dweight, dbias, _ = computed(kernels, "batch_norm_backward", x, x, c, c, c, training)
     assert dx.shape == x.shape
     np.testing.assert_array_equal([dweight, dbias], 0)
 
@@ -280,24 +341,15 @@ def test_overlapping_shares_of_a_max_pool_are_summed_in_row_major_order(kernels:
 # --- choices of the host ----------------------------------------------------------------------------------------------
 
 
-def test_few_input_channels_are_convolved_directly() -> None:
-    names = ("conv2d_forward", "conv2d_backward_input", "conv2d_backward_weight")
-    assert [conv2d_variant(name, 3, 64) for name in names] == ["direct", "direct", "gemm"]
-    assert [conv2d_variant(name, 1, 1) for name in names] == ["direct"] * 3
-    assert [conv2d_variant(name, 5, 1) for name in names] == ["gemm"] * 3
-
-
 SEVERAL = [case for case in CONV2D if case.inputs[0].shape[0] > 1 and {"groups", "dilation"} & {*case.arguments}]
 
 
 @pytest.mark.parametrize("case", SEVERAL, ids=str)
-def test_both_variants_of_a_convolution_agree(
-    case: Case, kernels: KernelBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_both_variants_of_a_convolution_agree(case: Case, kernels: KernelBackend, force: Any) -> None:
     """They sum the same terms in the same order; only the parts of the weight gradient differ."""
     found = []
-    for variant in ("gemm", "direct"):
-        monkeypatch.setattr(kernel_backend, "conv2d_variant", lambda *_, variant=variant: variant)
+    for family in ("gemm", "direct"):
+        force(lambda variant, family=family: variant.family == family)
         found.append(evaluate(case, kernels).results)
     assert_same_bits(found[0][:2], found[1][:2])
     bound = 2 * unit_roundoff("float32") * np.asarray(case.bounds(evaluate(case, precision="float64"))[2])

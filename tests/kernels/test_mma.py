@@ -11,8 +11,8 @@ import pytest
 from numerics import assert_within, unit_roundoff
 
 import gpucnn
-from gpucnn.backends import get_backend, kernel_backend
-from gpucnn.backends.kernel_backend import KernelBackend, conv2d_variant, matmul_variant, tf32_products
+from gpucnn.backends import get_backend
+from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.backends.precision import get_precision
 from gpucnn.devices import KernelError
 from gpucnn.devices.base import kernel_folder
@@ -85,10 +85,9 @@ def test_a_case_for_tensor_cores_runs_on_them_forward_and_backward(case: Case) -
     (TENSOR_CORES[0], "tf32"), (dense("matmul", (12, 132), (132, 136)), "fp32"),
 ], ids=str)  # fmt: skip
 def test_the_large_tile_is_right_where_it_is_not_filled(
-    case: Case, precision: str, tensor_cores: KernelBackend, monkeypatch: pytest.MonkeyPatch
+    case: Case, precision: str, tensor_cores: KernelBackend, force: Any
 ) -> None:
-    large = kernel_backend._mma_tile(128, 128, 1000, PRODUCTS[precision])
-    monkeypatch.setattr(kernel_backend, "_mma_tile", lambda *_: large)
+    force(lambda variant: str(variant).startswith("mma 128x128"))
     assert_right(case, tensor_cores, precision)
 
 
@@ -136,12 +135,13 @@ def test_a_nan_stays_one_and_reaches_its_own_outputs_alone(
         assert np.isnan(y).sum() == y.shape[1 - operand]
 
 
-def test_bias_scale_and_activation_are_applied_to_the_sums(tensor_cores: KernelBackend) -> None:
+def test_scale_bias_residual_and_activation_are_applied_to_the_sums(tensor_cores: KernelBackend) -> None:
     x, w, b, scale = (normal(*shape).make("float32") for shape in ((1, 12, 7, 5), (20, 12, 3, 2), (20,), (20,)))
     window = Window((3, 2), padding=(1, 1, 1, 1))
     plain = tensor_cores.conv2d_forward(x, w, None, window, 1)
-    fused = tensor_cores.conv2d_forward(x, w, b, window, 1, "relu", scale)
-    expected = np.maximum(plain * scale.reshape(-1, 1, 1) + b.reshape(-1, 1, 1), 0)
+    residual = normal(*plain.shape, seed=3).make("float32")
+    fused = tensor_cores.conv2d_forward(x, w, b, window, 1, "relu", scale, residual)
+    expected = np.maximum(plain * scale.reshape(-1, 1, 1) + b.reshape(-1, 1, 1) + residual, 0)
     np.testing.assert_allclose(fused, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -272,32 +272,6 @@ def test_the_bound_of_fp32_is_missed_by_tf32() -> None:
 
 
 # -- which kernel is chosen ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("capability", "fp32", "tf32"), [
-    (None, 0, 0), ((7, 5), 0, 0), ((8, 0), 3, 1), ((8, 6), 0, 1), ((8, 9), 0, 1), ((9, 0), 3, 1), ((12, 0), 0, 1),
-])  # fmt: skip
-def test_products_follow_from_capability_and_precision(capability: Any, fp32: int, tf32: int) -> None:
-    assert tf32_products(capability, "fp32", np.float32) == fp32
-    assert tf32_products(capability, "tf32", np.float32) == tf32
-    assert tf32_products(capability, "tf32", np.float64) == 0
-
-
-def test_a_convolution_that_does_not_fit_tensor_cores_stays_where_it_was() -> None:
-    forward = "conv2d_forward"
-    assert [conv2d_variant(forward, c, k, 3) for c, k in ((8, 8), (6, 8), (8, 6), (4, 8), (1, 1))] == [
-        "mma", "gemm", "gemm", "direct", "direct",
-    ]  # fmt: skip
-    assert conv2d_variant(forward, 8, 8) == "gemm"
-
-
-def test_a_product_that_does_not_fit_tensor_cores_stays_where_it_was() -> None:
-    assert matmul_variant(3, 8, 12, False, False, 1) == "mma"
-    assert matmul_variant(3, 8, 12, True, False, 1) == "gemm"  # a's last axis is 3
-    assert matmul_variant(4, 8, 11, True, False, 1) == "mma"
-    assert matmul_variant(4, 8, 11, False, False, 1) == "gemm"
-    assert matmul_variant(4, 6, 12, False, False, 1) == "gemm"
-    assert matmul_variant(4, 8, 12, False, False) == "gemm"
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [(None, "float32"), ((7, 5), "float32"), (H100, "float64")])

@@ -315,3 +315,93 @@ def test_network_that_cannot_be_is_refused(make: Any, message: str) -> None:
 def test_image_too_small_for_the_network_is_an_error() -> None:
     with pytest.raises(ValueError, match="a window of height 2 does not fit"):
         models.VGGSmall(widths=(2, 2, 2)).eval()(gpucnn.rand(1, 3, 7, 9))
+
+
+# -- residual blocks, computed as one --------------------------------------------------------------
+
+
+def _one_by_one(block: nn.Module, x: Tensor) -> Tensor:
+    """Each layer by itself."""
+    pairs = [(block.conv1, block.bn1), (block.conv2, block.bn2)]
+    if hasattr(block, "conv3"):
+        pairs.append((block.conv3, block.bn3))
+    y = x
+    for i, (conv, norm) in enumerate(pairs):
+        y = F.relu(norm(conv(y))) if i + 1 < len(pairs) else norm(conv(y))
+    shortcut = x
+    for layer in () if block.downsample is None else list(block.downsample.children()) or [block.downsample]:
+        shortcut = layer(shortcut)
+    return F.relu(y + shortcut)
+
+
+def _block(kind: str, shortcut: str, place: str, backend: str) -> nn.Module:
+    gpucnn.manual_seed(4)
+    net = models.ResNet(kind, (1, 1), (3, 5), 2, 3, "cifar", shortcut)
+    block = (net.layer1 if place == "first" else net.layer2)[0].to(np.dtype("float64")).to(backend)
+    rng = np.random.default_rng(7)
+    for norm in (module for module in block.modules() if isinstance(module, nn.BatchNorm2d)):
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            tensor.copy_(gpucnn.tensor(rng.uniform(0.5, 2, tensor.shape), backend=backend))
+    return block
+
+
+BLOCKS = [("basic", "projection", "second"), ("basic", "pad", "second"), ("bottleneck", "projection", "first")]
+
+
+def _forbid(patch: pytest.MonkeyPatch, x: Tensor, *primitives: str) -> None:
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("a pass over memory of its own")
+
+    for primitive in primitives:
+        patch.setattr(type(x.backend), primitive, forbidden)
+
+
+@pytest.mark.parametrize(("kind", "shortcut", "place"), BLOCKS)
+def test_a_block_that_learns_has_the_bits_of_its_layers_one_by_one(
+    kind: str, shortcut: str, place: str, backend: str
+) -> None:
+    block = _block(kind, shortcut, place, backend)
+    channels = block.conv1.weight.shape[1]
+    rng = np.random.default_rng(8)
+    values = rng.standard_normal((2, channels, 7, 6))
+
+    def run(forward: Callable[[Tensor], Tensor]) -> list[Any]:
+        x = gpucnn.tensor(values, backend=backend, requires_grad=True)
+        block.zero_grad()
+        y = forward(x)
+        y.backward(gpucnn.tensor(np.random.default_rng(9).standard_normal(y.shape), backend=backend))
+        return [t.numpy() for t in (y, x.grad, *(p.grad for p in block.parameters()))]
+
+    apart = run(lambda x: _one_by_one(block, x))
+    with pytest.MonkeyPatch.context() as patch:
+        _forbid(patch, next(block.parameters()), "activation_forward", "activation_backward")
+        together = run(block)
+    for ours, theirs in zip(together, apart, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("kind", "shortcut", "place"), BLOCKS)
+def test_a_block_at_rest_is_as_many_convolutions_and_nothing_else(
+    kind: str, shortcut: str, place: str, backend: str
+) -> None:
+    block = _block(kind, shortcut, place, backend).eval()
+    x = gpucnn.tensor(np.random.default_rng(8).standard_normal((2, block.conv1.weight.shape[1], 7, 6)), backend=backend)
+    with gpucnn.no_grad():
+        apart = _one_by_one(block, x).numpy()
+        with pytest.MonkeyPatch.context() as patch:
+            _forbid(patch, x, "activation_forward", "batch_norm_forward")
+            together = block(x).numpy()
+    np.testing.assert_allclose(together, apart, rtol=1e-12, atol=1e-12 * np.abs(apart).max())
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_hook_in_a_block_sees_what_its_layer_gives(learns: bool, backend: str) -> None:
+    block = _block("basic", "projection", "second", backend).train(learns)
+    x = gpucnn.tensor(np.random.default_rng(8).standard_normal((2, 3, 7, 6)), backend=backend)
+    with gpucnn.no_grad():
+        expected = block(x).numpy()
+        seen: list[Tensor] = []
+        block.bn2.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        y = block(x).numpy()
+    assert (seen[0].numpy() < 0).any()  # neither shortcut nor ReLU
+    np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)

@@ -5,10 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numerics import assert_within
 
 import gpucnn
 from gpucnn import Tensor, nn
-from gpucnn.nn.fusion import conv_norm, fused
+from gpucnn.backends.kernel_backend import KernelBackend
+from gpucnn.devices.recorder import RecorderDevice
+from gpucnn.nn.fusion import conv_norm, fused, pools_along
 
 
 def bits(tensor: Tensor) -> bytes:
@@ -18,6 +21,9 @@ def bits(tensor: Tensor) -> bytes:
 CHAINS: dict[str, Callable[[], list[nn.Module]]] = {
     "conv relu": lambda: [nn.Conv2d(3, 4, 3), nn.ReLU()],
     "conv relu pool": lambda: [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)],
+    "conv pool": lambda: [nn.Conv2d(3, 4, 3), nn.MaxPool2d((2, 3), padding=(1, 0), ceil_mode=True)],
+    "conv pool relu, dilated": lambda: [nn.Conv2d(3, 4, 3), nn.MaxPool2d(2, 3, dilation=2), nn.ReLU()],
+    "conv of many channels relu pool": lambda: [nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.MaxPool2d(2)],
     "conv relu pool, overlapping": lambda: [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(3, 1, padding=1), nn.ReLU()],
     "conv norm relu": lambda: [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()],
     "conv norm relu pool": lambda: [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)],
@@ -28,6 +34,9 @@ CHAINS: dict[str, Callable[[], list[nn.Module]]] = {
 }
 
 
+POOLED = ("conv relu pool", "conv pool", "conv pool relu, dilated")  # the convolution pools along
+
+
 @pytest.mark.parametrize("chain", CHAINS)
 def test_a_fused_chain_has_the_bits_of_its_modules_one_by_one(chain: str, backend: str) -> None:
     gpucnn.manual_seed(3)
@@ -36,20 +45,54 @@ def test_a_fused_chain_has_the_bits_of_its_modules_one_by_one(chain: str, backen
     values = np.random.default_rng(5).standard_normal((2, 3, 9, 11)).astype("float32") - 0.5
     values.reshape(-1)[::4] = -0.25
 
-    def run(forward: Callable[[Tensor], Any]) -> list[bytes]:
+    def run(forward: Callable[[Tensor], Any]) -> list[np.ndarray]:
         x = gpucnn.tensor(values, backend=backend, requires_grad=True)
         for parameter in model.parameters():
             parameter.grad = None
         y = forward(x)
         y.backward(gpucnn.tensor(np.random.default_rng(6).standard_normal(y.shape).astype("float32"), backend=backend))
-        return [bits(y), bits(x.grad), *(bits(parameter.grad) for parameter in model.parameters())]
+        return [t.numpy() for t in (y, x.grad, *(parameter.grad for parameter in model.parameters()))]
 
     def one_by_one(x: Tensor) -> Tensor:
         for module in model:
             x = module(x)
         return x
 
-    assert run(model) == run(one_by_one)
+    ours, theirs = run(model), run(one_by_one)
+    if chain in POOLED:  # at most 198 terms x · dy, |dy| < 4, in another order
+        for a, b in zip(ours[2:], theirs[2:], strict=True):
+            assert_within(a, b, 2 * 200 * 2.0**-24 * 198 * 4 * np.abs(values).max())
+        ours, theirs = ours[:2], theirs[:2]
+    assert [np.ascontiguousarray(a).tobytes() for a in ours] == [np.ascontiguousarray(a).tobytes() for a in theirs]
+
+
+@pytest.mark.parametrize(
+    ("conv", "pool", "along"),
+    [
+        (nn.Conv2d(4, 2, 3), nn.MaxPool2d(2), True),
+        (nn.Conv2d(8, 2, 3, groups=2), nn.MaxPool2d((3, 2), (3, 4)), True),
+        (nn.Conv2d(5, 2, 3), nn.MaxPool2d(2), False),  # many channels
+        (nn.Conv2d(1, 2, 3), nn.MaxPool2d(3, 2), False),  # windows that overlap
+        (nn.Conv2d(1, 2, 3), nn.MaxPool2d((2, 3), (2, 4), dilation=(1, 2)), False),
+        (nn.Conv2d(1, 2, 3), nn.MaxPool2d(2, return_indices=True), False),
+        (nn.Conv2d(1, 2, 3), nn.MaxPool2d(16), False),  # 256 elements
+        (nn.Conv2d(1, 2, (64, 65)), nn.MaxPool2d(2), False),
+        (nn.Conv2d(1, 2, 3), nn.MinPool2d(2), False),
+    ],
+)
+def test_a_convolution_of_few_channels_pools_along_where_windows_do_not_overlap(
+    conv: nn.Conv2d, pool: nn.MaxPool2d, along: bool
+) -> None:
+    assert pools_along(conv, [pool]) == along
+
+
+def test_what_a_convolution_pools_is_never_written_at_full_size() -> None:
+    recorder = RecorderDevice()
+    backend = KernelBackend(recorder)
+    model = nn.Sequential(nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)).to(backend)
+    model(gpucnn.zeros(2, 1, 28, 28).to(backend)).sum().backward()
+    names = [launch.name for launch in recorder.launches if launch.file != "convert.cu"]
+    assert names == ["conv2d_max_pool2d_forward", "conv2d_max_pool2d_backward", "sum_parts", "sum_parts"]
 
 
 def test_a_convolution_applies_the_relu_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,9 +181,10 @@ def test_a_summary_says_which_layers_another_computes() -> None:
     model = nn.Sequential(
         nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 3, 3), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2, track_running_stats=False),
+        nn.ReLU(),
     )  # fmt: skip
     summary = model.summary(1, 9, 11)
-    assert [row.computed_in for row in summary.rows] == [None, "0", "0", None, None, None, None, "6", None, None]
+    assert [row.computed_in for row in summary.rows] == [None, "0", "0", None, "3", "3", None, "6", None, None, "9"]
     assert "1      BatchNorm2d, in 0" in str(summary)
     assert '<td class="name">ReLU, in 6</td>' in summary._repr_html_()
 

@@ -1,0 +1,114 @@
+"""The settings of `gpucnn train`, as run.json and a model's description keep them. A file can lie: all is checked."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+Settings = dict[str, Any]
+ModelName = Literal["lenet5", "lenet5-bn", "vgg-small", "resnet20", "resnet18", "resnet50", "x-or-not-x"]
+OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
+ScheduleName = Literal["onecycle", "cosine", "step", "constant"]
+PrecisionName = Literal["fp32", "tf32", "fp16", "bf16"]
+
+MOST = 2**31  # epochs, images a step
+PIXELS = 2**26  # of an image
+PLACE = ("data", "held_out", "seed", "image_size", "gray")  # what says which images a model was trained on
+
+
+def _text(value: Any) -> bool:
+    """A name or a path, which a terminal can show."""
+    return isinstance(value, str) and 0 < len(value) < 4096 and value.isprintable()
+
+
+def _whole(least: int, below: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value < below
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e300
+
+
+def _one_of(names: Any) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value in get_args(names)
+
+
+def _size(value: Any) -> bool:
+    sides = isinstance(value, list) and len(value) == 2 and all(_whole(1, PIXELS)(side) for side in value)
+    return sides and math.prod(value) <= PIXELS
+
+
+def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or check(value)
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "data": _text,
+    "model": _or_none(_one_of(ModelName)),
+    "epochs": _whole(1, MOST),
+    "batch_size": _whole(1, MOST),
+    "lr": _or_none(lambda value: _number(value) and value > 0),
+    "optimizer": _one_of(OptimizerName),
+    "weight_decay": _number,
+    "schedule": _one_of(ScheduleName),
+    "precision": _or_none(_one_of(PrecisionName)),
+    "augment": lambda value: type(value) is bool,
+    "held_out": _or_none(lambda value: _number(value) and 0 < value < MOST),
+    "seed": _whole(0, 2**64),
+    "early_stopping": _or_none(_whole(1, MOST)),
+    "image_size": _or_none(_size),
+    "gray": lambda value: type(value) is bool,
+    "start": _or_none(_text),
+}
+
+
+def check(settings: Any, names: Iterable[str] = _CHECKS) -> None:
+    """Raises ValueError unless these settings, all by default, are there and of a kind that the command could have."""
+    if not isinstance(settings, dict):
+        raise ValueError(f"its settings are {_shown(settings)}")
+    for name in names:
+        if name not in settings and name != "precision":  # which earlier versions did not write
+            raise ValueError(f"it has no {name}")
+        if not _CHECKS[name](settings.get(name)):
+            raise ValueError(f"its {name} is {_shown(settings[name])}")
+
+
+def checked_place(path: Path, trained_on: Any) -> Settings | None:
+    """What a model says of the images it was trained on: their name at least. Raises ValueError, with the path, if that
+    makes no sense."""
+    if trained_on is None:
+        return None
+    try:
+        check(trained_on, ["data", *(name for name in PLACE if isinstance(trained_on, dict) and name in trained_on)])
+    except ValueError as error:
+        raise ValueError(f"{path}: what it says it was trained on can't be: {error}") from error
+    place: Settings = trained_on
+    return place
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """What folder/run.json holds, None without one. Raises ValueError if that can't be what a training wrote."""
+    path = folder / "run.json"
+    if not path.exists():
+        return None
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(run, dict):
+            raise ValueError(f"it holds {_shown(run)}")
+        check(run.get("settings"))
+        wanted: dict[str, Callable[[Any], bool]] = {"started": _text}
+        if "finished" in run:
+            wanted |= {"finished": _text, "epochs": _whole(1, MOST), "accuracy": _number}
+        for name, is_right in wanted.items():
+            if not is_right(run.get(name)):
+                raise ValueError(f"its {name} is {_shown(run.get(name))}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); choose another folder (--out) or --overwrite") from error
+    return run
+
+
+def _shown(value: Any) -> str:
+    return ascii(value) if len(ascii(value)) < 60 else f"{ascii(value)[:60]}…"
