@@ -1,5 +1,6 @@
 """`pytest --backend NAME` (repeatable) picks what is under test; numpy is the default."""
 
+import gc
 import os
 from collections.abc import Iterator
 from types import ModuleType
@@ -15,6 +16,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backend", action="append", metavar="NAME", help="a backend to test; may be repeated (default: numpy)"
     )
+
+
+def pytest_collection_finish() -> None:
+    """Ten thousand tests are a million objects, which the garbage collector would look at again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

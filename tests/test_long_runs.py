@@ -28,7 +28,15 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="what a process has i
 # -- nothing piles up ------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def alone():
+    """The objects of other tests are not counted, which takes long."""
+    gc.collect()
+    gc.freeze()
+
+
 @LINUX
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(("name", "steps"), [("fit", 90), ("graph, recorder", 45)])
 def test_a_short_run_piles_up_nothing(name, steps):
     """The short version of `make soak`."""
@@ -62,6 +70,7 @@ def waiting_thread():
 
 
 @LINUX
+@pytest.mark.usefixtures("alone")
 def test_what_a_step_leaves_behind_is_found():
     kept = []
     try:

@@ -43,6 +43,7 @@ def recorder():
 def limitable(backend):
     """A backend in use, with no limit before and after."""
     gc.collect()
+    gc.freeze()  # what other tests have left is not looked at when something fails, which would take long
     with gpucnn.use_backend(backend):
         yield backend
     set_memory_limit(None, backend)
