@@ -653,6 +653,7 @@ def check(
     if problems:
         return [*problems, MEND_ALL]
     if confirmed:
+        confirmed.parent.mkdir(parents=True, exist_ok=True)
         write_text(confirmed, "\n".join(sorted(marks.values())))
     return []
 

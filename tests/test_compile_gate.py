@@ -483,7 +483,7 @@ def test_what_a_check_has_confirmed_is_compiled_again_only_if_a_figure_of_it_cha
     monkeypatch.setattr(
         compile_gate, "compiled", lambda *one: compiled.append(one[0]) or SimpleNamespace(refused=[], figures={})
     )
-    confirmed = table.with_name("confirmed.txt")
+    confirmed = table.parent / "a folder to be made" / "confirmed.txt"
 
     def check(anew=False):
         compiled.clear()
