@@ -28,6 +28,7 @@ from gpucnn.amp import GradScaler, autocast
 from gpucnn.atomic import naming
 from gpucnn.backends import Backend, get_backend
 from gpucnn.backends import precision as computing_in
+from gpucnn.backends.precision import PRECISIONS
 from gpucnn.callbacks import (
     BestModel,
     Callback,
@@ -78,8 +79,6 @@ _ELEMENTWISE_MODULES = (
 )  # fmt: skip
 
 
-# What fit calls a precision; in the half types it is autocast.
-PRECISIONS = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 SMALLEST_SCALE = 2.0**-16
 
 
@@ -268,14 +267,17 @@ class _Run:
             return "the model has forward hooks, which run on the host"
         return None
 
-    def _captured_step(self, images: Tensor, labels: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """All that is computed in a step of one batch, up to where the host looks at the gradients."""
+    def _captured_step(self, images: Tensor, labels: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """All that is computed in a step of one batch, up to where the host looks at the gradients.
+
+        scale: of the loss, an argument since it changes from step to step; None without a scaler.
+        """
         state = self.state
         state.optimizer.zero_grad()
         with self._autocast():
             output = _output(state.model, images, state.train.dataset)
             loss = self.loss(output, labels)
-        (loss * scale if self.scaler.is_enabled() else loss).backward()
+        (loss if scale is None else loss * scale).backward()
         if not self._gradients_are_read():
             state.optimizer.step()
         return output, loss
@@ -373,8 +375,10 @@ class _Run:
         state = self.state
         if self.compiled is not None:
             x = _input(state.model, images)
-            scale = tensor(self.scaler.get_scale(), backend=x.backend)
-            output, loss = self.compiled(x, tensor(labels, backend=x.backend), scale)
+            arguments = [x, tensor(labels, backend=x.backend)]
+            if self.scaler.is_enabled():
+                arguments.append(tensor(self.scaler.get_scale(), backend=x.backend))
+            output, loss = self.compiled(*arguments)
         else:
             output, loss = self._pass(images, labels)
         state.loss = float(loss.item())

@@ -21,6 +21,7 @@ from statistics import median
 from gpucnn.amp import autocast
 from gpucnn.backends import Array, precision
 from gpucnn.backends.kernel_backend import KernelBackend
+from gpucnn.backends.precision import PRECISIONS
 from gpucnn.backends.tuning import Measurement, Tuning, path_of, stored
 from gpucnn.backends.variants import Convolution, Problem, Product, Variant, candidates, usual
 from gpucnn.devices import Device
@@ -92,8 +93,9 @@ def problems_of(
 
     backend = KernelBackend(RecorderDevice(capability), noted)
     twin = copy.deepcopy(model).to(backend)
-    half = {"fp16": "float16", "bf16": "bfloat16"}.get(compute_in or "")
-    how = autocast(half) if half else precision(compute_in) if compute_in else nullcontext()
+    how = nullcontext() if compute_in is None else precision(compute_in)
+    if compute_in in ("fp16", "bf16"):
+        how = autocast(PRECISIONS[compute_in])
     with how, warnings.catch_warnings(action="ignore"):  # what the recorder returns is any number, also NaN
         if training:
             train_once(twin, image_shape, batch_size)

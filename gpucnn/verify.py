@@ -32,6 +32,7 @@ import numpy as np
 import gpucnn
 from gpucnn.atomic import write_text
 from gpucnn.backends import Backend, get_backend, use_tuning
+from gpucnn.backends.precision import PRECISIONS
 from gpucnn.dtypes import HALVES, is_half, unit_roundoff
 from gpucnn.sheet import png
 from gpucnn.testing import (
@@ -600,7 +601,7 @@ def run(
 
     precision: "fp16" and "bf16" stand for the dtypes float16 and bfloat16, "fp32" and "tf32" for those of `precision`.
     """
-    dtype = {"fp16": "float16", "bf16": "bfloat16"}.get(precision or "", dtype)
+    dtype = PRECISIONS[precision] if precision in ("fp16", "bf16") else dtype
     with gpucnn.precision(precision) if precision in ("fp32", "tf32") else nullcontext():
         report = _with_progress(len(chosen(op)), lambda on_case: verify(backend, op, dtype, on_case))
     _print(report)

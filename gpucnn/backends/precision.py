@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+# Each precision, and the type that tensors have where `fit`, `verify` or a benchmark computes in it.
+PRECISIONS = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _scope: ContextVar[str | None] = ContextVar("gpucnn_precision", default=None)
 
 

@@ -14,10 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gpucnn.backends.precision import PRECISIONS
 from gpucnn.benchmark import measure, processes, providers, real_work, report, roofline
 from gpucnn.benchmark.providers import Provider
 from gpucnn.benchmark.records import Row, Run
-from gpucnn.benchmark.reference import PRECISIONS, NetworkProblem, OpProblem, pose
+from gpucnn.benchmark.reference import NetworkProblem, OpProblem, pose
 from gpucnn.benchmark.suites import PASSES, SUITES, Network, Op, Task, tasks
 
 SHARES = {"ops": 0.5, "networks": 0.32, "startup": 0.1, "memory": 0.08}  # of the budget; what one leaves, others get

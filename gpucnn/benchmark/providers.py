@@ -24,7 +24,8 @@ import numpy as np
 import gpucnn
 from gpucnn import functional as F
 from gpucnn.backends import get_backend
-from gpucnn.benchmark.reference import LR, MOMENTUM, PRECISIONS, NetworkProblem, OpProblem, flat
+from gpucnn.backends.precision import PRECISIONS
+from gpucnn.benchmark.reference import LR, MOMENTUM, NetworkProblem, OpProblem, flat
 from gpucnn.dtypes import named
 from gpucnn.nn import Module, models
 from gpucnn.testing import Array

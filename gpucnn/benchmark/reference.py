@@ -22,13 +22,12 @@ import numpy as np
 import gpucnn
 from gpucnn import functional as F
 from gpucnn.backends import use_backend
+from gpucnn.backends.precision import PRECISIONS
 from gpucnn.benchmark.suites import Network, Op, Task
 from gpucnn.dtypes import HALVES
 from gpucnn.nn import Module
 from gpucnn.testing import Array, Case, Evaluation, Values, evaluate, in_half
 
-# Each precision, and the type that tensors have in it.
-PRECISIONS = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 UNIT = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-8, "fp16": 2.0**-11}  # roundoff of an operand
 OUTPUT_UNIT = {"fp32": 0.0, "tf32": 0.0, "bf16": 2.0**-8, "fp16": 2.0**-11}  # and of a result, beyond float32's
 MARGIN = 4  # by how much a network may miss the yardstick, which is itself one draw
