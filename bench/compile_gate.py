@@ -43,30 +43,15 @@ from rich.progress import track
 
 import gpucnn
 from gpucnn.atomic import write_atomically, write_text
-from gpucnn.backends.kernel_backend import KernelBackend
-from gpucnn.backends.precision import PRECISIONS
-from gpucnn.backends.variants import preferring
 from gpucnn.devices.base import kernel_folder
 from gpucnn.devices.emulator import cache_folder
 from gpucnn.devices.recorder import Launched, RecorderDevice
 from gpucnn.dtypes import HALVES
 from gpucnn.nn import models
-from gpucnn.testing import (
-    CASES,
-    HALO,
-    HALO_FILLED,
-    HALO_HALF,
-    NORM_FINISHED,
-    TENSOR_CORES,
-    TENSOR_CORES_FILLED,
-    TENSOR_CORES_HALF,
-    WINOGRAD,
-    evaluate,
-)
+from gpucnn.testing import Way, evaluate, ways
 from gpucnn.warmup import train_once
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-WITH_TENSOR_CORES = (9, 0)  # the compute capability for which kernels with them are chosen
 DISASSEMBLED = 90  # nvdisasm takes longer than the compiler, so one architecture stands for all
 OPTIONS = ("-std=c++17", "-fmad=false", "-ftz=true")  # CudaDevice's, and the one that CuPy adds
 NVRTC, NVDISASM = "nvidia-cuda-nvrtc", "nvidia-cuda-nvdisasm"  # on PyPI
@@ -124,33 +109,17 @@ class Unit(NamedTuple):
 def launched() -> list[Launched]:
     """Every launch of the case table and of training LeNet-5."""
     recorder = RecorderDevice()
-    backend = KernelBackend(recorder)
     with warnings.catch_warnings(action="ignore"):  # what the recorder returns is any number, also NaN
+        for case, way in ways(filled=True):
+            with gpucnn.precision(way.precision):
+                evaluate(case, way.backend(recorder), way.dtype)
+        backend = Way().backend(recorder)
         for dtype in ("float32", "float64"):
-            for case in (*CASES, *TENSOR_CORES_FILLED):
-                evaluate(case, backend, dtype)
             train_once(models.LeNet5().to(np.dtype(dtype)).to(backend), (1, 28, 28), 2)
         for half in HALVES:
             with gpucnn.autocast(half):
                 for batch_norm in (False, True):
                     train_once(models.LeNet5(batch_norm=batch_norm).to(backend), (1, 28, 28), 2)
-            for case in NORM_FINISHED:
-                evaluate(case, backend, half)
-        recorder.capability = WITH_TENSOR_CORES
-        by_halos, by_winograd = (KernelBackend(recorder, preferring(family)) for family in ("halo", "winograd"))
-        for half in HALVES:
-            for case in (*TENSOR_CORES_HALF, *TENSOR_CORES_FILLED):
-                evaluate(case, backend, half)
-            for case in (*HALO_HALF, *HALO_FILLED):
-                evaluate(case, by_halos, half)
-        for precision in PRECISIONS:
-            with gpucnn.precision(precision):
-                for case in (*TENSOR_CORES, *TENSOR_CORES_FILLED):
-                    evaluate(case, backend)
-                for case in (*HALO, *HALO_FILLED):
-                    evaluate(case, by_halos)
-        for case in (*WINOGRAD, TENSOR_CORES_FILLED[0]):
-            evaluate(case, by_winograd)
     return list(dict.fromkeys(recorder.launches))
 
 

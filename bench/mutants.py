@@ -3,8 +3,8 @@
 A mutant is a kernel file with one small bug: an operator, a constant, an index or a barrier changed. It is killed if
 something notices, asked in this order:
 
-1. the case table (gpucnn/testing.py) on the emulator, forward and backward, in float32 and then in float64: a result
-   out of its bound, a report of the emulator, a launch that never ends;
+1. the case table (gpucnn/testing.py) on the emulator, forward and backward, in every way that kernels are chosen and
+   float64 last: a result out of its bound, a report of the emulator, a launch that never ends;
 2. `pytest tests/kernels`, in a copy of the checkout that has the mutant;
 3. tests/bits/emulator.json: other bits than those of the unchanged kernels.
 
@@ -28,7 +28,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -37,14 +37,14 @@ from typing import Any
 
 import numpy as np
 
+import gpucnn
 from gpucnn.atomic import write_text
-from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.devices import Device
 from gpucnn.devices.base import Constants, Dim, KernelError, kernel_folder
 from gpucnn.devices.emulator import EmulatorDevice
 from gpucnn.devices.recorder import RecorderDevice
-from gpucnn.testing import CASES, Case, evaluate
-from gpucnn.verify import Result
+from gpucnn.testing import Case, Way, evaluate, ways
+from gpucnn.verify import Result, compared
 
 ROOT = Path(__file__).parent.parent
 REASONS = ROOT / "bench" / "mutants.toml"
@@ -294,34 +294,37 @@ class MutatedDevice(Device):
 
 @dataclass(frozen=True)
 class Known:
-    """A case, its kernels, its exact results with their bounds, and in float32 what the unchanged kernels compute."""
+    """A case and a way to compute it, its kernels, and what the unchanged ones make of it beside the exact results."""
 
     case: Case
-    dtype: str
+    way: Way
     kernels: frozenset[tuple[str, str]]
     cost: float
-    expected: list[np.ndarray[Any, Any]]
-    bounds: list[np.ndarray[Any, Any]]
-    results: list[np.ndarray[Any, Any]]
+    results: list[Result]
+
+    @property
+    def in_bits(self) -> bool:
+        """Whether tests/bits/emulator.json has it."""
+        return self.way == Way() and self.case.same_bits
+
+    def __str__(self) -> str:
+        return f"{self.case} {' '.join(str(word) for word in self.way if word)}"
 
 
 @np.errstate(all="ignore")  # what is recorded holds anything
-def known(cases: Iterable[Case], device: EmulatorDevice) -> list[Known]:
-    """The cases that launch a kernel, computed right."""
+def known(pairs: Iterable[tuple[Case, Way]], wanted: set[tuple[str, str]], device: EmulatorDevice) -> list[Known]:
+    """The cases that launch one of the wanted kernels, computed right."""
     found = []
-    for case, dtype in ((case, dtype) for case in cases for dtype in ("float32", "float64")):
+    for case, way in pairs:
         recorder = RecorderDevice()
-        evaluate(case, KernelBackend(recorder), dtype)
-        if not recorder.launches:
-            continue
-        exact = evaluate(case, "numpy", dtype, precision="float64")
-        unit = float(np.finfo(dtype).eps) / (2 if dtype == "float32" else 1)  # in float64 the reference rounds as well
-        pairs = zip(case.bounds(exact), exact.results, strict=True)
-        bounds = [np.broadcast_to(unit * np.asarray(bound), right.shape) for bound, right in pairs]
-        kernels = frozenset((one.file, one.name) for one in recorder.launches)
-        cost = len(recorder.specialisations()) + sum(one.grid[0] for one in recorder.launches) / 100
-        results = evaluate(case, KernelBackend(device), dtype).results if dtype == "float32" else []
-        found.append(Known(case, dtype, kernels, cost, exact.results, bounds, results))
+        with gpucnn.precision(way.precision):
+            evaluate(case, way.backend(recorder), way.dtype)
+            kernels = frozenset((one.file, one.name) for one in recorder.launches)
+            if kernels & wanted:
+                cost = len(recorder.specialisations()) + sum(one.grid[0] for one in recorder.launches) / 100
+                exact = evaluate(case, "numpy", way.dtype, precision="float64")
+                results = compared(exact, way.backend(device), way.dtype)
+                found.append(Known(case, way, kernels, cost, results))
     return found
 
 
@@ -329,22 +332,18 @@ def known(cases: Iterable[Case], device: EmulatorDevice) -> list[Known]:
 def verdict_of_the_table(mutant: Path, kernels: set[tuple[str, str]], table: list[Known]) -> tuple[str, str]:
     """("value" | "emulator" | "endless" | "bits" | "alive" | "does not compile", the case or the compiler's words)."""
     device = MutatedDevice(EmulatorDevice(), EmulatorDevice(max_steps=MOST_STEPS, kernels=mutant), kernels)
-    backend, other_bits = KernelBackend(device), ""
+    other_bits = ""
     for one in table:
         try:
-            results = evaluate(one.case, backend, one.dtype).results
+            with gpucnn.precision(one.way.precision):
+                results = evaluate(one.case, one.way.backend(device), one.way.dtype).results
         except KernelError as error:
-            return _kind(str(error)), f"{one.case}: {error}"
-        for i, name in enumerate(one.case.results):
-            got = Result(one.case, name, results[i], one.expected[i], one.bounds[i])
-            if not got.passed:
-                return "value", f"{one.case}: {name}"
-            if (
-                one.dtype == "float32"
-                and one.case.same_bits
-                and not np.array_equal(results[i], one.results[i], equal_nan=True)
-            ):
-                other_bits = other_bits or f"{one.case}: {name}"
+            return _kind(str(error)), f"{one}: {error}"
+        for known, got in zip(one.results, results, strict=True):
+            if not replace(known, got=got).passed:
+                return "value", f"{one}: {known.name}"
+            if one.in_bits and not np.array_equal(got, known.got, equal_nan=True):
+                other_bits = other_bits or f"{one}: {known.name}"
     return ("bits", other_bits) if other_bits else ("alive", "")
 
 
@@ -446,7 +445,7 @@ class Judge:
         # First the cases that killed most of this function's mutants, then the cheapest.
         table = sorted(
             (one for one in self.table if one.kernels & kernels),
-            key=lambda one: (one.dtype, -self.kills[mutant.function, str(one.case)], one.cost),
+            key=lambda one: (one.way.dtype == "float64", -self.kills[mutant.function, str(one)], one.cost),
         )
         folder = self.free.pop()
         text = (kernel_folder() / mutant.file).read_text("utf-8")
@@ -597,7 +596,7 @@ def _listed(some: list[Mutant], why: dict[str, tuple[str, str]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--sample", type=int, default=12, help="mutants of each function (default: 12)")
+    parser.add_argument("--sample", type=int, default=6, help="mutants of each function (default: 6)")
     parser.add_argument("--all", action="store_true", help="every mutant: some hours")
     parser.add_argument("--only", nargs="+", help="only mutants whose name (file function: line) contains one of these")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
@@ -636,7 +635,9 @@ def run(drawn: list[Mutant], folder: Path, jobs: int) -> None:
     ]
     with Progress() as progress, record.open("a", encoding="utf-8") as out:
         task = progress.add_task("the unchanged kernels", total=len(waiting))
-        table = known(CASES, EmulatorDevice()) if waiting else []
+        kernels = kernels_of(kernel_folder())
+        wanted = set().union(*(kernels.get((mutant.file, mutant.function), set()) for mutant in waiting))
+        table = known(ways(), wanted, EmulatorDevice())
         judge_of_all = Judge(folder, jobs, table)
         if waiting:
             judge_of_all.try_unchanged()

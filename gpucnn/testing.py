@@ -12,23 +12,26 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 import gpucnn
 from gpucnn import functional as F
 from gpucnn.backends import Backend, get_backend
-from gpucnn.dtypes import is_floating, named, smallest, unit_roundoff
+from gpucnn.backends.precision import PRECISIONS
+from gpucnn.dtypes import HALVES, is_floating, named, smallest, unit_roundoff
 from gpucnn.geometry import Window
 from gpucnn.random import Generator
 from gpucnn.tensor import Tensor
 
 if TYPE_CHECKING:
+    from gpucnn.backends.kernel_backend import KernelBackend
     from gpucnn.backends.variants import Problem, Variant
+    from gpucnn.devices import Device
     from gpucnn.devices.recorder import Launched
 
 Array = np.ndarray[Any, Any]
@@ -1144,6 +1147,7 @@ SMALL = [
 # -- what tensor cores take: channels, filters and the last axes of matrices by fours ----------------------
 # CASES has few of those, since by an ordinary device they are computed like the others.
 
+HOPPER = (9, 0)  # a compute capability for which kernels with tensor cores are chosen
 TENSOR_CORES = [
     conv((1, 12, 7, 5), (20, 12, 3, 2), bias=True, padding=1),
     conv((2, 8, 9, 7), (12, 8, 2, 3), pytorch=False, stride=(2, 1), dilation=(1, 2), padding=(1, 0, 2, 3)),
@@ -1217,3 +1221,37 @@ CASES = [
     *NOT_A_NUMBER,
     *SMALL,
 ]
+
+
+class Way(NamedTuple):
+    """How a case is computed: of which type, in which `gpucnn.precision`, chosen for which compute capability, and by
+    which family of kernels where it fits (of `variants.FAMILIES`; the usual one if None)."""
+
+    dtype: str = "float32"
+    precision: str = "fp32"
+    capability: tuple[int, int] | None = None
+    family: str | None = None
+
+    def backend(self, device: Device) -> KernelBackend:
+        """Of that family, on a device whose kernels are chosen for the capability from now on."""
+        from gpucnn.backends.kernel_backend import KernelBackend
+        from gpucnn.backends.variants import preferring
+
+        device.capability = self.capability
+        return KernelBackend(device, None if self.family is None else preferring(self.family))
+
+
+def ways(filled: bool = False) -> Iterator[tuple[Case, Way]]:
+    """Cases with the ways to compute them that, together, launch every kernel; `filled`: large cases as well, for which
+    large tiles are chosen."""
+    of_tiles, of_halos = (TENSOR_CORES_FILLED, HALO_FILLED) if filled else ([], [])
+    for dtype in ("float32", "float64"):
+        yield from ((case, Way(dtype)) for case in (*CASES, *of_tiles))
+    for half in HALVES:
+        yield from ((case, Way(half)) for case in NORM_FINISHED)
+        yield from ((case, Way(half, capability=HOPPER)) for case in (*TENSOR_CORES_HALF, *of_tiles))
+        yield from ((case, Way(half, capability=HOPPER, family="halo")) for case in (*HALO_HALF, *of_halos))
+    for precision in PRECISIONS:
+        yield from ((case, Way("float32", precision, HOPPER)) for case in (*TENSOR_CORES, *of_tiles))
+        yield from ((case, Way("float32", precision, HOPPER, "halo")) for case in (*HALO, *of_halos))
+    yield from ((case, Way(capability=HOPPER, family="winograd")) for case in (*WINOGRAD, *of_tiles[:1]))

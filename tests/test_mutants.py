@@ -9,7 +9,7 @@ import pytest
 
 from gpucnn.devices.base import kernel_folder
 from gpucnn.devices.emulator import EmulatorDevice
-from gpucnn.testing import CASES
+from gpucnn.testing import ways
 
 ROOT = Path(__file__).parent.parent
 
@@ -103,7 +103,8 @@ def planted(file: str, before: str, after: str) -> Any:
 @pytest.fixture(scope="module")
 def table() -> Any:
     names = ("relu-3x5x13x11*3", "linear-70x9-67x9-67", "batch_norm-3x35x11x9+0.5-None-None-35-35-True")
-    return mutants.known([case for case in CASES if str(case) in names], EmulatorDevice())
+    pairs = [(case, way) for case, way in ways() if str(case) in names]
+    return mutants.known(pairs, set().union(*mutants.kernels_of(kernel_folder()).values()), EmulatorDevice())
 
 
 PLANTED = [
