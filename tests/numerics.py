@@ -54,7 +54,7 @@ def value_and_gradients(
     return y.numpy(), u, gradients
 
 
-def check_gradients(function: Callable[..., Tensor], arrays: Sequence[Array], backend: str, most: int = 40) -> None:
+def check_gradients(function: Callable[..., Tensor], arrays: Sequence[Array], backend: str, most: int = 24) -> None:
     """The gradient of <u, function(*arrays)> against central differences, at `most` places of each array.
 
     Differences are taken with h and h/2: what they disagree by bounds the truncation error, and the rounding of the two

@@ -41,6 +41,11 @@ def tools():
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="module")
+def launched():
+    return compile_gate.launched()
+
+
 @pytest.fixture
 def place(tmp_path):
     """A table that is not there yet and a page, as arguments."""
@@ -165,8 +170,8 @@ def test_tensor_cores_have_a_share_of_their_own_for_each_number_of_products(prod
     ]
 
 
-def test_every_share_is_of_kernels_that_there_are():
-    names = {one.name for one in compile_gate.launched()}
+def test_every_share_is_of_kernels_that_there_are(launched):
+    names = {one.name for one in launched}
     kinds = [("float", ""), ("float", "1"), ("float", "3"), ("float16", ""), ("bfloat16", "")]
     for pattern in compile_gate.LEAST_SHARES:
         of = {name for name in names for kind in kinds if re.fullmatch(pattern, compile_gate.labelled(name, *kind))}
@@ -231,8 +236,7 @@ def test_a_page_without_the_marks_is_an_error_before_anything_is_compiled(tools,
 # -- what is compiled ----------------------------------------------------------------------------------
 
 
-def test_every_kernel_is_launched_by_a_case_and_what_runs_everywhere_in_both_types():
-    launched = compile_gate.launched()
+def test_every_kernel_is_launched_by_a_case_and_what_runs_everywhere_in_both_types(launched):
     assert compile_gate.never_launched(launched, kernel_folder()) == []
     everywhere = [
         one for one in launched if len(compile_gate.architectures(kernel_folder() / one.file)) == len(ARCHITECTURES)
