@@ -11,7 +11,8 @@ and NVRTC's version. What is compiled are the launches of `gpucnn.testing.CASES`
 and backward, and of training LeNet-5, which adds the optimisers; in float32 and float64; those of training LeNet-5 in
 autocast to float16 and bfloat16; those of the cases for tensor cores, in each precision; and those of the cases for
 kernels that are taken where a measurement says so. A kernel that none of them launches does not pass either. A file
-with a line `// Needs sm_80` is compiled for that and later ones.
+with a line `// Needs sm_80` is compiled for that and later ones, one that needs sm_90a for that alone, in the place of
+sm_90.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from rich.progress import track
 
 import gpucnn
 from gpucnn.atomic import write_atomically, write_text
-from gpucnn.devices.base import kernel_folder
+from gpucnn.devices.base import kernel_folder, needed_architecture
 from gpucnn.devices.emulator import cache_folder
 from gpucnn.devices.recorder import Launched, RecorderDevice
 from gpucnn.dtypes import HALVES
@@ -56,6 +57,7 @@ DISASSEMBLED = 90  # nvdisasm takes longer than the compiler, so one architectur
 OPTIONS = ("-std=c++17", "-fmad=false", "-ftz=true")  # CudaDevice's, and the one that CuPy adds
 NVRTC, NVDISASM = "nvidia-cuda-nvrtc", "nvidia-cuda-nvdisasm"  # on PyPI
 REGISTERS_OF_A_MULTIPROCESSOR = 65536
+MOST_SHARED = 227 * 1024  # bytes of a block, on sm_90
 # The least share of products in the hot loop that the best variant of a kernel must have, by its label on the page. The
 # rest finds addresses: a change there can cost a fifth of the speed, and no test of results would notice.
 LEAST_SHARES = {
@@ -66,6 +68,7 @@ LEAST_SHARES = {
     r"`conv2d_halo_\w+`, 1 TF32": 0.30,
     r"`conv2d_halo_\w+`, b?float16": 0.43,
     r"`(conv2d|matmul)_mma\w*`, b?float16": 0.30,
+    r"`(conv2d|matmul)_wgmma\w*`, b?float16": 0.13,  # of which each has 32 times the products of one above, or more
     r"`conv2d_winograd`": 0.78,
 }
 MOST_LINES = 20  # that are printed of what is wrong
@@ -148,8 +151,11 @@ def never_launched(launches: Iterable[Launched], folder: Path) -> list[str]:
 
 
 def architectures(path: Path) -> list[int]:
-    """Those that a file is for: from the one that its header says it needs."""
-    needs = re.search(r"^// Needs +sm_(\d+)$", path.read_text("utf-8"), re.MULTILINE)
+    """Those that a file is for: from the one that its header says it needs; of an "sm_90a" that one alone."""
+    code = path.read_text("utf-8")
+    if only := needed_architecture(code):
+        return [int(only.strip("sm_a"))]
+    needs = re.search(r"^// Needs +sm_(\d+)$", code, re.MULTILINE)
     return [a for a in ARCHITECTURES if a >= int(needs[1] if needs else 0)]
 
 
@@ -206,15 +212,15 @@ class Tools:
     def compile(self, unit: Unit, architecture: int) -> tuple[str, bytes]:
         """(what the assembler says of each kernel, the cubin). Raises RuntimeError with NVRTC's errors. Threads may
         compile at the same time: NVRTC takes no lock, and ctypes lets go of Python's."""
+        code, name = unit.path.read_bytes(), unit.path.name.encode()
         options = [
-            f"-arch=sm_{architecture}",
+            f"-arch={needed_architecture(code.decode()) or f'sm_{architecture}'}",
             *OPTIONS,
             f"-I{unit.path.parent}",
             f"-I{kernel_folder()}",
             *(f"-D{name}={value}" for name, value in unit.constants),
             "--ptxas-options=-v",
         ]
-        code, name = unit.path.read_bytes(), unit.path.name.encode()
         program = ctypes.c_void_p()
         self._call("nvrtcCreateProgram", ctypes.byref(program), code, name, 0, None, None)
         try:
@@ -386,16 +392,21 @@ def compiled(unit: Unit, architecture: int, tools: Tools) -> Compiled:
     except RuntimeError as error:
         message = re.search(r".*\berror\b.*", str(error))
         return Compiled({}, [line(unit.kernels[0], f"does not compile: {message[0] if message else error}")])
+    if "wgmma.mma_async instructions are serialized" in log:
+        return Compiled({}, [line(unit.kernels[0], "waits for each wgmma: something reads its sums meanwhile")])
     used = usage(log)
     codes = tools.disassemble(cubin) if architecture == DISASSEMBLED else {}
     refused, figures = [], {}
     for kernel in unit.kernels:
         registers, shared, stack, spilled = used[kernel]
+        shared += int(dict(unit.constants).get("DYNAMIC_SHARED", 0))
         if stack or spilled:
             refused.append(line(kernel, f"has a stack of {stack} bytes and {spilled} bytes of spills"))
         threads = dict(zip(unit.kernels, unit.threads, strict=False)).get(kernel, 0)
         if -(-registers // 8) * 8 * threads > REGISTERS_OF_A_MULTIPROCESSOR:  # they are given out by eights
             refused.append(line(kernel, f"has blocks of {threads} threads with {registers} registers: they do not fit"))
+        if shared > MOST_SHARED:
+            refused.append(line(kernel, f"has blocks of {shared} bytes of shared memory: they do not fit"))
         figures[kernel] = {f"sm_{architecture}": registers}
         if architecture == DISASSEMBLED:
             loop = {f"loop_{name}": count for name, count in mix(hot_loop(codes[kernel])).items()}

@@ -8,6 +8,8 @@ denormal or near overflow, and arguments of wrong types, out of range or huge. A
 - The values are those of tests/reference.py, scalar loops in float64, or of a plain NumPy function here.
 - The gradients are those of the NumPy backend in float64, which tests/functional/test_every_op.py holds to finite
   differences and to PyTorch.
+- Behind an activation or a pooling they are those of the sums, for what the op itself has decided: `carried`.
+- A layer, a method and an operator must compute what their function does.
 - The bounds are those of gpucnn.testing. Where the sum of the magnitudes is beyond the type's largest number, an
   infinity or NaN will do; NaN in the reference must be NaN.
 
@@ -22,6 +24,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import inspect
 import linecache
 import math
 import multiprocessing
@@ -34,7 +37,7 @@ import time
 import types
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -45,7 +48,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 import gpucnn
-from gpucnn import Tensor, data, metrics, optim, testing
+from gpucnn import Tensor, attribution, data, metrics, nn, optim, testing, train
 from gpucnn import functional as F
 from gpucnn.backends import get_backend
 from gpucnn.dtypes import bfloat16, is_floating, is_half, smallest, unit_roundoff
@@ -66,6 +69,8 @@ ODD_NUMBERS: tuple[Any, ...] = (-1, 0, 2**31, 2**48, 2**64, -(2**40), 1.5, math.
 ODD_NUMBERS += (np.int64(2), np.float32(2.5), (1, 2, 3), (1, "x"), b"1", 1j, np.array([1, 2]))
 ODD_FLOATS: tuple[Any, ...] = (-1.0, 0.0, math.nan, math.inf, -math.inf, 1e308, 1e-320, None, "0.1", 1j, [], True)
 ODD_FLOATS += (np.float64(0.5), np.array(0.5), 2**70)
+THINGS: tuple[Any, ...] = (None, 3, "x", [], {}, 1.5, nn.ReLU, np.zeros(2), object())  # which are no tensors
+COUNTS = tuple(n for n in ODD_NUMBERS if not isinstance(n, int) or n != 2**31)  # for so many there might be memory
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 OTHERS = ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64", "bool")
 LARGEST = {"float16": 65504.0, "bfloat16": 2.0**128 - 2.0**120}
@@ -105,12 +110,8 @@ class Trial:
         self._draw, self.backend, self.note = draw, get_backend(backend), note
         self.few = backend != "numpy"  # windows and types, since each is a kernel to compile
         self.odd: list[str] = []
-        self.refused = False
+        self.refused, self.strange = False, self.chance(2)
         self.values = self.pick(*VALUES)
-        if (
-            self.few and self.values == "tiny"
-        ):  # kernels take denormal numbers for zero: tests/kernels/test_denormals.py
-            self.values = "tame"
 
     def pick(self, *values: Any) -> Any:
         return self._draw(st.sampled_from(values))
@@ -122,8 +123,8 @@ class Trial:
         return self.whole(1, one_in) == one_in
 
     def twisted(self, good: Any, *bad: Any) -> Any:
-        """One time in eight something odd."""
-        if not self.chance(8):
+        """In every second trial, one time in five, something odd."""
+        if not self.strange or not self.chance(5):
             return good
         chosen = self.pick(*bad)
         self.odd.append(f"{chosen!r}")
@@ -131,7 +132,7 @@ class Trial:
 
     def dtype(self, *others: str) -> str:
         """A floating type most of the time; integers are odd unless they are among `others`."""
-        if self.chance(6):
+        if self.strange and self.chance(4):
             chosen = self.pick(*OTHERS)
             if chosen not in others:
                 self.odd.append(chosen)
@@ -189,7 +190,7 @@ class Trial:
 
     def laid_out(self, array: Array) -> Array:
         layout = self.pick(*LAYOUTS) if array.ndim else "plain"
-        match "plain" if self.few and layout == "unaligned" else layout:  # which from_numpy refuses there
+        match layout:
             case "columns":
                 return np.array(array, order="F")
             case "backwards":
@@ -287,6 +288,8 @@ class Call:
     exact: Callable[..., Any] | None = None  # the reference; None: tests/reference.py's
     constants: tuple[int, ...] = ()  # of inputs, those without gradient
     function: Callable[..., Any] | None = None
+    sums: Call | None = None  # the op without the activation and the pooling that it ends with: see `carried`
+    activation: str | None = None
 
 
 def tree(value: Any, change: Callable[[Array], Any]) -> Any:
@@ -317,94 +320,232 @@ def values_of(value: Any) -> Any:
     return Values(value.shape, lambda rng, shape: value, integer=not is_floating(value.dtype))
 
 
-def judge(trial: Trial, call: Call) -> None:
+def on(t: Trial, array: Array) -> Tensor:
+    """The array as a tensor of the backend. Where no kernel could read its memory, from_numpy must refuse it."""
+    if not t.few or array.flags.aligned:
+        return gpucnn.from_numpy(array).to(t.backend)
+    with contextlib.suppress(ValueError):
+        raise Finding(f"from_numpy takes memory that is not aligned: {gpucnn.from_numpy(array)!r}")
+    with gpucnn.use_backend("numpy"):
+        return gpucnn.from_numpy(array).to(t.backend)
+
+
+def judge(t: Trial, call: Call) -> None:
     """Call it, forward and backward, and compare what comes out."""
-    function = call.function or getattr(F, call.op)
-    jumps = call.arguments.get("activation") or call.op == "conv2d_max_pool2d"  # its slope, where rounding decides
-    grads = trial.pick(True, True, False) and not jumps
+    grads = t.pick(True, True, False)
     leaves: list[Tensor] = []
 
-    def tensor(array: Array) -> Tensor:
-        made = gpucnn.from_numpy(array)
-        if made.backend is not trial.backend:
-            made = made.to(trial.backend)
-        return made
-
     def leaf(array: Array) -> Tensor:
-        made = tensor(array)
+        made = on(t, array)
         if grads and is_floating(made.dtype):
             leaves.append(made.requires_grad_())
         return made
 
     given = arrays_in([*call.inputs, *call.arguments.values()])
     before = [array.tobytes() for array in given]
-    inputs = [tree(v, tensor if i in call.constants else leaf) for i, v in enumerate(call.inputs)]
-    found = trial.call(function, *inputs, **{name: tree(v, tensor) for name, v in call.arguments.items()})
-    if found is not Refused:
-        against_reference(trial, call, found, leaves)
+    inputs = [tree(v, partial(on, t) if i in call.constants else leaf) for i, v in enumerate(call.inputs)]
+    arguments = {name: tree(v, partial(on, t)) for name, v in call.arguments.items()}
+    tensors = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
+    no_tensor = bool(tensors) and call.function is None and t.strange and t.chance(8)
+    if no_tensor:
+        inputs[t.pick(*tensors)] = t.pick(*THINGS)
+        t.odd.append("no tensor")
+    found = t.call(call.function or getattr(F, call.op), *inputs, **arguments)
+    if found is not Refused and not no_tensor:
+        against_reference(t, call, found, leaves)
     if before != [array.tobytes() for array in given]:
         raise Finding(f"{call.op} has changed an argument")
 
 
-def against_reference(trial: Trial, call: Call, found: Any, leaves: list[Tensor]) -> None:
+def against_reference(t: Trial, call: Call, found: Any, leaves: list[Tensor]) -> None:
     y, *others = found if isinstance(found, tuple) else (found,)
     floats = [a.dtype for a in arrays_in([*call.inputs, *call.arguments.values()]) if is_floating(a.dtype)]
-    expected = reference_of(call)
-    if expected is not None:
-        first, *rest = expected if isinstance(expected, tuple) else (expected,)
-        for mine, theirs in zip(others, rest, strict=False):
-            if theirs is not None and not np.array_equal(mine.numpy(), theirs):
-                raise Finding(f"{call.op}: the second result is {mine.numpy().tolist()}, expected {theirs.tolist()}")
-    if not isinstance(y, Tensor):
-        raise Finding(f"{call.op}: made a {type(y).__name__}")
+    promise(isinstance(y, Tensor), f"{call.op}: made a {type(y).__name__}")
+    ways = [call, flushed(call)] if t.few and t.values == "tiny" else [call]
+    references = [made if isinstance(made, tuple) else (made,) for made in map(reference_of, ways)]
+    for i, mine in enumerate(others, 1):
+        right = [np.asarray(made[i]) for made in references if made[i:] and made[i] is not None]
+        within(f"{call.op}: result {i}", mine.numpy(), [(array, *near_of(call, mine)) for array in right])
     if not is_floating(y.dtype) or not floats:
-        if expected is None or y.shape != np.shape(first) or not equal(y.numpy(), np.asarray(first)):
-            raise Finding(f"{call.op}: {y.numpy().tolist()} of shape {y.shape}, expected {first!r}")
+        right = [np.asarray(first) for first, *_ in references if first is not None]
+        promise(bool(right), f"{call.op}: made {y!r}")
+        within(f"{call.op}: output", y.numpy(), [(array, 0.0, 0.0) for array in right])
         return
     if len(set(floats)) == 1 and y.dtype != floats[0] and call.op != "to":
         raise Finding(f"{call.op}: made {y.dtype} of {floats[0]}")
-    kept: list[Tensor] = []
+    results, u = [y.numpy()], np.random.default_rng(7).standard_normal(y.shape).astype(np.float32).astype(y.dtype)
+    if leaves and y.requires_grad:
+        layout = t.laid_out(u) if y.dtype != bfloat16() else u
+        u = np.array(layout)
+        y.backward(on(t, layout).to(y.backend))
+        for leaf in leaves:
+            assert leaf.grad is not None
+            alike = leaf.grad.dtype == leaf.dtype and leaf.grad.shape == leaf.shape
+            promise(alike, f"{call.op}: the gradient of {leaf.dtype}{leaf.shape} is {leaf.grad.dtype}{leaf.grad.shape}")
+            results.append(leaf.grad.numpy())
+    dy = u.astype(np.float64)
+    dz = dy if call.sums is None else carried(t, call, y, dy)
+    if dz is None:
+        dz, results = np.zeros_like(in_double(call.sums or call)[0]), results[:1]
+    expected = [expectations(way, made[0], results, dy, dz) for way, made in zip(ways, references, strict=True)]
+    for i, got in enumerate(results):
+        within(f"{call.op}: {'output' if not i else f'gradient {i}'}", got, [right[i] for right in expected])
+
+
+Expected = tuple[Array, Any, Any]  # a value, its largest error, and the largest magnitude on the way to it
+
+
+def expectations(call: Call, first: Any, results: list[Array], dy: Array, dz: Array) -> list[Expected]:
+    """What the output and the gradients should be."""
+    y, sums = results[0], call.sums or call
+    exact = [np.asarray(first, np.float64) if first is not None else in_double(call)[0]]
+    if exact[0].shape != y.shape:
+        raise Finding(f"{call.op}: shape {y.shape}, expected {exact[0].shape}")
+    exact += in_double(sums, dz)[1:] if len(results) > 1 else []
+    if call.op == "conv2d_max_pool2d":  # it may leave out pixels under elements that have lost: 0 times NaN
+        exact[1:] = [np.where(np.isnan(right), got, right) for got, right in zip(results[1:], exact[1:], strict=True)]
+    errors = bounds_of(sums, str(y.dtype), dz, exact)
+    if sums.op != call.op:
+        errors[0] = bounds_of(call, str(y.dtype), dy, exact)[0]
+    if call.sums is not None:
+        errors = [(e + more, m + more) for (e, m), more in zip(errors, slack_of(call, y, dy, dz), strict=True)]
+    if call.op == "div":  # the gradient of what divides is −dy · (a / b / b), as in PyTorch
+        errors = [(error, np.maximum(largest, quotient_of(call))) for error, largest in errors]
+    expected = []
+    for got, right, (error, largest) in zip(results, exact, errors, strict=False):
+        with np.errstate(all="ignore"):  # rounded once more, of what may be larger than in `bounds_of`
+            error = error + np.nan_to_num(2 * unit_roundoff(got.dtype) * np.abs(right)) + smallest(got.dtype)
+        expected.append((right, error, largest))
+    return expected
+
+
+def quotient_of(call: Call) -> float:
+    """The largest |a / b / b|, or |b / a / a| for the operator that exchanges them."""
+    a, b = (in_float64(v) if isinstance(v, np.ndarray) else float(v) for v in call.inputs)
+    with np.errstate(all="ignore"):
+        quotients = (a / b / b, b / a / a) if call.function else (a / b / b,)
+        return max(float(np.nan_to_num(np.abs(q), nan=np.inf).max(initial=0.0)) for q in map(np.asarray, quotients))
+
+
+def in_double(call: Call, u: Array | None = None, change: Callable[[Array], Array] = lambda a: a) -> list[Array]:
+    """The output, and the gradients of <u, output>, by the NumPy backend in float64."""
+    leaves: list[Tensor] = []
 
     def double(array: Array) -> Tensor:
-        return gpucnn.tensor(in_float64(array), backend="numpy")
+        return gpucnn.tensor(change(in_float64(array)), backend="numpy")
 
-    def double_leaf(array: Array) -> Tensor:
+    def leaf(array: Array) -> Tensor:
         made = double(array)
-        if leaves and is_floating(made.dtype):
-            kept.append(made.requires_grad_())
+        if u is not None and is_floating(made.dtype):
+            leaves.append(made.requires_grad_())
         return made
 
-    function = call.function or getattr(F, call.op)
-    target = {name: tree(v, double) for name, v in call.arguments.items()}
-    inputs = [tree(v, double if i in call.constants else double_leaf) for i, v in enumerate(call.inputs)]
+    inputs = [tree(v, double if i in call.constants else leaf) for i, v in enumerate(call.inputs)]
     if call.op == "to":
         inputs = [inputs[0], "float64"]
     with gpucnn.use_backend("numpy"):
-        twin = function(*inputs, **target)
-    twin = twin[0] if isinstance(twin, tuple) else twin
-    results, exact = [y.numpy()], [np.asarray(first, np.float64) if expected is not None else twin.numpy()]
-    if exact[0].shape != y.shape:
-        raise Finding(f"{call.op}: shape {y.shape}, expected {exact[0].shape}")
-    u = np.random.default_rng(7).standard_normal(y.shape).astype(np.float32).astype(y.dtype)
-    if leaves and y.requires_grad:
-        layout = trial.laid_out(u) if y.dtype != bfloat16() else u
-        u = np.array(layout)
-        y.backward(gpucnn.from_numpy(layout).to(y.backend))
-        twin.backward(gpucnn.tensor(u.astype(np.float64), backend="numpy"))
-        for mine, theirs in zip(leaves, kept, strict=True):
-            assert mine.grad is not None
-            assert theirs.grad is not None
-            if mine.grad.dtype != mine.dtype or mine.grad.shape != mine.shape:
-                raise Finding(
-                    f"{call.op}: the gradient of {mine.dtype}{mine.shape} is {mine.grad.dtype}{mine.grad.shape}"
-                )
-            results.append(mine.grad.numpy())
-            exact.append(theirs.grad.numpy())
-    errors = bounds_of(call, str(y.dtype), u.astype(np.float64), exact)
-    for i, (got, right, (bound, largest)) in enumerate(zip(results, exact, errors, strict=False)):
-        with np.errstate(all="ignore"):  # rounded once more, of what may be larger than in `bounds_of`
-            bound = bound + np.nan_to_num(2 * unit_roundoff(got.dtype) * np.abs(right)) + smallest(got.dtype)
-        within(f"{call.op}: {'output' if not i else f'gradient {i}'}", got, right, bound, largest)
+        arguments = {name: tree(v, double) for name, v in call.arguments.items()}
+        made = (call.function or getattr(F, call.op))(*inputs, **arguments)
+    y = made[0] if isinstance(made, tuple) else made
+    if leaves:
+        y.backward(gpucnn.tensor(u, backend="numpy"))
+    return [y.numpy(), *(leaf.grad.numpy() for leaf in leaves if leaf.grad is not None)]
+
+
+def flushed(call: Call) -> Call:
+    """With denormal numbers of float32 and bfloat16 as zeros: what a kernel may take them for, and may not."""
+
+    def flush(array: Array) -> Array:
+        if array.dtype not in (np.float32, bfloat16()):
+            return array
+        return np.where(np.abs(array) < 2.0**-126, array * 0, array).astype(array.dtype)
+
+    inputs = tuple(v if isinstance(v, Raw) else tree(v, flush) for v in call.inputs)
+    arguments = {name: v if isinstance(v, Raw) else tree(v, flush) for name, v in call.arguments.items()}
+    return replace(call, inputs=inputs, arguments=arguments, sums=call.sums and flushed(call.sums))
+
+
+# Of an activation, by its output.
+SLOPES: dict[str | None, Callable[[Array], Any]] = {
+    None: lambda y: 1.0,
+    "relu": lambda y: y > 0,
+    "relu6": lambda y: (y > 0) & (y < 6),
+    "sigmoid": lambda y: y * (1 - y),
+    "tanh": lambda y: 1 - y * y,
+}
+
+
+def carried(t: Trial, call: Call, y: Tensor, dy: Array) -> Array | None:
+    """The gradient of the op's sums, by what it has decided: signs of what it has rounded, which element was largest.
+
+    The largest elements are those of max_pool2d after conv2d, if these have the same bits.
+    """
+    dz: Array = dy * SLOPES[call.activation](y.numpy().astype(np.float64))
+    if call.op != "conv2d_max_pool2d":
+        return dz
+    assert call.sums is not None
+    with gpucnn.no_grad():
+        sums = F.conv2d(*(tree(v, partial(on, t)) for v in call.sums.inputs))
+        pooled, places = F.max_pool2d(sums, **call.arguments["max_pool"], return_indices=True)
+        apart = getattr(F, call.activation or "add")(*((pooled,) if call.activation else (pooled, 0)))
+    same = equal(apart.numpy().astype(float), y.numpy().astype(float))
+    promise(same or not t.few, f"{call.op}: {y!r}, but {apart!r} by two ops")
+    if not same:  # in NumPy up to rounding: another element may have been the largest
+        return None
+    n, k = np.indices(places.shape)[:2]
+    place, of_sums = places.numpy(), np.zeros((*sums.shape[:2], math.prod(sums.shape[2:])))
+    np.add.at(of_sums, (n, k, np.maximum(place, 0)), np.where(place < 0, 0, dz))
+    return of_sums.reshape(sums.shape)
+
+
+def slack_of(call: Call, y: Array, dy: Array, dz: Array) -> list[Array]:
+    """What the activation adds to the bounds of the sums: 16 roundings to the output, and to the gradients what four
+    of dz make; of a slope that is a difference of two numbers up to 1, four of dy.
+
+    A batch norm computes an activation's slope again, before it is rounded to a half type: at the corner it may differ.
+    """
+    assert call.sums is not None
+    unit, smooth = unit_roundoff(y.dtype), call.activation in ("sigmoid", "tanh")
+    small = 4 * unit * np.abs(dy if smooth else dz)
+    if call.op == "batch_norm" and is_half(y.dtype) and call.activation == "relu6":
+        small = small + np.abs(dy) * (np.abs(y.astype(np.float64) - 6) <= 8 * unit)
+    output = np.full(y.shape, 16.0 * unit * smooth)
+    if call.op == "conv2d" and call.inputs[8] is not None:  # the weight is multiplied by it, and rounded
+        output, small = output + shares_of(call.sums, small)[0] * 4 * unit, small + 4 * unit * np.abs(dz)
+    return [output, *shares_of(call.sums, small)[1:]]
+
+
+def shares_of(call: Call, dz: Array) -> list[Array]:
+    """How large the output's sums are, and the most that the gradients change if the output's changes by dz >= 0."""
+    if call.op != "batch_norm" or not dz.size:
+        return in_double(call, dz, lambda array: np.abs(np.nan_to_num(array, posinf=0.0, neginf=0.0)))
+    given = inspect.signature(F.batch_norm).bind(*call.inputs, **call.arguments)
+    given.apply_defaults()
+    x, mean, variance, weight, bias, training, _, eps, residual, _ = (
+        np.nan_to_num(in_float64(v), posinf=0.0, neginf=0.0) if isinstance(v, np.ndarray) and v.ndim else v
+        for v in given.args
+    )
+    rows, shares = (np.moveaxis(a, 1, 0).reshape(a.shape[1], math.prod(a.shape) // a.shape[1]) for a in (x, dz))
+    if training:
+        mean, variance = rows.mean(1), rows.var(1)
+    with np.errstate(all="ignore"):
+        scale = 1 / np.sqrt(variance + float(eps))[:, None]
+        normal = np.abs(rows - mean[:, None]) * scale
+        all_shares = shares.mean(1, keepdims=True) + normal * (normal * shares).mean(1, keepdims=True)
+        dx = scale * (1.0 if weight is None else np.abs(weight)[:, None]) * (shares + training * all_shares)
+    dx = np.moveaxis(dx.reshape(x.shape[1], len(x), *x.shape[2:]), 0, 1)
+    of_all = [(x, normal), (x, dx), (weight, (normal * shares).sum(1)), (bias, shares.sum(1)), (residual, dz)]
+    return [np.nan_to_num(share, nan=np.inf) for value, share in of_all if value is not None]
+
+
+def near_of(call: Call, mine: Tensor) -> tuple[Any, Any]:
+    """For an op's other results: indices exactly; the running statistics of a batch norm, sums of x² in their type."""
+    if not is_floating(mine.dtype):
+        return 0.0, 0.0
+    x, *statistics = (np.abs(np.nan_to_num(in_float64(a), posinf=0.0, neginf=0.0)) for a in call.inputs[:3])
+    most = x.max(initial=0.0)
+    largest = max(1.0, abs(float(call.inputs[6]))) * (most**2 + most + sum(statistics))
+    return 16 * (x.size // max(x.shape[1], 1) + 8) * unit_roundoff(mine.dtype) * largest, 4 * largest
 
 
 def equal(a: Array, b: Array) -> bool:
@@ -423,7 +564,7 @@ def reference_of(call: Call) -> Any:
         return None
 
 
-FINISH = ("return_indices", "residual", "activation")  # what no sum is made of
+FINISH = ("return_indices", "activation")  # what no sum is made of
 
 
 def bounds_of(call: Call, dtype: str, u: Array, exact: list[Array]) -> list[tuple[Array, Array]]:
@@ -461,20 +602,26 @@ def bounds_of(call: Call, dtype: str, u: Array, exact: list[Array]) -> list[tupl
         ]
 
 
-def within(what: str, got: Array, right: Array, bound: Array, magnitude: Array) -> None:
-    if got.shape != right.shape:
-        raise Finding(f"{what} has shape {got.shape}, expected {right.shape}")
-    mine, bound = got.astype(np.float64), np.broadcast_to(bound, right.shape)
-    with np.errstate(all="ignore"):
-        same = (mine == right) | (np.isnan(mine) & np.isnan(right))
-        near = np.abs(mine - right) <= bound
-        overflown = ~np.isfinite(mine) & (np.maximum(magnitude, np.abs(right)) >= LARGEST[str(got.dtype)])
-        wrong = ~(same | near | (overflown & ~np.isnan(right)))
+def within(what: str, got: Array, expected: Sequence[Expected]) -> None:
+    """Each element is one of the expected ones, or as near to it as it may be."""
+    if not expected:
+        return
+    mine, wrong, most = got.astype(np.float64), np.ones(got.shape, bool), LARGEST.get(str(got.dtype), np.inf)
+    for right, bound, magnitude in expected:
+        if got.shape != right.shape:
+            raise Finding(f"{what} has shape {got.shape}, expected {right.shape}")
+        right = right.astype(np.float64)
+        with np.errstate(all="ignore"):
+            same = (mine == right) | (np.isnan(mine) & np.isnan(right))
+            near = np.abs(mine - right) <= bound
+            overflown = ~np.isfinite(mine) & (np.maximum(magnitude, np.abs(right)) >= most)
+            wrong &= ~(same | near | (overflown & ~np.isnan(right)))
     if wrong.any():
         place = tuple(np.argwhere(wrong)[0].tolist())
+        right, bound, _ = expected[0]
         raise Finding(
-            f"{what}{list(place)} is {mine[place]!r}, expected {right[place]!r} within {bound[place]:.3g} "
-            f"({int(wrong.sum())} of {wrong.size} are off)"
+            f"{what}{list(place)} is {mine[place]!r}, expected {right[place]!r} within "
+            f"{np.broadcast_to(bound, got.shape)[place]:.3g} ({int(wrong.sum())} of {wrong.size} are off)"
         )
 
 
@@ -501,6 +648,10 @@ def elementwise(op: str, bounds: Bounds | None, exact: Callable[..., Any] | None
 def gelu(t: Trial) -> Call:
     t.calm()  # beyond 10¹⁹ the slope of the tanh formula is NaN, as PyTorch's
     return Call("gelu", (one(t),), {"approximate": t.twisted(t.pick("none", "tanh"), "x", None, 1)}, testing.activated)
+
+
+def _softplus(x: Array, beta: float = 1.0, threshold: float = 20.0) -> Any:
+    return scalar(reference.softplus)(x, beta, math.inf)  # exact above the threshold too: docs/differences.md
 
 
 def clamp(t: Trial) -> Call:
@@ -543,7 +694,7 @@ def binary(op: str, bounds: Bounds, exact: Callable[..., Any], numbers: bool = T
             t.odd.append(dtype)
         other: Any = b
         if numbers and t.chance(5):
-            odd = ODD_FLOATS if op != "pow" else [n for n in ODD_FLOATS if not isinstance(n, float) or n != 1e308]
+            odd = [n for n in ODD_FLOATS if op != "pow" or n not in (1e308, 1e-320)]  # which float32 has not
             other = t.twisted(t.pick(2, 0.5, -1.5, 3), *odd)
         return Call(op, (a, other), {}, bounds, in_float32_if_integers(op, exact))
 
@@ -632,12 +783,10 @@ def prelu(t: Trial) -> Call:
     return Call("prelu", (x, t.array(shape, str(x.dtype), "tame")), {}, testing.activated)
 
 
-def dropout(t: Trial) -> None:
+def dropout(t: Trial, function: Callable[..., Any] = F.dropout) -> None:
     x = one(t)
     p, training = t.twisted(t.pick(0.0, 0.3, 0.5, 1.0), *ODD_FLOATS), t.pick(True, True, False)
-    tensor = gpucnn.from_numpy(x).to(t.backend)
-    generator = Generator(t.whole(0, 99))
-    y = t.call(F.dropout, tensor, p, training, generator)
+    y = t.call(function, on(t, x), p, training, Generator(t.whole(0, 99)))
     if y is Refused:
         return
     with np.errstate(all="ignore"):
@@ -689,7 +838,7 @@ def window(t: Trial, pooling: bool = False, dilated: bool = True) -> dict[str, A
 
 
 def plane(t: Trial) -> tuple[int, int]:
-    return (t.length(7), t.length(7)) if t.chance(8) else (t.whole(1, 7), t.whole(1, 7))
+    return (t.length(7), t.length(7)) if t.chance(8) else (t.pick(*range(1, 8), 5, 6, 7), t.pick(*range(1, 8), 5, 6, 7))
 
 
 def scalar(function: Callable[..., Any], **kept: Any) -> Callable[..., Any]:
@@ -721,28 +870,42 @@ def convolved(t: Trial) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def conv2d(t: Trial) -> Call:
     inputs, moves = convolved(t)
+    x, w, _ = inputs
     if t.chance(3):
-        moves["activation"] = t.twisted(t.pick("relu", "relu6", "tanh", "sigmoid"), "gelu", "x", 3)
-    if t.chance(4):
-        x, w, _ = inputs
         size = (x.shape[2], x.shape[3])
         shape: tuple[int, ...] = (1,)
         with contextlib.suppress(ValueError):  # of a window that does not fit
             of = Window.of(w.shape[2:], moves["stride"], moves["padding"], moves["dilation"], size=size)
             shape = (len(x), len(w), *of.output_size(size))
         moves["residual"] = t.array(t.twisted(shape, (1,), (*shape, 1)), t.twisted(str(x.dtype), *FLOATS), "tame")
-    return Call("conv2d", inputs, moves, testing.products, scalar(reference.conv2d))
+    if t.chance(5):
+        moves["scale"] = t.array((t.twisted(len(w), len(w) + 1, 1),), t.twisted(str(w.dtype), *FLOATS), "tame")
+    return finished(t, Call("conv2d", inputs, moves, testing.products, scalar(reference.conv2d)))
+
+
+def finished(t: Trial, call: Call) -> Call:
+    """The op with an activation, half of the time; its arguments in their places, so that each may have a gradient."""
+    activation = t.twisted(t.pick("relu", "relu6", "tanh", "sigmoid"), "gelu", "x", 3) if t.chance(2) else None
+    given = inspect.signature(getattr(F, call.op)).bind(*call.inputs, **call.arguments)
+    given.apply_defaults()
+    plain = replace(call, inputs=given.args, arguments={})
+    at = list(given.arguments).index("activation")
+    inputs = (*given.args[:at], activation, *given.args[at + 1 :])
+    return replace(plain, inputs=inputs, sums=plain, activation=activation)
 
 
 def conv2d_max_pool2d(t: Trial) -> Call:
     inputs, moves = convolved(t)
-    moves["activation"] = t.twisted(t.pick(None, "relu"), "tanh", "x")
+    sums = Call("conv2d", (*inputs, *(moves.get(n, 1) for n in ("stride", "padding", "dilation", "groups"))), {},
+                testing.products)  # fmt: skip
+    activation = t.twisted(t.pick(None, "relu"), "tanh", "x")
     pooling: dict[str, Any] = {"kernel_size": t.twisted(t.pick(2, (1, 2)), *ODD_NUMBERS)}
     if t.chance(3):
         pooling |= t.pick({"stride": 1}, {"padding": (0, 1), "stride": 2}, {"ceil_mode": True}, {"stride": 0})
         t.odd.append("pooling")
-    moves["max_pool"] = pooling
-    return Call("conv2d_max_pool2d", inputs, moves, testing.products, scalar(reference.conv2d_max_pool2d))
+    moves |= {"activation": activation, "max_pool": pooling}
+    return Call("conv2d_max_pool2d", inputs, moves, testing.products, scalar(reference.conv2d_max_pool2d), sums=sums,
+                activation=activation)  # fmt: skip
 
 
 def conv_transpose2d(t: Trial) -> Call:
@@ -828,23 +991,31 @@ def affine(t: Trial, shape: tuple[int, ...], dtype: str) -> tuple[Any, ...]:
 def batch_norm(t: Trial) -> Call:
     t.calm()
     x = t.array((t.length(), t.length(3), *(plane(t) if t.chance(2) else ())), t.dtype())
-    c = x.shape[1]
+    c, training = x.shape[1], t.pick(True, False)
     channel = "float32" if is_half(x.dtype) else str(x.dtype)
-    if t.chance(2):
-        if x.size // max(c, 1) < 2:
-            t.odd.append("one value")
-        affines = affine(t, (c,), channel) or (None, None)
-        bounds = testing._normalised(lambda x: np.moveaxis(x, 1, 0).reshape(x.shape[1], -1))
-        return Call("batch_norm", (x, None, None, *affines, True), eps_of(t), bounds, _batch_norm)
-    statistics = t.array((c,), channel, "tame"), np.abs(t.array((c,), channel, "tame")) + np.float32(0.5)
-    if named(channel).kind in "fV":
-        statistics = statistics[0], statistics[1].astype(channel)
-    return Call("batch_norm", (x, *statistics, *affine(t, (c,), channel)), eps_of(t), testing._with_statistics,
-                _batch_norm, (1, 2))  # fmt: skip
+    statistics: tuple[Any, ...] = (None, None)
+    if not training or t.chance(2):
+        variance = np.abs(t.array((c,), channel, "tame")) + np.float32(0.5)
+        statistics = t.array((c,), channel, "tame"), variance.astype(channel)
+    if training and x.size // max(c, 1) < 2:
+        t.odd.append("one value")
+    odd = [value for value in ODD_FLOATS if value not in (math.inf, -math.inf)]  # whose differences are anything
+    arguments = eps_of(t) | {"momentum": t.twisted(t.pick(0.1, 0.0, 1.0), *odd) if t.chance(3) else 0.1}
+    if t.chance(3):
+        shape, dtype = t.twisted(x.shape, (1,), (*x.shape, 1)), t.twisted(str(x.dtype), *FLOATS)
+        arguments["residual"] = t.array(shape, dtype, "tame")
+    bounds = testing._normalised(lambda x: np.moveaxis(x, 1, 0).reshape(x.shape[1], -1))
+    inputs = (x, *statistics, *(affine(t, (c,), channel) or (None, None)), training)
+    call = Call("batch_norm", inputs, arguments, bounds if training else testing._with_statistics,
+                scalar(reference.batch_norm), (1, 2))  # fmt: skip
+    return finished(t, replace(call, function=_and_statistics))
 
 
-def _batch_norm(*inputs: Any, **arguments: Any) -> Any:
-    return scalar(reference.batch_norm)(*inputs, **arguments)[0]
+def _and_statistics(*inputs: Any) -> tuple[Any, ...]:
+    """The output, and the running statistics that it has changed."""
+    mean, variance = (value.clone() if isinstance(value, Tensor) else value for value in inputs[1:3])
+    y = F.batch_norm(inputs[0], mean, variance, *inputs[3:])
+    return (y, mean, variance) if isinstance(mean, Tensor) else (y,)
 
 
 def group_norm(t: Trial) -> Call:
@@ -862,7 +1033,7 @@ def layer_norm(t: Trial) -> Call:
     x = one(t, 1, 4)
     shape = x.shape[t.whole(0, x.ndim - 1) :]
     bounds = testing._normalised(lambda x: x.reshape(-1, math.prod(shape)))
-    given = t.twisted(t.pick(shape, list(shape)), (), (7,), *ODD_NUMBERS)
+    given = t.twisted(t.pick(shape, list(shape)), (), (7,), *COUNTS)
     return Call("layer_norm", (x, given, *affine(t, shape, str(x.dtype))), eps_of(t), bounds,
                 scalar(reference.layer_norm))  # fmt: skip
 
@@ -870,7 +1041,7 @@ def layer_norm(t: Trial) -> Call:
 def local_response_norm(t: Trial) -> Call:
     t.calm()
     x = one(t, 3, 4)
-    odd = [value for value in ODD_FLOATS if not isinstance(value, float) or not value < 0]
+    odd = [value for value in ODD_FLOATS if not isinstance(value, float) or not (value < 0 or value == 1e308)]
     arguments = {
         name: t.twisted(good, *odd) for name, good in (("alpha", 0.5), ("beta", 0.6), ("k", 2.0)) if t.chance(3)
     }
@@ -930,6 +1101,8 @@ def sizes_of(t: Trial, length: int) -> list[Any]:
 
 def _unflattened(x: Array, dim: int, sizes: Sequence[int]) -> Array:
     at = operator.index(dim) % x.ndim
+    known = -math.prod(sizes)
+    sizes = [x.shape[at] // known if n == -1 else n for n in sizes]
     return x.reshape((*x.shape[:at], *sizes, *x.shape[at + 1 :]))
 
 
@@ -1013,6 +1186,7 @@ def index_of(t: Trial, shape: tuple[int, ...]) -> Any:
             parts.append(slice(None))
     if t.chance(4):
         parts.insert(t.whole(0, len(parts)), t.pick(None, ...))
+        t.odd += ["numbers of other axes"] * any(part is ... for part in parts)
     if t.chance(6):
         odd: tuple[Any, ...]
         odd = (np.array([0.5]), [0.5], "a", 1.5, [[0], [0, 1]], slice(None, None, 0), slice("a"), (0, 0), True, 2**70,
@@ -1074,6 +1248,8 @@ def interpolate(t: Trial) -> Call:
 def _resized(dtype: Any, x: Array, **arguments: Any) -> Any:
     if arguments["mode"] == "nearest" and arguments.get("scale_factor") is not None:
         raise ValueError("places are found in float32, as in PyTorch: those of float64 may be others")
+    if arguments["mode"] == "bilinear" and not np.isfinite(x).all():
+        raise ValueError("an axis that keeps its length is left as it is, here times 0 and 1")
     return scalar(reference.interpolate)(x, **arguments)
 
 
@@ -1222,7 +1398,7 @@ OPS: dict[str, Drawn | Entry] = {
     "silu": elementwise("silu", testing.activated),
     "hardswish": elementwise("hardswish", testing.activated),
     "hardsigmoid": elementwise("hardsigmoid", testing.activated),
-    "softplus": elementwise("softplus", testing.activated, beta=(1.0, 2.0)),
+    "softplus": elementwise("softplus", testing.activated, _softplus, beta=(1.0, 2.0), threshold=(20.0, 5.0)),
     "sigmoid": elementwise("sigmoid", testing.activated),
     "tanh": elementwise("tanh", testing.activated),
     "gelu": gelu,
@@ -1298,17 +1474,19 @@ OPS: dict[str, Drawn | Entry] = {
 }
 
 
-def op(name: str, as_method: bool = False) -> Entry:
-    """The function, or the method of Tensor of that name."""
-    draw = OPS[name]
+def op(name: str, function: Callable[..., Any] | None = None) -> Entry:
+    """The function of that name, or another one, such as a method or an operator, that must compute the same."""
 
     def entry(t: Trial) -> None:
-        drawn = draw(t)
+        drawn = OPS[name](t)
         if drawn is not None:
-            function = (lambda x, *rest, **named: getattr(x, name)(*rest, **named)) if as_method else None
-            judge(t, replace(drawn, function=function))
+            judge(t, drawn if function is None else replace(drawn, function=function))
 
     return entry
+
+
+def method(name: str) -> Entry:
+    return op(name, lambda x, *rest, **named: getattr(x, name)(*rest, **named))
 
 
 # -- tensors -----------------------------------------------------------------------------------------------------------
@@ -1317,17 +1495,6 @@ def op(name: str, as_method: bool = False) -> Entry:
 def promise(holds: bool, what: str) -> None:
     if not holds:
         raise Finding(what)
-
-
-def operated(name: str, function: Callable[..., Any]) -> Entry:
-    """An operator that stands for a function of two."""
-
-    def entry(t: Trial) -> None:
-        drawn = OPS[name](t)
-        assert isinstance(drawn, Call)
-        judge(t, replace(drawn, function=function))
-
-    return entry
 
 
 def reflected(name: str, function: Callable[[Any, Any], Any]) -> Entry:
@@ -1374,10 +1541,6 @@ def compared(t: Trial) -> None:
     judge(t, replace(drawn, function=lambda f, a, b: call(a, b)))
 
 
-def on(t: Trial, array: Array) -> Tensor:
-    return gpucnn.from_numpy(array).to(t.backend)
-
-
 def looked_at(t: Trial) -> None:
     """Everything that takes no argument."""
     array = one(t, dtypes=SHAPED)
@@ -1408,7 +1571,7 @@ def looked_at(t: Trial) -> None:
     t.call(x.size, t.twisted(-1, *ODD_NUMBERS))
 
 
-def exported(t: Trial) -> None:
+def interchanged(t: Trial) -> None:
     """DLPack, forth and back."""
     x = on(t, one(t, dtypes=SHAPED))
     t.odd.append("strides, or read-only")
@@ -1419,20 +1582,9 @@ def exported(t: Trial) -> None:
 
 
 ODD_DTYPES: tuple[Any, ...] = (
-    "complex64",
-    "object",
-    "U3",
-    None,
-    3,
-    "float",
-    int,
-    float,
-    bool,
-    ">f4",
-    "datetime64[s]",
-    [],
-)
-ODD_DTYPES += ("float128", np.generic, "bfloat17", "f2,f2", np.dtype("V4"), {}, "", "i1", np.float16, "longdouble")
+    "complex64", "object", "U3", None, 3, "float", int, float, bool, ">f4", "datetime64[s]", [], "float128",
+    np.generic, "bfloat17", "f2,f2", np.dtype("V4"), {}, "", "i1", np.float16, "longdouble",
+)  # fmt: skip
 
 
 def assigned(t: Trial) -> None:
@@ -1611,6 +1763,9 @@ def generators(t: Trial) -> None:
         state = generator.state()
         generator.set_state(state)
         promise(generator.state() == state, "set_state")
+        t.odd.append("a state")
+        t.call(generator.set_state, t.pick({}, {**state, "seed": -1}, {**state, "offset": "x"}, *THINGS))
+        promise(generator.state() == state, "set_state refused, and has changed the generator")
     t.call(gpucnn.manual_seed, seed)
 
 
@@ -1644,10 +1799,266 @@ def scalers(t: Trial) -> None:
     parameter.grad = gpucnn.from_numpy(t.array((2, 3), "float32"))
     finite = bool(np.isfinite(parameter.grad.numpy()).all())
     before = parameter.numpy().copy()
+    if t.chance(2) and t.call(scaler.unscale_, optimizer) is not Refused:
+        promise(scaler.found_inf(optimizer) is not finite, "found_inf")
+    promise(scaler.is_enabled() and scaler.get_scale() == given["init_scale"], "the scale")
     if t.call(scaler.step, optimizer) is not Refused and not finite:
         promise(equal(before, parameter.numpy()), "a step was made with a gradient that is not finite")
     t.call(scaler.update, t.twisted(None, *ODD_FLOATS))
     t.call(scaler.load_state_dict, t.twisted(scaler.state_dict(), {}, {"scale": "x"}, {"scale": 1.0}, None))
+
+
+# -- layers and networks -----------------------------------------------------------------------------------------------
+
+LAYERS = {
+    "AdaptiveAvgPool2d": "adaptive_avg_pool2d", "AdaptiveMaxPool2d": "adaptive_max_pool2d", "AvgPool2d": "avg_pool2d",
+    "BCELoss": "binary_cross_entropy", "BCEWithLogitsLoss": "binary_cross_entropy_with_logits", "Conv2d": "conv2d",
+    "ConvTranspose2d": "conv_transpose2d", "CrossEntropyLoss": "cross_entropy", "ELU": "elu", "Flatten": "flatten",
+    "GELU": "gelu", "GroupNorm": "group_norm", "HalfSquaredError": "half_squared_error", "Hardsigmoid": "hardsigmoid",
+    "Hardswish": "hardswish", "L1Loss": "l1_loss", "LayerNorm": "layer_norm", "LeakyReLU": "leaky_relu",
+    "Linear": "linear", "LocalResponseNorm": "local_response_norm", "LogSoftmax": "log_softmax", "MSELoss": "mse_loss",
+    "MaxPool2d": "max_pool2d", "MinPool2d": "min_pool2d", "NLLLoss": "nll_loss", "PReLU": "prelu", "ReLU": "relu",
+    "ReLU6": "relu6", "SiLU": "silu", "Sigmoid": "sigmoid", "SmoothL1Loss": "smooth_l1_loss", "Softmax": "softmax",
+    "Softplus": "softplus", "SumPool2d": "sum_pool2d", "Tanh": "tanh", "Unflatten": "unflatten",
+    "Upsample": "interpolate",
+}  # fmt: skip
+STATE = ("weight", "bias", "running_mean", "running_var")
+
+
+def sizes_for(kind: str, given: dict[str, Any]) -> dict[str, Any]:
+    """What the constructor is told of the weights, for layers that have some."""
+    x, w = given["input"], given.get("weight", given["input"])
+    match kind:
+        case "Conv2d":
+            return {"in_channels": x.shape[1], "out_channels": w.shape[0], "kernel_size": w.shape[2:]}
+        case "ConvTranspose2d":
+            groups = given["groups"] if type(given["groups"]) is int and 0 < given["groups"] < 4 else 1
+            return {"in_channels": w.shape[0], "out_channels": w.shape[1] * groups, "kernel_size": w.shape[2:]}
+        case "Linear":
+            return {"in_features": w.shape[1], "out_features": w.shape[0]}
+        case "PReLU":
+            return {"num_parameters": w.size}
+        case "GroupNorm":
+            return {"num_channels": x.shape[1]}
+        case "BatchNorm":
+            return {"num_features": x.shape[1]}
+    return {}
+
+
+def layer(kind: str, op: str) -> Entry:
+    """A layer must compute what its function does with the same arguments; its weights are those of the function."""
+
+    def entry(t: Trial) -> None:
+        drawn = OPS[op](t)
+        assert isinstance(drawn, Call)
+        given = inspect.signature(getattr(F, op)).bind(*drawn.inputs, **drawn.arguments)
+        given.apply_defaults()
+        x = given.arguments["input"]
+        sizes = {name: t.twisted(good, *COUNTS) for name, good in sizes_for(kind, given.arguments).items()}
+        learns = sizes or kind == "LayerNorm"
+        init = t.twisted(0.25, *ODD_FLOATS) if kind == "PReLU" else None
+        made = getattr(nn, kind if kind != "BatchNorm" else f"BatchNorm{t.twisted(x.ndim // 2, 1, 2)}d")
+        if any(type(size) is int and size < 1 for size in sizes.values()):
+            t.odd.append("no channels")
+
+        def function(*inputs: Any, **arguments: Any) -> Any:
+            given = inspect.signature(getattr(F, op)).bind(*inputs, **arguments).arguments
+            given |= {"unflattened_size": given.get("sizes"), "init": init}
+            state = {name: given.get(name) for name in STATE if learns and name in given}
+            flags = {"bias": state.get("bias") is not None, "affine": state.get("weight") is not None,
+                     "elementwise_affine": state.get("weight") is not None,
+                     "track_running_stats": state.get("running_mean") is not None}  # fmt: skip
+            known = given | sizes | (flags if learns else {})
+            module = made(**{name: known[name] for name in inspect.signature(made).parameters if name in known})
+            for name, value in state.items():
+                if isinstance(value, Tensor) and not t.odd:
+                    own = vars(module)[name]
+                    good = own.shape == value.shape and bool(np.isfinite(own.numpy()).all())
+                    promise(good, f"{kind}.{name}: {own!r}")
+            state |= {n: v.clone() for n, v in state.items() if n.startswith("running") and isinstance(v, Tensor)}
+            vars(module).update(state)
+            extra = {name: given[name] for name in ("activation", "residual") if learns and given.get(name) is not None}
+            if given.get("scale") is not None:
+                extra |= {"scale": given["scale"], "shift": state["bias"]}
+                module.bias = None
+            y = module.train(given.get("training", True))(
+                *(given[name] for name in ("input", "target") if name in given), **extra
+            )
+            return y if state.get("running_mean") is None else (y, state["running_mean"], state["running_var"])
+
+        judge(t, replace(drawn, function=function))
+
+    return entry
+
+
+def dropped(t: Trial) -> None:
+    def function(x: Tensor, p: Any, training: bool, generator: Generator) -> Any:
+        with gpucnn.use_generator(generator):
+            return nn.Dropout(p).train(training)(x)
+
+    dropout(t, function)
+
+
+def padding(kind: str, mode: str) -> Entry:
+    def entry(t: Trial) -> None:
+        x = t.array((t.length(2), t.length(2), *plane(t)), t.dtype())
+        least = -1 if mode == "constant" else 0
+        sides = t.twisted(t.pick(1, t.whole(least, 2), tuple(t.whole(least, 3) for _ in range(4))), *ODD_NUMBERS)
+        t.odd.append("may be too much")
+        four = sides if isinstance(sides, Sequence) else (sides,) * 4
+        judge(t, Call("pad", (x, four), {"mode": mode}, testing.selected, scalar(reference.pad),
+                      function=lambda x, pad, mode: getattr(nn, kind)(sides)(x)))  # fmt: skip
+
+    return entry
+
+
+def asked(t: Trial, function: Callable[..., Any], *arguments: tuple[Any, ...], **named: tuple[Any, ...]) -> Any:
+    """With the first of each argument's values, or with one of the others, which are odd."""
+
+    def drawn(good: Any, *odd: Any) -> Any:
+        return t.twisted(good, *odd) if odd else good
+
+    return t.call(function, *(drawn(*values) for values in arguments),
+                  **{name: drawn(*values) for name, values in named.items()})  # fmt: skip
+
+
+def small_network() -> nn.Sequential:
+    """Of images [N, 2, 3, 4], with three classes."""
+    return nn.Sequential(nn.Conv2d(2, 2, 2), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3))
+
+
+def modules(t: Trial) -> None:
+    """What every module has, and what they are made of."""
+    net = small_network().eval()
+    x = gpucnn.from_numpy(np.random.default_rng(0).standard_normal((2, 2, 3, 4)).astype(np.float32))
+    state = net.state_dict()
+    before = [value.numpy().tobytes() for value in state.values()]
+    weight = state["0.weight"]
+    w = weight.numpy()
+    bad = (w.astype(complex), w > 0, 3, None, w.astype(str), w[:1], w.tolist(), w.astype(object))
+    worse = [{**state, "0.weight": value} for value in bad]
+    if asked(t, net.load_state_dict, (state, *worse, {}, {1: 2}, {**state, "x": weight}, *THINGS)) is Refused:
+        now = [value.numpy().tobytes() for value in net.state_dict().values()]
+        promise(now == before, "load_state_dict refused, and has changed the module")
+    asked(t, net.load_state_dict, (state,), (False, *THINGS[:6]))
+    for name in ("buffers", "children", "modules", "parameters"):
+        promise([value for _, value in getattr(net, f"named_{name}")()] == list(getattr(net, name)()), name)
+    asked(t, net.requires_grad_, (False, *THINGS[:6]))
+    asked(t, net.train, (False, *THINGS[:6]))
+    net.zero_grad()
+    if asked(t, net.to, ("float64", *ODD_DTYPES, "cuda:9")) is Refused:
+        promise({str(value.dtype) for value in net.state_dict().values()} == {"float32", "int64"}, "to: half done")
+    net.to("float32")
+    asked(t, net.apply, (lambda module: None, *THINGS[:6]))
+    handle = asked(t, net.register_forward_hook, (lambda *arguments: None, *THINGS[:6]))
+    if handle is not Refused:
+        promise(t.call(net, x) is not Refused, "a hook")
+        handle.remove()
+    asked(t, net.summary, (2, *COUNTS), (3, *COUNTS), (4, *COUNTS))
+    asked(t, net.explain, (x.numpy()[0], x, *THINGS), ("0", "9", "", *THINGS), ((1, 0, 1), 9, -1, *COUNTS),
+          target=(1, *ODD_NUMBERS))  # fmt: skip
+    for name, good in (("weight", nn.Parameter(weight)), ("stride", 1)):
+        asked(t, partial(setattr, net[0], name), (good, *((weight, *THINGS[1:]) if name == "weight" else ())))
+    asked(t, net.__getitem__, (0, slice(2), -1, *ODD_NUMBERS))
+    asked(t, nn.Sequential().append, (nn.ReLU(), *THINGS))
+    asked(t, nn.Sequential, (nn.ReLU(), *THINGS))
+    asked(t, nn.Identity(), (x, *THINGS))
+    for kind in (nn.Parameter, nn.Buffer):
+        found = asked(t, kind, (weight, *THINGS))
+        promise(found is Refused or (isinstance(found, kind) and found.shape == weight.shape), f"{kind}: {found!r}")
+    t.odd.append("an input")
+    y = t.call(net, t.pick(x, x[0], x[:, :1], x.double(), x > 0, *THINGS))
+    promise(y is Refused or y.shape == (2, 3), f"made {y!r}")
+
+
+def initialiser(name: str) -> Entry:
+    def entry(t: Trial) -> None:
+        function, floats = getattr(nn.init, name), [1.0, *ODD_FLOATS]
+        if name == "calculate_gain":
+            asked(t, function, ("relu", "leaky_relu", "selu", "x", None, 3, []), (0.5, *ODD_FLOATS))
+            return
+        shape = t.shape()
+        if len(shape) < 2 or 0 in shape:
+            t.odd.append("axes")
+        given = t.twisted(on(t, np.zeros(shape, named(t.dtype()))), *THINGS)
+        options: dict[str, tuple[Any, ...]] = {
+            "a": (0.5, *ODD_FLOATS), "b": (2.0, *ODD_FLOATS), "mean": (0.5, *ODD_FLOATS), "std": tuple(floats),
+            "gain": tuple(floats), "val": (2.5, *ODD_FLOATS, "x"), "mode": ("fan_out", "x", None, 1),
+            "nonlinearity": ("relu", "x", None, []), "generator": (Generator(1), *THINGS[1:]),
+        }  # fmt: skip
+        chosen = {key: options[key] for key in inspect.signature(function).parameters if key in options}
+        kept = given.dtype if isinstance(given, Tensor) else None
+        found = asked(t, function, (given,), **chosen)
+        if found is Refused or name == "fans":
+            return
+        promise(found is given and found.dtype == kept and found.shape == shape, f"{name}: made {found!r}")
+        if not t.odd:
+            values = found.numpy().astype(np.float64)
+            inside = {"uniform_": (0.5, 2.0), "constant_": (2.5, 2.5), "zeros_": (0, 0), "ones_": (1, 1)}
+            low, high = inside.get(name, (-1e3, 1e3))
+            promise(bool(((low <= values) & (values <= high)).all()), f"{name}: {values}")
+
+    return entry
+
+
+def network(name: str) -> Entry:
+    def entry(t: Trial) -> None:
+        counts = (3, *(n for n in COUNTS if not isinstance(n, int) or n < 2**40))
+        widths = ((2, 3), (), (2,), (2, 0), (2, "x"), 3, None, "23", [2, 3], (2.0, 3))
+        options: dict[str, tuple[Any, ...]] = {
+            "num_classes": counts, "in_channels": counts, "out_channels": (4, *counts), "width": counts,
+            "image_size": ((12, 13), (5, 5), 3, None, (12,), "ab", (12, -1)), "widths": widths,
+            "layers": ((1, 2), (0, 1), *widths), "batch_norm": (True, None), "dropout": (0.3, *ODD_FLOATS),
+            "block": ("basic", *THINGS), "stem": ("cifar", *THINGS), "shortcut": ("pad", *THINGS),
+            "stride": (2, *counts),
+            "downsample": (nn.models.PadShortcut(3, 3 if name == "BasicBlock" else 12, 2), *THINGS),
+        }  # fmt: skip
+        function = getattr(nn.models, name)
+        keys = [key for key in inspect.signature(function).parameters if key in options]
+        given = {key: t.twisted(*options[key]) for key in keys}
+        made = t.call(function, **given)
+        if made is Refused:
+            return
+        shapes = {"LeNet5": (1, 12, 13), "x_or_not_x": (1, 6, 6), "beginners_guide": (3, 32, 32), "ResNet": (3, 9, 8),
+                  "friendly_introduction": (1, 10, 10), "VGGSmall": (3, 8, 9), "resnet20": (3, 8, 8)}  # fmt: skip
+        channels, *size = shapes.get(name, (3, 4, 5))
+        channels = given.get("in_channels", channels)
+        x = gpucnn.zeros(2, channels if type(channels) is int and 0 < channels < 9 else 3, *size)
+        t.odd += ["size"] * (given.get("image_size", (12, 13)) != (12, 13))
+        y = t.call(made.eval(), x)
+        if y is not Refused and "num_classes" in given:
+            promise(y.shape == (2, int(given["num_classes"])), f"{name}: {y.shape} of {given}")
+
+    return entry
+
+
+def learning(t: Trial) -> None:
+    """Training, predictions and explanations of a small network."""
+    net = small_network()
+    optimizer: Any = optim.SGD(net.parameters(), 0.01)
+    pictures = t.array((4, 3, 4, 2), "float32", t.pick("tame", "whole"))
+    batches = data.Loader(data.Dataset(pictures, np.array([0, 1, 2, 1]), ("a", "b", "c")), 3, prefetch=0)
+    counts = [n for n in ODD_NUMBERS if not isinstance(n, int) or n < 2]
+    x = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
+    names = ("no such layer", "", *THINGS)
+    classes = (1, 2, -1, 3, *ODD_NUMBERS)
+    for call in (
+        partial(asked, t, train.fit, (net, *THINGS), (batches, *THINGS), epochs=(1, *counts),
+                optimizer=(optimizer, *THINGS), scheduler=(None, *THINGS[1:]), held_out=(None, *THINGS[1:]),
+                accumulate=(1, *counts), clip_norm=(1.0, *(v for v in ODD_FLOATS if v is not None)),
+                callbacks=((), *THINGS), precision=("bf16", *THINGS[1:]), loss=(F.cross_entropy, *THINGS[:6])),
+        partial(asked, t, train.evaluate, (net, *THINGS), (batches, *THINGS), (F.cross_entropy, *THINGS[:6])),
+        partial(asked, t, train.predict, (net, *THINGS), (x, x[0], x[:0], x[:, :1], x > 0, x[0, 0], *THINGS),
+                (2, *counts)),
+        partial(asked, t, attribution.saliency, (net, *THINGS), (x, x[:0], *THINGS), classes, (2, *counts),
+                (0.1, *ODD_FLOATS), (0, *ODD_NUMBERS)),
+        partial(asked, t, attribution.occlusion, (net, *THINGS), (x, x[:0], *THINGS), classes,
+                ((2, 1), None, *ODD_NUMBERS), ((1, 2), None, *ODD_NUMBERS), (0.5, *ODD_FLOATS)),
+        partial(asked, t, attribution.grad_cam, (net, *THINGS), (x, x[:0], *THINGS), (None, *names), classes),
+    ):  # fmt: skip
+        found = call()
+        if isinstance(found, attribution.Attribution):
+            promise(found.maps.shape[0] == len(found.classes) and found.maps.dtype == np.float64, f"maps: {found}")
 
 
 # -- optimisers --------------------------------------------------------------------------------------------------------
@@ -1882,6 +2293,7 @@ def dataset(t: Trial) -> None:
     where = t.pick(0, -1, slice(1), [0], [], np.array([True] * len(made)), [True], 1.5, "x", None, [0.5], 99, [99],
                    [[0]], 2**70, np.array(["a"]), (0, 0), True, [[0], [0, 1]])  # fmt: skip
     t.odd.append("index")
+    promise(len(made) == 0 or made[0][0].shape == (made.height, made.width, made.channels), "a data set's image")
     for function in (made.__getitem__, made.subset):
         t.call(function, where)
     promise(isinstance(repr(made), str), "repr")
@@ -1999,16 +2411,24 @@ LOOKS = (
 )  # fmt: skip
 GRADIENTS = ("backward", "requires_grad", "requires_grad_", "retain_grad")
 SCOPES = ("autocast", "precision", "use_backend", "use_generator", "use_tuning", "get_backend")
+INITIALISERS = (
+    "calculate_gain", "constant_", "fans", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_", "uniform_",
+    "xavier_normal_", "xavier_uniform_", "zeros_",
+)  # fmt: skip
+NETWORKS = (
+    "BasicBlock", "Bottleneck", "LeNet5", "PadShortcut", "ResNet", "VGGSmall", "beginners_guide",
+    "friendly_introduction", "resnet20", "x_or_not_x",
+)  # fmt: skip
 OPERATORS: dict[str, Entry] = {
-    "__add__": operated("add", operator.add),
-    "__sub__": operated("sub", operator.sub),
-    "__mul__": operated("mul", operator.mul),
-    "__truediv__": operated("div", operator.truediv),
-    "__pow__": operated("pow", operator.pow),
-    "__matmul__": operated("matmul", operator.matmul),
-    "__neg__": operated("neg", operator.neg),
-    "__abs__": operated("abs", operator.abs),
-    "__getitem__": operated("index", operator.getitem),
+    "__add__": op("add", operator.add),
+    "__sub__": op("sub", operator.sub),
+    "__mul__": op("mul", operator.mul),
+    "__truediv__": op("div", operator.truediv),
+    "__pow__": op("pow", operator.pow),
+    "__matmul__": op("matmul", operator.matmul),
+    "__neg__": op("neg", operator.neg),
+    "__abs__": op("abs", operator.abs),
+    "__getitem__": op("index", operator.getitem),
     "__radd__": reflected("add", operator.add),
     "__rsub__": reflected("sub", operator.sub),
     "__rmul__": reflected("mul", operator.mul),
@@ -2018,11 +2438,11 @@ OPERATORS: dict[str, Entry] = {
 
 ENTRIES: dict[str, Entry] = (
     {f"functional.{name}": op(name) for name in OPS}
-    | {f"Tensor.{name}": op(name, as_method=True) for name in METHODS}
+    | {f"Tensor.{name}": method(name) for name in METHODS}
     | {f"Tensor.{name}": entry for name, entry in OPERATORS.items()}
     | dict.fromkeys([f"Tensor.__{name}__" for name in ("eq", "ne", "lt", "le", "gt", "ge")], compared)
     | dict.fromkeys([f"Tensor.{name}" for name in LOOKS], looked_at)
-    | dict.fromkeys(["Tensor.__dlpack__", "Tensor.__dlpack_device__", "gpucnn.from_dlpack"], exported)
+    | dict.fromkeys(["Tensor.__dlpack__", "Tensor.__dlpack_device__", "gpucnn.from_dlpack"], interchanged)
     | dict.fromkeys([f"Tensor.{name}" for name in GRADIENTS], backward)
     | {"Tensor.__setitem__": assigned, "Tensor.copy_": copied, "Tensor.move_": moved}
     | {
@@ -2040,6 +2460,18 @@ ENTRIES: dict[str, Entry] = (
     }
     | dict.fromkeys(["gpucnn.Generator", "gpucnn.manual_seed"], generators)
     | dict.fromkeys([f"gpucnn.{name}" for name in SCOPES], scoped)
+    | {f"nn.{kind}": layer(kind, op) for kind, op in LAYERS.items()}
+    | dict.fromkeys(["nn.BatchNorm1d", "nn.BatchNorm2d"], layer("BatchNorm", "batch_norm"))
+    | {f"nn.init.{name}": initialiser(name) for name in INITIALISERS}
+    | {f"nn.models.{name}": network(name) for name in NETWORKS}
+    | dict.fromkeys([f"nn.{name}" for name in ("Module", "Sequential", "Identity", "Parameter", "Buffer")], modules)
+    | dict.fromkeys([f"train.{name}" for name in ("evaluate", "fit", "predict")], learning)
+    | dict.fromkeys([f"attribution.{name}" for name in ("grad_cam", "occlusion", "saliency")], learning)
+    | {"nn.Dropout": dropped, "nn.ZeroPad2d": padding("ZeroPad2d", "constant")}
+    | {
+        f"nn.{name}Pad2d": padding(f"{name}Pad2d", mode)
+        for name, mode in (("Reflection", "reflect"), ("Replication", "replicate"))
+    }
     | {f"optim.{name}": optimizer(name) for name in ("SGD", "Adam", "AdamW", "RMSprop")}
     | {f"optim.{name}": clipped(name) for name in ("clip_grad_norm_", "clip_grad_value_")}
     | dict.fromkeys([f"optim.{name}" for name in ("StepLR", "CosineAnnealingLR", "OneCycleLR", "WarmUp")], schedules)
@@ -2052,54 +2484,94 @@ ENTRIES: dict[str, Entry] = (
     | {"metrics.confusion_matrix": counted, "metrics.top_k_accuracy": top_k}
 )
 
-# What is public and not called here, and why.
-NOT_CALLED = {
-    "Tensor.array": "an attribute",
-    "Tensor.backend": "an attribute",
-    "Tensor.__cuda_array_interface__": "only on CUDA; tests/test_interchange.py",
-    "Tensor.__reduce__": "pickle's; tests/test_tensor.py",
-    "Tensor.__array_ufunc__": "None, so that NumPy leaves operators to Tensor",
-    "Tensor.__hash__": "of the identity",
-    "gpucnn.Tensor": "made by the functions above; its methods are called one by one",
-    "gpucnn.available_backends": "takes nothing",
-    "gpucnn.is_autocast_enabled": "takes nothing",
-    "gpucnn.is_grad_enabled": "takes nothing",
-    "gpucnn.no_grad": "takes nothing",
-    "gpucnn.OutOfMemoryError": "an exception",
-    "gpucnn.set_memory_limit": "of the whole process; tests/test_out_of_memory.py",
-    "gpucnn.compile": "takes a function; tests/test_graph.py",
-    "optim.Optimizer": "abstract",
-    "optim.LRScheduler": "abstract",
-    "data.Source": "a record",
-    "data.available": "takes nothing",
-    "data.load": "files: bench/fuzz.py",
-    "data.read_idx": "files: bench/fuzz.py",
-    "data.read_image": "files: bench/fuzz.py",
-    "data.read_image_folder": "files: bench/fuzz.py",
-    "metrics.ClassReport": "a record",
-    "metrics.Confusion": "a record",
-    "metrics.Evaluation": "made by train.evaluate; tests/test_metrics.py",
+# The methods that the entry of their class calls.
+METHODS_TOO = {
+    "gpucnn.Generator": "manual_seed set_state state",
+    "gpucnn.GradScaler": "found_inf get_scale is_enabled load_state_dict scale state_dict step unscale_ update",
+    "data.Dataset": "channels height subset width",
+    "data.Loader": "epoch",
+    "nn.Module": "apply buffers children eval explain load_state_dict modules named_buffers named_children "
+    "named_modules named_parameters parameters register_forward_hook requires_grad_ state_dict summary to train "
+    "zero_grad",
+    "nn.Sequential": "append",
+    "optim.Adam": "load_state_dict state_dict",
+    "optim.WarmUp": "load_state_dict state_dict",
 }
+ENTRIES |= {f"{kind}.{name}": ENTRIES[kind] for kind, names in METHODS_TOO.items() for name in names.split()}
+
+# What is public and not called here, with all that is in it, by the reason.
+NOT_CALLED = {
+    name: reason
+    for reason, names in {
+        "attributes": "Tensor.array Tensor.backend",
+        "only on CUDA; tests/test_interchange.py": "Tensor.__cuda_array_interface__",
+        "pickle's; tests/test_tensor.py": "Tensor.__reduce__",
+        "None, so that NumPy leaves operators to Tensor": "Tensor.__array_ufunc__",
+        "of the identity": "Tensor.__hash__",
+        "made by the functions above; its methods are called one by one": "gpucnn.Tensor",
+        "takes nothing": "gpucnn.available_backends gpucnn.is_autocast_enabled gpucnn.is_grad_enabled gpucnn.no_grad "
+        "data.available",
+        "an exception": "gpucnn.OutOfMemoryError",
+        "of the whole process; tests/test_out_of_memory.py": "gpucnn.set_memory_limit",
+        "takes a function; tests/test_graph.py": "gpucnn.compile",
+        "what others call, with numbers of their own": "gpucnn.Generator.reserve data.Normalize.check_channels "
+        "data.RandomAffine.matrices optim.CosineAnnealingLR.lr_at optim.OneCycleLR.lr_at optim.StepLR.lr_at "
+        "optim.WarmUp.lr_at",
+        "abstract": "optim.Optimizer optim.LRScheduler",
+        "records": "attribution.Attribution data.Source nn.Summary",
+        "records, made by train.evaluate; tests/test_metrics.py": "metrics",
+        "files: bench/fuzz.py": "checkpoint data.load data.read_idx data.read_image data.read_image_folder onnx "
+        "nn.Module.from_pretrained",
+        "files: tests/test_pretrained.py": "nn.Module.save_pretrained",
+        "ResNet with other numbers": "nn.models.resnet18 nn.models.resnet50",
+        "scikit-learn's own checks of odd arguments: tests/test_sklearn.py": "sklearn",
+        "callbacks and records: tests/test_train.py": "train",
+        "pictures: tests/test_viz.py": "viz",
+    }.items()
+    for name in names.split()
+}
+OF_MODULES = {"extra_repr", "forward", "multiply_adds"}  # which a call of the module, repr and summary call
+
+
+def not_imported() -> set[str]:
+    """Modules of gpucnn of which nothing is called."""
+    return {name for name in gpucnn._LAZY if not any(entry.startswith(f"{name}.") for entry in ENTRIES)}
+
+
+def exported(home: types.ModuleType = gpucnn) -> list[types.ModuleType]:
+    """The module, and those that it exports, and those that they do."""
+    names = {*getattr(home, "__all__", ()), *getattr(home, "_LAZY", ())} - not_imported()
+    values = [getattr(home, name) for name in sorted(names)]
+    return [home, *(inner for v in values if isinstance(v, types.ModuleType) for inner in exported(v))]
 
 
 def public() -> set[str]:
-    """The names of everything that a user may call."""
-
-    def of(home: types.ModuleType) -> Iterator[str]:
+    """The names of everything that a user may call: functions, classes, and their methods and properties."""
+    found = not_imported()
+    for home in [*exported(), metrics]:
         names = getattr(home, "__all__", None) or [
             name for name, value in vars(home).items()
             if getattr(value, "__module__", "") == home.__name__ and not name.startswith("_")
         ]  # fmt: skip
         for name in names:
-            value = getattr(home, name)
-            if callable(value):
-                yield f"{home.__name__.removeprefix('gpucnn.')}.{name}"
-
+            value, full = getattr(home, name), f"{home.__name__.removeprefix('gpucnn.')}.{name}"
+            found |= {full} if callable(value) else set()
+            if isinstance(value, type) and value is not Tensor:
+                methods = {key for key, made in vars(value).items() if callable(made) or isinstance(made, PROPERTIES)}
+                methods -= OF_MODULES if issubclass(value, nn.Module) else set()
+                found |= {f"{full}.{method}" for method in methods if not method.startswith("_")}
     plumbing = {"__class__", "__doc__", "__init__", "__module__", "__slots__", "__weakref__"}
     methods = {name for name in vars(Tensor) if name not in plumbing}
     shown = {name for name in methods if not name.startswith("_") or name.startswith("__") or name == "_repr_html_"}
-    homes = (gpucnn, F, optim, data, metrics)
-    return {f"Tensor.{name}" for name in shown} | {name for home in homes for name in of(home)}
+    return found | {f"Tensor.{name}" for name in shown}
+
+
+PROPERTIES = (property, classmethod, staticmethod)
+
+
+def left_out(name: str) -> str | None:
+    """What of NOT_CALLED says why the name is not called."""
+    return next((key for key in NOT_CALLED if name not in ENTRIES and f"{name}.".startswith(f"{key}.")), None)
 
 
 def tried(
@@ -2158,10 +2630,10 @@ def too_long(number: int, frame: Any) -> None:
 def child(pipe: Any, name: str, backend: str, calls: int, seed: int) -> None:
     """Sends each call before it is made, and at the end what `tried` says."""
     signal.signal(signal.SIGALRM, too_long)
-    if backend == "numpy":
-        with open("/proc/self/statm") as file:
-            now = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
+    with open("/proc/self/statm") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    most = now + MEMORY * (1 if backend == "numpy" else 2)  # the compiler's, and stacks of an emulated block's threads
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
     def note(text: str) -> None:
         signal.setitimer(signal.ITIMER_REAL, SECONDS * (1 if backend == "numpy" else 5))

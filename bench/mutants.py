@@ -131,7 +131,8 @@ def functions(text: str) -> Iterator[tuple[str, list[Token], list[Token]]]:
             macro = re.match(r"#define\s+(\w+)\s+(.*)", token.text, re.DOTALL)
             if macro:
                 rest = [Token(t.kind, t.text, t.start + token.start + macro.start(2)) for t in tokens(macro[2])]
-                if any(t.kind == "operator" for t in rest):
+                # Of the blocks that share a multiprocessor no result depends; the compile gate sees their registers.
+                if any(t.kind == "operator" for t in rest) and not macro[1].endswith("BLOCKS"):
                     yield macro[1], [], rest
             continue
         depth -= token.text == "}"

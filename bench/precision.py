@@ -19,7 +19,7 @@ ROWS, COLUMNS = 16, 24
 
 
 def error(backend: Backend, depth: int, dtype: str) -> float:
-    """|got - exact| / |exact| of a product with sums of `depth` terms; operands are rounded to `dtype` first."""
+    """|got - exact| / |exact| of a product of tensors of that dtype with sums of `depth` terms."""
     rng, rest = np.random.default_rng(depth), -depth % 8  # zeros behind: tensor cores take terms by eights
     a = np.pad(rng.standard_normal((ROWS, depth)), ((0, 0), (0, rest)))
     b = np.pad(rng.standard_normal((depth, COLUMNS)), ((0, rest), (0, 0)))
@@ -35,10 +35,14 @@ def main() -> None:
         ("NumPy float32", numpy, "float32", "fp32"),
         ("tensor cores, fp32 (three TF32 products)", tensor_cores, "float32", "fp32"),
         ("tensor cores, tf32", tensor_cores, "float32", "tf32"),
-        ("NumPy float16", numpy, "float16", "fp32"),
-        ("NumPy bfloat16", numpy, "bfloat16", "fp32"),
-        ("tensor cores, float16", tensor_cores, "float16", "fp32"),
-        ("tensor cores, bfloat16", tensor_cores, "bfloat16", "fp32"),
+        ("NumPy, fp16", numpy, "float32", "fp16"),
+        ("tensor cores, fp16", tensor_cores, "float32", "fp16"),
+        ("NumPy, bf16", numpy, "float32", "bf16"),
+        ("tensor cores, bf16", tensor_cores, "float32", "bf16"),
+        ("NumPy, float16 tensors", numpy, "float16", "fp32"),
+        ("tensor cores, float16 tensors", tensor_cores, "float16", "fp32"),
+        ("NumPy, bfloat16 tensors", numpy, "bfloat16", "fp32"),
+        ("tensor cores, bfloat16 tensors", tensor_cores, "bfloat16", "fp32"),
     ]
     print("| |" + "|".join(f" K = {depth} " for depth in DEPTHS) + "|")
     print("| --- |" + " --: |" * len(DEPTHS))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn.explain.account import ACTIVATIONS
+from gpucnn.functional import validate
 from gpucnn.geometry import pair
 from gpucnn.nn.layers import BatchNorm2d, Conv2d
 from gpucnn.nn.module import Module
@@ -56,17 +57,21 @@ def saliency(
     Simonyan et al. 2013. With more than one sample it is the mean gradient of that many copies of the image with normal
     noise, of a standard deviation of `noise` times the image's range (SmoothGrad, Smilkov et al. 2017).
     """
-    if samples < 1 or noise < 0:
-        raise ValueError(f"saliency: samples must be at least 1 and noise at least 0, got {samples} and {noise}")
+    samples = validate.integer("saliency", "samples", samples, least=1)
+    seed = validate.integer("saliency", "seed", seed, least=0)
+    if not 0 <= validate.number("saliency", "noise", noise) < math.inf:
+        raise ValueError(f"saliency: noise must be at least 0 and finite, got {noise}")
     batch = _images(model, images)
     with evaluating(model):
         gradient, classes, scores, outputs = _input_gradient(model, batch, target)
         if samples > 1:
             drawn, values = np.random.default_rng(seed), batch.numpy()
-            deviation = noise * np.ptp(values, axis=(1, 2, 3), keepdims=True)
             total = np.zeros_like(gradient)
+            with np.errstate(all="ignore"):  # too much noise is infinite
+                deviation = noise * np.ptp(values, axis=(1, 2, 3), keepdims=True)
             for _ in range(samples):
-                noisy = batch_of(model, values + deviation * drawn.standard_normal(values.shape))
+                with np.errstate(all="ignore"):
+                    noisy = batch_of(model, values + deviation * drawn.standard_normal(values.shape))
                 total += _input_gradient(model, noisy, classes)[0]
             gradient = total / samples
     return Attribution(np.abs(gradient).max(axis=1), classes, scores, outputs)
@@ -103,6 +108,7 @@ def occlusion(
     the mean of normalised images.
     """
     batch = _images(model, images)
+    fill = validate.number("occlusion", "fill", fill)
     values = batch.numpy()
     size = values.shape[2:]
     height, width = pair([max(1, n // 5) for n in size] if window is None else window, "window", 1)
@@ -115,7 +121,7 @@ def occlusion(
     )
     corners = [(row, column) for row in rows for column in columns]
     maps, covers = np.zeros((len(values), *size)), np.zeros(size)
-    with evaluating(model), no_grad():
+    with evaluating(model), no_grad(), np.errstate(all="ignore"):  # a fill may be infinite in the model's type
         output, _ = watched(model, batch, ())
         classes = chosen_classes(output, target)
         scores = score_of(output, classes)

@@ -1224,7 +1224,11 @@ def verify_command(
     dtype: Annotated[Literal["float32", "float64"], typer.Option(help="The precision to verify.")] = "float32",
     precision: Annotated[
         PrecisionName | None,
-        typer.Option(help="fp16, bf16: tensors of that type. tf32: float32, multiplied in TF32.", show_default=False),
+        typer.Option(
+            help="fp16, bf16: tensors of that type. tf32: float32, multiplied in TF32. GPUCNN_PRECISION=fp16 verifies "
+            "float32 by operands of that type.",
+            show_default=False,
+        ),
     ] = None,
     backend: Backend = None,
 ) -> None:

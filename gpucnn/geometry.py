@@ -13,6 +13,7 @@ from typing import Literal
 
 Size = tuple[int, int]
 MOST = 2**31 - 1  # of a length: kernels count with 32 bits
+MOST_PIXELS = 2**40  # of a plane with its padding: terabytes
 Padding = int | Sequence[int] | Literal["same", "valid"]
 
 
@@ -95,10 +96,12 @@ class Window:
         """(P, Q) for an input plane of (H, W).
 
         floor: ⌊(H + top + bottom − extent) / stride⌋ + 1; with ceil_mode rounded up, less one if the last window would
-        start in the far padding. Raises ValueError, with the formula, if the window is larger than the padded input.
+        start in the far padding. Raises ValueError, with the formula, if the window is larger than the padded input,
+        and for more than 2⁴⁰ pixels with the padding.
         """
         top, bottom, left, right = self.padding
         h, w = size
+        self._check_size("an input", (h + top + bottom, w + left + right))
         return (
             self._outputs("height", h, top, bottom, 0),
             self._outputs("width", w, left, right, 1),
@@ -120,7 +123,8 @@ class Window:
     def transposed_size(self, size: Size, output_padding: Size) -> Size:
         """(H, W) that a transposed convolution makes of an input plane of (P, Q): the size that this window maps back.
 
-        (P − 1) · stride − padding + extent + output_padding. Raises ValueError if that is not positive.
+        (P − 1) · stride − padding + extent + output_padding. Raises ValueError if that is not positive, and for more
+        than 2⁴⁰ pixels with the padding.
         """
         top, bottom, left, right = self.padding
         h, w = (
@@ -135,4 +139,13 @@ class Window:
                 f"{self.padding}, dilation {self.dilation} and output_padding {output_padding} has the size {(h, w)}; "
                 "use less padding"
             )
+        self._check_size("a transposed convolution", (h + top + bottom, w + left + right))
         return h, w
+
+    def _check_size(self, what: str, size: Size) -> None:
+        """Raises ValueError for a plane that is too large to be counted in, or to be at all."""
+        if max(size) > MOST or size[0] * size[1] > MOST_PIXELS:
+            raise ValueError(
+                f"{what} of {size[0]}×{size[1]} pixels, padding {self.padding} included, is too large: a side may have "
+                f"{MOST}, all together {MOST_PIXELS}"
+            )

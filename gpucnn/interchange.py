@@ -12,7 +12,7 @@ import numpy as np
 
 from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.dtypes import named
-from gpucnn.tensor import Tensor, _checked_dtype, tensor
+from gpucnn.tensor import Tensor, checked_dtype, tensor
 
 # DLPack's numbers for memory (dlpack.h): of the host, ordinary and pinned; of a CUDA GPU, ordinary and managed.
 _HOST, _GPU = (1, 3), (2, 13)
@@ -26,7 +26,7 @@ def _on_host() -> Backend:
 
 def _sharing(array: Array, backend: Backend) -> Tensor:
     """The tensor of that memory."""
-    size = _checked_dtype(array.dtype).itemsize
+    size = checked_dtype(array.dtype).itemsize
     shared = backend.xp.asarray(array)
     if backend.name != "numpy" and shared.size:
         from gpucnn.backends.kernel_backend import KernelBackend  # NumPy does without

@@ -58,13 +58,14 @@ class Optimizer(ABC):
 
     def step(self) -> None:
         """Change every parameter that has a gradient."""
-        ready = [(p, s) for p, s in zip(self.params, self._state, strict=True) if p.grad is not None]
+        gradients = [p.grad for p in self.params]
+        ready = [(p, g, s) for p, g, s in zip(self.params, gradients, self._state, strict=True) if g is not None]
         if ready:
             backend = ready[0][0].backend
             before = [dict(moments) for moments in self._state] if backend.capturing else []
-            grads = [p.grad.array for p, _ in ready if p.grad is not None]
+            grads = [g.array for _, g, _ in ready]
             try:
-                self._update(backend, [p.array for p, _ in ready], grads, [s for _, s in ready])
+                self._update(backend, [p.array for p, _, _ in ready], grads, [s for _, _, s in ready])
             except MemoryError as error:
                 from gpucnn.memory import out_of_memory  # it knows optimizers
 

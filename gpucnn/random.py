@@ -63,20 +63,23 @@ class Generator:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
-        self.manual_seed(state["seed"])
-        self.offset = state["offset"]
-        self.host.bit_generator.state = {
-            "bit_generator": "Philox",
-            "state": {
-                "counter": np.array(state["counter"], dtype=np.uint64),
-                "key": np.array(state["key"], dtype=np.uint64),
-            },
-            "buffer": np.array(state["buffer"], dtype=np.uint64),
-            "buffer_pos": state["buffer_pos"],
-            "has_uint32": state["has_uint32"],
-            "uinteger": state["uinteger"],
-        }
+        """Go on from what `state` returned. Raises ValueError, and changes nothing, for anything else."""
+        try:
+            twin, offset = Generator(state["seed"]), int(state["offset"])
+            twin.host.bit_generator.state = {
+                "bit_generator": "Philox",
+                "state": {
+                    "counter": np.array(state["counter"], dtype=np.uint64),
+                    "key": np.array(state["key"], dtype=np.uint64),
+                },
+                "buffer": np.array(state["buffer"], dtype=np.uint64),
+                "buffer_pos": state["buffer_pos"],
+                "has_uint32": state["has_uint32"],
+                "uinteger": state["uinteger"],
+            }
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"this is no state of a Generator: {type(error).__name__} {error}") from error
+        self.seed, self.offset, self.host = twin.seed, offset, twin.host
 
 
 default_generator = Generator(0)

@@ -88,6 +88,24 @@ class Node:
         The youngest node goes first, so that each node is left only when all that was made of it has paid in. Leaves
         are updated at the end: an error on the way changes no gradient.
         """
+        with self.backend.in_a_row():
+            arrived = self._walk(seed, retain_graph)
+        owned, captured = {id(_owner(seed))}, _captured.get()
+        for node, gradient in arrived:
+            gradient = node.backend.contiguous(gradient)
+            if id(_owner(gradient)) in owned:  # an op may hand one array to several parents; each leaf gets its own
+                gradient = gradient.copy(order="K")
+            if node.gradient is not None:
+                if captured is not None and node not in captured:
+                    raise CaptureError("backward() adds to gradients of an earlier call; call zero_grad() in the step")
+                gradient = in_storage_order(node.backend.xp.add, node.gradient, gradient)
+            owned.add(id(_owner(gradient)))
+            node.gradient = gradient
+            if captured is not None:
+                captured[node] = gradient
+
+    def _walk(self, seed: Array, retain_graph: bool) -> list[tuple[Node, Array]]:
+        """The nodes that keep their gradient, and that."""
         pending = {self: seed}
         heap = [(-self.order, self)]
         arrived: list[tuple[Node, Array]] = []
@@ -119,19 +137,7 @@ class Node:
                 from gpucnn.memory import out_of_memory  # it knows modules
 
                 raise out_of_memory(error, "backward pass", node=node, edges=edges, gradient=gradient) from None
-        owned, captured = {id(_owner(seed))}, _captured.get()
-        for node, gradient in arrived:
-            gradient = node.backend.contiguous(gradient)
-            if id(_owner(gradient)) in owned:  # an op may hand one array to several parents; each leaf gets its own
-                gradient = gradient.copy(order="K")
-            if node.gradient is not None:
-                if captured is not None and node not in captured:
-                    raise CaptureError("backward() adds to gradients of an earlier call; call zero_grad() in the step")
-                gradient = in_storage_order(node.backend.xp.add, node.gradient, gradient)
-            owned.add(id(_owner(gradient)))
-            node.gradient = gradient
-            if captured is not None:
-                captured[node] = gradient
+        return arrived
 
 
 def _owner(array: Array) -> Any:
@@ -182,8 +188,8 @@ def record(backend: Backend, y: Array, *edges: Edge) -> Tensor:
         kept: list[tuple[tuple[Node | None, ...], bool, Vjp]] = []
         for parents, vjp in edges:
             several = isinstance(parents, tuple)
-            nodes = tuple(None if p is None else p._node for p in (parents if several else (parents,)))  # type: ignore[union-attr]
-            if any(node is not None for node in nodes):
+            nodes = tuple([None if p is None else p._node for p in (parents if several else (parents,))])  # type: ignore[union-attr]
+            if any(nodes):
                 kept.append((nodes, several, vjp))
         if kept:
             result._node = Node(backend, kept)
@@ -426,7 +432,7 @@ class Tensor:
         if values.shape != self.shape:
             raise ValueError(f"copy_: can't copy shape {values.shape} into shape {self.shape}")
         if not isinstance(source, Tensor):
-            _checked_dtype(values.dtype)
+            checked_dtype(values.dtype)
         with np.errstate(all="ignore"):  # what is too large becomes infinite
             self._writable()[...] = self.backend.asarray(values, self.dtype)
         return self
@@ -696,7 +702,7 @@ def _restored(kind: type[Tensor], values: np.ndarray[Any, Any], backend: str, re
     return tensor
 
 
-def _checked_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def checked_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     if not (is_floating(dtype) or dtype.kind in "iub") or not dtype.isnative:
         raise TypeError(f"a tensor can't hold {dtype}; convert it to {_DTYPES} first")
     return dtype
@@ -713,15 +719,15 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, backend: s
         data = data.numpy()
     try:
         source = np.asarray(data).dtype
-        if source.kind == "c":  # else their imaginary parts would be lost
-            _checked_dtype(source)
+        if source.kind == "c" or (source.kind == "V" and not is_floating(source)):  # else imaginary parts would be lost
+            checked_dtype(source)
         if source.kind not in "iubfVc" and dtype is not None:  # else digits would become numbers, and None NaN
             raise ValueError(f"{data!r:.100} is no number")
         with np.errstate(all="ignore"):  # what a half type can not hold is infinite
             values = np.array(data, dtype=None if dtype is None else named(dtype))
         if dtype is None and values.dtype == np.float64 and not isinstance(data, np.ndarray | np.generic):
             values = values.astype(np.float32)
-        _checked_dtype(values.dtype)
+        checked_dtype(values.dtype)
         return Tensor(chosen.asarray(values), chosen, requires_grad)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"can't make a tensor of this data: {error}") from None
@@ -741,7 +747,7 @@ def full(
 ) -> Tensor:
     """A tensor of that shape, every element `fill_value`."""
     size = checked_shape(size)
-    dtype = _checked_dtype(named(float32 if dtype is None else dtype))
+    dtype = checked_dtype(named(float32 if dtype is None else dtype))
     left = _elements_left.get()
     if left is not None:
         left[0] -= math.prod(size)

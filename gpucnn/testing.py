@@ -363,8 +363,8 @@ def on_tensor_cores(exact: Evaluation, tf32_products: int, halo: bool = False) -
 
 
 def halves_on_tensor_cores(exact: Evaluation, halo: bool = False) -> list[Array]:
-    """Sums of products of half types, which are exact: an instruction adds 16 to a sum, or 8 at least from a halo, and
-    cuts these 17 numbers and what comes out; then up to 64 parts are added in float32."""
+    """Sums of products of half types, which are exact: an instruction adds 16 to a sum, or 8 at least from a halo and
+    by wgmma, and cuts these 17 numbers and what comes out; then up to 64 parts are added in float32."""
     counts, sizes = exact.again(np.ones_like, np.ones_like), exact.again(np.abs, np.abs)
     at_once = 8 if halo else 16
     return [((n / at_once + 2) * 36 + 66) * (size + FLUSHED) for n, size in zip(counts, sizes, strict=True)]
@@ -452,6 +452,26 @@ def pooled_products(exact: Evaluation) -> list[Array]:
     return [largest.numpy(), *found[1:]]
 
 
+# Ops of which two operands are multiplied, their first two inputs.
+MULTIPLYING = ("conv2d", "conv2d_max_pool2d", "conv_transpose2d", "linear", "matmul")
+
+
+def with_rounded_operands(exact: Evaluation, half: str) -> Evaluation:
+    """What one of MULTIPLYING comes to where x, w and dy are rounded to a half type before they are multiplied, and
+    nothing else is: neither a bias and a residual nor, for their gradients, dy."""
+
+    def rounded(array: Array) -> Array:
+        with np.errstate(over="ignore"):
+            return array.astype(named(half)).astype(array.dtype)
+
+    inputs = [*map(rounded, exact.inputs[:2]), *exact.inputs[2:]]
+    products, others = (
+        _evaluated(exact.case, exact.backend, inputs, exact.arguments, u)
+        for u in (rounded(exact.cotangent), exact.cotangent)
+    )
+    return replace(products, results=[*products.results[:3], *others.results[3:]])
+
+
 def averages(terms: int) -> Bounds:
     """Sums of at most `terms` products that the op divides by something: (terms + 2) · Σ|a||b|."""
     return lambda exact: [(terms + 2) * (size + FLUSHED) for size in exact.again(np.abs, np.abs)]
@@ -516,7 +536,8 @@ def _normalised(rows: Callable[[Array], Array]) -> Bounds:
         deviation = together.std(-1, keepdims=True)
         m = float(np.max(np.abs(together - together.mean(-1, keepdims=True)) / deviation))
         d = (together.shape[-1] + 16) * float(np.max(2 * np.abs(together) / deviation))
-        affine = [exact.inputs[i] for i in exact.case.differentiable[1:3]]
+        differentiable = exact.case.differentiable
+        affine = [exact.inputs[i] for i in differentiable[1:3] if i != 8]
         scale = float(np.abs(affine[0]).max()) if affine else 1.0
         shift = float(np.abs(affine[1]).max()) if affine else 0.0
         gradient = 3 * (1 + m) * d * scale * float(u.max()) / float(deviation.min())
@@ -525,8 +546,8 @@ def _normalised(rows: Callable[[Array], Array]) -> Bounds:
             n = u.size // affine[1].size + 2
             sums = exact.again(None, np.abs)[3]
             found += [(n * m + d) * sums, n * sums]
-        if len(exact.results) == 5:  # a residual; its gradient is that of y, or 0
-            found[0], found[4:] = found[0] + 2 * np.abs(exact.results[0]), [0.0]
+        if 8 in differentiable:  # a batch norm's residual; its gradient is that of y, or 0
+            found = [found[0] + 2 * np.abs(exact.results[0]), *found[1:], 0.0]
         return found
 
     return bounds
@@ -536,16 +557,19 @@ def _with_statistics(exact: Evaluation) -> list[Array]:
     """batch_norm with given statistics: eight roundings of (x − mean)/σ·w and b; sums over a channel."""
     x, mean, variance = exact.inputs[:3]
     across = (-1, *(1,) * (x.ndim - 2))
-    weight, bias = exact.inputs[3:5] or (np.ones_like(mean), np.zeros_like(mean))
-    eps = exact.arguments.get("eps", 1e-5)
+    given = inspect.signature(F.batch_norm).bind(*exact.inputs, **exact.arguments)
+    given.apply_defaults()
+    weight, bias, eps, residual = (given.arguments[name] for name in ("weight", "bias", "eps", "residual"))
+    weight = np.ones_like(mean) if weight is None else weight
+    bias = np.zeros_like(mean) if bias is None else bias
     normal = np.abs(x - mean.reshape(across)) / np.sqrt(variance + eps).reshape(across)
     u, axes = np.abs(exact.cotangent), tuple(i for i in range(x.ndim) if i != 1)
     n = x.size // x.shape[1] + 8
     y = 8 * (normal * np.abs(weight).reshape(across) + np.abs(bias).reshape(across))
-    if len(exact.results) == 5:
-        y = y + 2 * np.abs(exact.inputs[8])
-    found = [y, 8 * np.abs(exact.results[1]), n * (u * normal).sum(axes), n * u.sum(axes), np.zeros_like(x)]
-    return found[: len(exact.results)]
+    if residual is not None:
+        y = y + 2 * np.abs(residual)
+    sums = {3: n * (u * normal).sum(axes), 4: n * u.sum(axes), 8: np.zeros_like(x)}
+    return [y, 8 * np.abs(exact.results[1]), *(sums[i] for i in exact.case.differentiable[1:])]
 
 
 def _responses(exact: Evaluation) -> list[Array]:
@@ -1192,11 +1216,27 @@ WINOGRAD = [
     conv((1, 64, 5, 6), (64, 64, 3, 3)),
     conv_finished((1, 64, 7, 5), (64, 64, 3, 3), "relu"),
 ]
+# For what variants.preferring("wgmma") chooses: more steps than stages; rests of channels, filters and pixels; walks by
+# strides, dilations and uneven padding, and from image to image; tiles of each width.
+WGMMA = [
+    conv((2, 72, 9, 7), (24, 72, 3, 3), bias=True, padding=1),
+    conv((3, 8, 9, 7), (136, 8, 2, 3), pytorch=False, stride=(2, 1), dilation=(1, 2), padding=(1, 0, 2, 3)),
+    conv((1, 136, 5, 11), (72, 136, 1, 2), pytorch=False, dilation=(1, 4), padding=(0, 2, 5, 0)),
+    conv_finished((1, 16, 7, 5), (24, 16, 3, 2), "relu"),
+    dense("matmul", (2, 1, 72, 24), (3, 24, 200)),
+    dense("linear", (136, 40), (72, 40), (72,)),
+]
 # Large enough for the larger tile; for devices that are fast, or do not compute at all.
 TENSOR_CORES_FILLED = [
     conv((12, 72, 32, 33), (136, 72, 3, 3), padding=1),
     dense("matmul", (1544, 1544), (1544, 1544)),
     dense("linear", (1544, 1544), (1544, 1544)),
+]
+WGMMA_FILLED = [
+    TENSOR_CORES_FILLED[1],
+    conv((24, 64, 32, 33), (64, 64, 3, 3), padding=1),
+    conv((24, 128, 32, 33), (128, 128, 1, 1)),
+    conv((24, 72, 32, 33), (136, 72, 1, 1)),
 ]
 HALO_FILLED = [
     TENSOR_CORES_FILLED[0],
@@ -1244,14 +1284,19 @@ class Way(NamedTuple):
 def ways(filled: bool = False) -> Iterator[tuple[Case, Way]]:
     """Cases with the ways to compute them that, together, launch every kernel; `filled`: large cases as well, for which
     large tiles are chosen."""
-    of_tiles, of_halos = (TENSOR_CORES_FILLED, HALO_FILLED) if filled else ([], [])
+    of_tiles, of_halos, of_wgmma = (TENSOR_CORES_FILLED, HALO_FILLED, WGMMA_FILLED) if filled else ([], [], [])
     for dtype in ("float32", "float64"):
         yield from ((case, Way(dtype)) for case in (*CASES, *of_tiles))
     for half in HALVES:
         yield from ((case, Way(half)) for case in NORM_FINISHED)
         yield from ((case, Way(half, capability=HOPPER)) for case in (*TENSOR_CORES_HALF, *of_tiles))
         yield from ((case, Way(half, capability=HOPPER, family="halo")) for case in (*HALO_HALF, *of_halos))
-    for precision in PRECISIONS:
-        yield from ((case, Way("float32", precision, HOPPER)) for case in (*TENSOR_CORES, *of_tiles))
-        yield from ((case, Way("float32", precision, HOPPER, "halo")) for case in (*HALO, *of_halos))
+        yield from ((case, Way(half, capability=HOPPER, family="wgmma")) for case in (*WGMMA, *of_wgmma))
+    for precision, operands in PRECISIONS.items():
+        dense, near = (TENSOR_CORES_HALF, HALO_HALF) if operands in HALVES else (TENSOR_CORES, HALO)
+        yield from ((case, Way("float32", precision, HOPPER)) for case in (*dense, *of_tiles))
+        yield from ((case, Way("float32", precision, HOPPER, "halo")) for case in (*near, *of_halos))
+        if operands in HALVES:  # else these are in CASES
+            yield from ((case, Way("float32", precision)) for case in (*CONV2D_FINISHED, CONV2D_POOLED[0]))
+            yield WGMMA[0], Way("float32", precision, HOPPER, "wgmma")
     yield from ((case, Way(capability=HOPPER, family="winograd")) for case in (*WINOGRAD, *of_tiles[:1]))

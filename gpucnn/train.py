@@ -42,6 +42,7 @@ from gpucnn.callbacks import (
 from gpucnn.checkpoint import describe, describe_input, load_checkpoint, save_checkpoint, save_model
 from gpucnn.data import Dataset, Loader
 from gpucnn.dtypes import is_floating, named
+from gpucnn.functional import validate
 from gpucnn.graph import Compiled
 from gpucnn.memory import OutOfMemoryError, explained, free_bytes, moments_to_come, out_of_memory, peak_bytes
 from gpucnn.metrics import Evaluation
@@ -49,6 +50,7 @@ from gpucnn.nn import Module
 from gpucnn.optim import LRScheduler, Optimizer, clip_grad_norm_
 from gpucnn.random import Generator, use_generator
 from gpucnn.tensor import Tensor, no_grad, tensor
+from gpucnn.watch import check_module
 
 __all__ = [
     "BestModel",
@@ -142,7 +144,7 @@ def fit(
     """
     _check(
         model, train, held_out, epochs, optimizer, scheduler, folder, resume, checkpoint_every, accumulate, clip_norm,
-        precision,
+        precision, loss, callbacks,
     )  # fmt: skip
     folder = None if folder is None else Path(folder)
     shown = sys.stderr.isatty() if progress is None else progress
@@ -182,19 +184,28 @@ def _check(
     accumulate: int,
     clip_norm: float | None,
     precision: str | None,
+    loss: Loss,
+    callbacks: Sequence[Callback],
 ) -> None:
+    check_module(model)
+    _check_loss("fit", loss)
+    if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
+        raise TypeError(f"fit: callbacks must be a sequence of gpucnn.train.Callback, got {callbacks!r:.100}")
+    for name, thing, kind in (("optimizer", optimizer, Optimizer), ("scheduler", scheduler, LRScheduler)):
+        if not isinstance(thing, kind) and (thing is not None or name == "optimizer"):
+            raise TypeError(f"fit: {name} must be a gpucnn.optim.{kind.__name__}, got {type(thing).__name__}")
     for name, loader in {"train": train, "held_out": held_out}.items():
-        if loader is not None and not isinstance(loader, Loader):
+        if not isinstance(loader, Loader) and (loader is not None or name == "train"):
             raise TypeError(f"fit: {name} must be a gpucnn.data.Loader, got {type(loader).__name__}")
         if loader is not None and not len(loader):
             raise ValueError(f"fit: {name} has no batches: {loader!r}")
     for name, count in {"epochs": epochs, "checkpoint_every": checkpoint_every, "accumulate": accumulate}.items():
         if count is not None and (not isinstance(count, int) or count < 1):
             raise ValueError(f"fit: {name} must be a positive int, got {count!r}")
-    if clip_norm is not None and not clip_norm > 0:
+    if clip_norm is not None and not validate.number("fit", "clip_norm", clip_norm) > 0:
         raise ValueError(f"fit: clip_norm must be positive, got {clip_norm}")
-    if precision is not None and precision not in PRECISIONS:
-        raise ValueError(f"fit: precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision is not None:
+        validate.choice("fit", "precision", precision, list(PRECISIONS))
     named(PRECISIONS[precision or "fp32"])  # bfloat16 may be missing
     if folder is None and (resume or checkpoint_every):
         raise ValueError("fit: resume and checkpoint_every need a folder=")
@@ -772,6 +783,7 @@ else:
 @contextmanager
 def _mode(model: Module, training: bool) -> Iterator[None]:
     """Training or evaluation mode for a while; then each module has the mode it had."""
+    check_module(model)
     before = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:
@@ -789,6 +801,7 @@ def _input(model: Module, images: NDArray[Any]) -> Tensor:
 
 
 def _backend(model: Module) -> Backend:
+    check_module(model)
     reference = next(iter(model.parameters()), None)
     return get_backend() if reference is None else reference.backend
 
@@ -809,6 +822,11 @@ def _output(model: Module, images: Tensor, dataset: Dataset | None = None) -> Te
             f"the model has {output.shape[1]} outputs, but {dataset.name} has {len(dataset.classes)} classes"
         )
     return output
+
+
+def _check_loss(op: str, loss: Any) -> None:
+    if not callable(loss):
+        raise TypeError(f"{op}: loss must be a function of (output, labels), got {loss!r:.100}")
 
 
 def _loss(loss: Loss, output: Tensor, labels: NDArray[np.int64]) -> Tensor:
@@ -849,6 +867,7 @@ def evaluate(model: Module, loader: Loader, loss: Loss = F.cross_entropy) -> Eva
     """
     if not isinstance(loader, Loader):
         raise TypeError(f"evaluate: loader must be a gpucnn.data.Loader, got {type(loader).__name__}")
+    _check_loss("evaluate", loss)
     with explained("evaluation", _backend(model)):
         return _evaluate(model, loader, loss, lambda: None)
 
@@ -884,8 +903,7 @@ def predict(model: Module, images: NDArray[np.float32], batch_size: int = 256) -
         raise TypeError(f"predict: images must be a float32 array, got {given}; data.to_float scales bytes to 0..1")
     if images.ndim not in (3, 4):
         raise ValueError(f"predict: images must be [N, C, H, W] or [C, H, W], got shape {images.shape}")
-    if batch_size < 1:
-        raise ValueError(f"predict: batch_size must be positive, got {batch_size}")
+    batch_size = validate.integer("predict", "batch_size", batch_size, least=1)
     several = images if images.ndim == 4 else images[None]
     with no_grad(), _mode(model, False), explained("prediction", _backend(model)):
         parts = [

@@ -32,11 +32,12 @@ import numpy as np
 import gpucnn
 from gpucnn.atomic import write_text
 from gpucnn.backends import Backend, get_backend, use_tuning
-from gpucnn.backends.precision import PRECISIONS
-from gpucnn.dtypes import HALVES, is_half, unit_roundoff
+from gpucnn.backends.precision import PRECISIONS, get_precision, operand_dtype
+from gpucnn.dtypes import HALVES, is_half, named, unit_roundoff
 from gpucnn.sheet import png
 from gpucnn.testing import (
     CASES,
+    MULTIPLYING,
     Array,
     Bounds,
     Case,
@@ -47,6 +48,7 @@ from gpucnn.testing import (
     in_half,
     launches,
     on_tensor_cores,
+    with_rounded_operands,
 )
 
 OnCase = Callable[[Case], None]
@@ -289,12 +291,15 @@ class WrongShape(Exception):
 
 
 def compared(exact: Evaluation, backend: Backend, dtype: str) -> list[Result]:
-    """The results of a case on a backend, beside `exact`, which was evaluated in float64. Raises what computing them
-    raises, and WrongShape."""
+    """The results of a case on a backend, beside `exact`, which was evaluated in float64, or beside what it is by
+    operands that `gpucnn.precision` rounds. Raises what computing them raises, and WrongShape."""
     ours = evaluate(exact.case, backend, dtype)
     for name, got, expected in zip(exact.case.results, ours.results, exact.results, strict=True):
         if got.shape != expected.shape or str(got.dtype) != dtype:
             raise WrongShape(f"{name} is {got.dtype} {got.shape}, expected {dtype} {expected.shape}")
+    operands = operand_dtype(named(dtype))
+    if operands != named(dtype) and exact.case.op in MULTIPLYING:
+        exact = with_rounded_operands(exact, operands.name)
     unit = unit_roundoff(dtype) * (2 if dtype == "float64" else 1)  # there the reference rounds as well
     bounds = (_on_tensor_cores(exact.case, backend, dtype) or exact.case.bounds)(exact)
     if dtype in HALVES:
@@ -315,14 +320,14 @@ def _on_tensor_cores(case: Case, backend: Backend, dtype: str) -> Bounds | None:
     if not isinstance(backend, KernelBackend) or backend.device.capability is None:
         return None
     launched = launches(case, dtype, backend.device.capability, backend.choose)
-    halo = any("_halo_" in one.name for one in launched)
+    by_taps = any("_halo_" in one.name or "_wgmma" in one.name for one in launched)
     constants = [dict(one.constants) for one in launched]
     products = max((int(of_one.get("PRODUCTS", 0)) for of_one in constants), default=0)
     ways: list[Bounds] = []
-    if any("HALF" in of_one for of_one in constants):
-        ways.append(partial(halves_on_tensor_cores, halo=halo))
-    elif products:
-        ways.append(partial(on_tensor_cores, tf32_products=products, halo=halo))
+    if any("HALF" in of_one for of_one in constants) or any("_wgmma" in one.name for one in launched):
+        ways.append(partial(halves_on_tensor_cores, halo=by_taps))
+    elif products and operand_dtype(named(dtype)) == named(dtype):  # else TF32 is not what was asked for
+        ways.append(partial(on_tensor_cores, tf32_products=products, halo=by_taps))
     if any(one.name == "conv2d_winograd" for one in launched):
         ways.append(by_winograd)
     if not ways:
@@ -370,6 +375,7 @@ def _part(name: str, values: Array, slopes: Array) -> Part | None:
 
 def _about(backend: Backend, dtype: str) -> dict[str, str]:
     about = {"backend": backend.name, "dtype": dtype, "tuning": backend.tuning_hash or ""}
+    about |= {"precision": get_precision()} if dtype == "float32" else {}
     if backend.xp.__name__ == "cupy":
         runtime = backend.xp.cuda.runtime
         gpu = runtime.getDeviceProperties(runtime.getDevice())
@@ -630,7 +636,7 @@ def _print(report: Report) -> None:
 
     console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 110)
     for name, text in report.about.items():
-        console.print(Text(f"{name:<9}{text}"), soft_wrap=True)
+        console.print(Text(f"{name:<10}{text}"), soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for i, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="left" if i in (0, len(HEADINGS) - 1) else "right", no_wrap=i == 0)

@@ -24,6 +24,12 @@ class Run:
     output: Tensor
 
 
+def check_module(model: Any) -> None:
+    """Raises TypeError for what is no module."""
+    if not isinstance(model, Module):
+        raise TypeError(f"model must be a gpucnn.nn.Module, got {type(model).__name__}")
+
+
 @contextmanager
 def evaluating(model: Module) -> Iterator[None]:
     """Evaluation mode and a tape inside; then every module has its mode back and every parameter its gradient."""
@@ -72,11 +78,12 @@ def leaves(model: Module) -> list[tuple[str, Module]]:
 
 def named_layer(model: Module, name: str) -> Module:
     """The layer of that dotted name, "" for the model itself. Raises ValueError, with the names that are like it."""
+    check_module(model)
     every = dict(model.named_modules())
-    if name in every:
+    if isinstance(name, str) and name in every:
         return every[name]
     known = [known for known, _ in leaves(model)]
-    near = difflib.get_close_matches(name, known, 5, 0.4) or known[:12]
+    near = (isinstance(name, str) and difflib.get_close_matches(name, known, 5, 0.4)) or known[:12]
     more = f" … ({len(known)} in all)" if len(near) < len(known) else ""
     raise ValueError(f"{type(model).__name__} has no layer {name!r}; it has {', '.join(map(repr, near))}{more}")
 
@@ -86,7 +93,11 @@ def batch_of(model: Module, images: Any) -> Tensor:
 
     images is [N, C, H, W], or one image [C, H, W]; for a model of vectors [N, F] or [F]. Raises ValueError for others.
     """
-    values = images.numpy() if isinstance(images, Tensor) else np.asarray(images)
+    check_module(model)
+    try:
+        values = images.numpy() if isinstance(images, Tensor) else np.asarray(images)
+    except ValueError as error:
+        raise ValueError(f"these images are no array: {error}") from None
     if values.ndim not in (1, 2, 3, 4):
         raise ValueError(f"images must be [N, C, H, W] or one image [C, H, W], got shape {values.shape}")
     if values.ndim in (1, 3):

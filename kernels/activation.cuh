@@ -112,7 +112,7 @@ static __device__ __forceinline__ Scalar share(Scalar dy, Scalar saved, Scalar p
 // What becomes of a convolution's sum for filter k, element i of y: times the filter's scale, plus its bias, plus the
 // residual's element, activated.
 static __device__ __forceinline__ Scalar conv2d_result(
-    Scalar sum, const SCALAR* b, const SCALAR* scale, const SCALAR* residual, long long i, int k) {
+    Scalar sum, const RESULT* b, const RESULT* scale, const RESULT* residual, long long i, int k) {
     if (scale) sum *= scale[k];
     if (b) sum += b[k];
     return activated(residual ? sum + residual[i] : sum, 0);
@@ -120,7 +120,7 @@ static __device__ __forceinline__ Scalar conv2d_result(
 
 // The same of four neighbouring filters, from k and i on.
 static __device__ __forceinline__ Four conv2d_results(
-    Four sums, const SCALAR* b, const SCALAR* scale, const SCALAR* residual, long long i, int k) {
+    Four sums, const RESULT* b, const RESULT* scale, const RESULT* residual, long long i, int k) {
     Four more = {};
     if (residual) more = load_four(residual + i, 4);
 #pragma unroll

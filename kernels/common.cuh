@@ -4,6 +4,9 @@
 // SCALAR is the type of numbers in memory: float, float16 or bfloat16, or double so that the kernels' own gradients can
 // be checked by finite differences. Scalar is the type that they are computed in: float for those of 16 bits.
 //
+// RESULT is, of a convolution, the type of what is added to its sums and of what comes out, where that is not SCALAR: float
+// where its operands are float too, but were rounded to one of 16 bits.
+//
 // Multiply-adds are written multiply_add and the compilers are told not to contract anything else: what is fused is what
 // one reads, so a kernel gives the same bits on a GPU as on the emulator.
 #pragma once
@@ -11,6 +14,9 @@
 
 #ifndef SCALAR
 #error "compile with -DSCALAR=float, double, float16 or bfloat16"
+#endif
+#ifndef RESULT
+#define RESULT SCALAR
 #endif
 
 typedef Arithmetic<SCALAR>::Type Scalar;
@@ -34,20 +40,23 @@ static __device__ __forceinline__ long long thread_number() { return (long long)
 struct __align__(16) Four {
     Scalar at[4];
 };
-struct __align__(sizeof(SCALAR) == 2 ? 8 : 16) StoredFour {
-    SCALAR at[4];
+template <class Stored>
+struct __align__(sizeof(Stored) == 2 ? 8 : 16) StoredFour {
+    Stored at[4];
 };
 
 // Whether four scalars at this address can be moved at once: not past the end, and not in a view with an odd offset.
-static __device__ __forceinline__ bool whole_four(const SCALAR* address, int left) {
-    return left >= 4 && (unsigned long long)address % alignof(StoredFour) == 0;
+template <class Stored>
+static __device__ __forceinline__ bool whole_four(const Stored* address, int left) {
+    return left >= 4 && (unsigned long long)address % alignof(StoredFour<Stored>) == 0;
 }
 
 // The scalars at from[0 ... 3], of which `left` exist; the rest are 0.
-static __device__ __forceinline__ Four load_four(const SCALAR* from, int left) {
+template <class Stored>
+static __device__ __forceinline__ Four load_four(const Stored* from, int left) {
     Four four;
     if (whole_four(from, left)) {
-        const StoredFour stored = *(const StoredFour*)from;
+        const StoredFour<Stored> stored = *(const StoredFour<Stored>*)from;
 #pragma unroll
         for (int i = 0; i < 4; ++i) four.at[i] = stored.at[i];
         return four;
@@ -58,14 +67,16 @@ static __device__ __forceinline__ Four load_four(const SCALAR* from, int left) {
 }
 
 // Four scalars to an address that is a multiple of their size in memory.
-static __device__ __forceinline__ void put_four(SCALAR* to, const Four& four) {
-    StoredFour stored;
+template <class Stored>
+static __device__ __forceinline__ void put_four(Stored* to, const Four& four) {
+    StoredFour<Stored> stored;
 #pragma unroll
     for (int i = 0; i < 4; ++i) stored.at[i] = four.at[i];
-    *(StoredFour*)to = stored;
+    *(StoredFour<Stored>*)to = stored;
 }
 
-static __device__ __forceinline__ void store_four(SCALAR* to, const Four& four, int left) {
+template <class Stored>
+static __device__ __forceinline__ void store_four(Stored* to, const Four& four, int left) {
     if (whole_four(to, left)) {
         put_four(to, four);
         return;

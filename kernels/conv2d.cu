@@ -16,10 +16,10 @@
 extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) conv2d_forward(
     const SCALAR* __restrict__ x,         // [N, H, W, C]
     const SCALAR* __restrict__ w,         // [K, KERNEL_H, KERNEL_W, C / groups]
-    const SCALAR* __restrict__ b,         // [K] or null
-    const SCALAR* __restrict__ scale,     // [K] or null
-    const SCALAR* __restrict__ residual,  // [N, P, Q, K] or null
-    SCALAR* __restrict__ y,               // [N, P, Q, K]
+    const RESULT* __restrict__ b,         // [K] or null
+    const RESULT* __restrict__ scale,     // [K] or null
+    const RESULT* __restrict__ residual,  // [N, P, Q, K] or null
+    RESULT* __restrict__ y,               // [N, P, Q, K]
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     __shared__ GemmTiles tiles;
     const int channels = C / groups, filters = K / groups;
@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) conv2d_forward(
 extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) conv2d_backward_input(
     const SCALAR* __restrict__ dy,  // [N, P, Q, K]
     const SCALAR* __restrict__ w,   // [K, KERNEL_H, KERNEL_W, C / groups]
-    SCALAR* __restrict__ dx,        // [N, H, W, C]
+    RESULT* __restrict__ dx,        // [N, H, W, C]
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     __shared__ GemmTiles tiles;
     const int channels = C / groups, filters = K / groups;

@@ -23,10 +23,10 @@
 extern "C" __global__ void conv2d_direct_forward(
     const SCALAR* __restrict__ x,         // [N, H, W, C]
     const SCALAR* __restrict__ w,         // [K, KERNEL_H, KERNEL_W, CHANNELS]
-    const SCALAR* __restrict__ b,         // [K] or null
-    const SCALAR* __restrict__ scale,     // [K] or null
-    const SCALAR* __restrict__ residual,  // [N, P, Q, K] or null
-    SCALAR* __restrict__ y,               // [N, P, Q, K]
+    const RESULT* __restrict__ b,         // [K] or null
+    const RESULT* __restrict__ scale,     // [K] or null
+    const RESULT* __restrict__ residual,  // [N, P, Q, K] or null
+    RESULT* __restrict__ y,               // [N, P, Q, K]
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     const long long i = thread_number();
     if (i >= N * P * Q * K) return;
@@ -53,7 +53,7 @@ extern "C" __global__ void conv2d_direct_forward(
 extern "C" __global__ void conv2d_direct_backward_input(
     const SCALAR* __restrict__ dy,  // [N, P, Q, K]
     const SCALAR* __restrict__ w,   // [K, KERNEL_H, KERNEL_W, CHANNELS]
-    SCALAR* __restrict__ dx,        // [N, H, W, C]
+    RESULT* __restrict__ dx,        // [N, H, W, C]
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     const long long i = thread_number();
     if (i >= N * H * W * C) return;

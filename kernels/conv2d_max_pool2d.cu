@@ -38,6 +38,13 @@ static __device__ __forceinline__ int pooled_column(int v, int j) {
     return v * POOL_STRIDE_W - POOL_PAD_LEFT + j * POOL_DILATION_W;
 }
 
+// What a product takes of a gradient: rounded as the other operands are.
+static __device__ __forceinline__ Scalar operand(RESULT dy) {
+    SCALAR rounded;
+    rounded = dy;
+    return rounded;
+}
+
 #ifdef FILTERS
 
 #define AT_ONCE (POOL_W < 4 ? POOL_W : 4)  // neighbouring results of a pooling window's row
@@ -50,8 +57,8 @@ static __device__ __forceinline__ int pooled_column(int v, int j) {
 extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv2d_max_pool2d_forward(
     const SCALAR* __restrict__ x,     // [N, H, W, C]
     const SCALAR* __restrict__ w,     // [K, KERNEL_H, KERNEL_W, CHANNELS]
-    const SCALAR* __restrict__ b,     // [K] or null
-    SCALAR* __restrict__ y,           // [N, U, V, K]
+    const RESULT* __restrict__ b,     // [K] or null
+    RESULT* __restrict__ y,           // [N, U, V, K]
     unsigned char* __restrict__ tap,  // [N, U, V, K] or null
     int N, int H, int W, int C, int K, int P, int Q, int groups, int U, int V) {
     __shared__ Scalar weights[DEPTH][FILTERS];
@@ -119,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv2d_max_pool2d_forw
                 const bool inside = j + t < POOL_W && (unsigned int)(q + t * POOL_DILATION_W) < (unsigned int)Q;
 #pragma unroll
                 for (int k = 0; k < FILTERS; ++k) {
-                    SCALAR stored;  // as the convolution would have rounded it
+                    RESULT stored;  // as the convolution would have rounded it
                     stored = b ? sums[t][k] + offsets[k] : sums[t][k];
                     const Scalar candidate = stored;
                     // `beats`, without branches
@@ -146,7 +153,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv2d_max_pool2d_forw
 // dy; without those that have NO_TAP. Cut into `parts` of `length` terms; sum_parts adds the parts up.
 // Grid, shared memory and order: column_sum.cuh, with a column for each (r, k), k fastest.
 extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv2d_max_pool2d_backward(
-    const SCALAR* __restrict__ dy,         // [N, U, V, K]
+    const RESULT* __restrict__ dy,         // [N, U, V, K]
     const unsigned char* __restrict__ tap, // [N, U, V, K]
     const SCALAR* __restrict__ x,          // [N, H, W, C]
     Scalar* __restrict__ dw,               // [parts, K, KERNEL_H, KERNEL_W, CHANNELS]
@@ -162,8 +169,8 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv2d_max_pool2d_back
         for (int m = at.first + at.lane; m < at.last; m += LANES, add(pixel, step, U, V)) {
             const int won = tap[m * K + k];
             if (won == NO_TAP) continue;
-            const Scalar gradient = dy[m * K + k];
-            total += gradient;
+            total += dy[m * K + k];
+            const Scalar gradient = operand(dy[m * K + k]);
             const int h = row_of(pooled_row(pixel.middle, won / POOL_W), r);
             const int column = column_of(pooled_column(pixel.low, won % POOL_W), 0);
             if (h < 0 || h >= H) continue;
@@ -204,10 +211,10 @@ static __device__ __forceinline__ int last_pooled(int p, int pad, int stride, in
 // convolution's result (p, q, k) won, where row_of(p, r) = h and column_of(q, s) = v.
 // Grid: x: one thread per element of dx, channels fastest.
 extern "C" __global__ void conv2d_max_pool2d_backward_input(
-    const SCALAR* __restrict__ dy,         // [N, U, V, K]
+    const RESULT* __restrict__ dy,         // [N, U, V, K]
     const unsigned char* __restrict__ tap, // [N, U, V, K]
     const SCALAR* __restrict__ w,          // [K, KERNEL_H, KERNEL_W, CHANNELS]
-    SCALAR* __restrict__ dx,               // [N, H, W, C]
+    RESULT* __restrict__ dx,               // [N, H, W, C]
     int N, int H, int W, int C, int K, int P, int Q, int groups, int U, int V) {
     const long long i = thread_number();
     if (i >= N * H * W * C) return;
@@ -236,7 +243,7 @@ extern "C" __global__ void conv2d_max_pool2d_backward_input(
                         if (across % POOL_DILATION_W) continue;
                         const int window = ((n * U + u) * V + v) * K + first_filter + k;
                         if (tap[window] == down / POOL_DILATION_H * POOL_W + across / POOL_DILATION_W)
-                            gradient += dy[window];
+                            gradient += operand(dy[window]);
                     }
                 }
                 sum = multiply_add(gradient, weight[(long long)k * DEPTH], sum);

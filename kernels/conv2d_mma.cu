@@ -21,10 +21,10 @@
 extern "C" __global__ void __launch_bounds__(MMA_THREADS, 1) conv2d_mma_forward(
     const SCALAR* __restrict__ x,         // [N, H, W, C]
     const SCALAR* __restrict__ w,         // [K, KERNEL_H, KERNEL_W, C / groups]
-    const SCALAR* __restrict__ b,         // [K] or null
-    const SCALAR* __restrict__ scale,     // [K] or null
-    const SCALAR* __restrict__ residual,  // [N, P, Q, K] or null
-    SCALAR* __restrict__ y,               // [N, P, Q, K]
+    const RESULT* __restrict__ b,         // [K] or null
+    const RESULT* __restrict__ scale,     // [K] or null
+    const RESULT* __restrict__ residual,  // [N, P, Q, K] or null
+    RESULT* __restrict__ y,               // [N, P, Q, K]
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     __shared__ MmaTiles tiles;
     const int channels = C / groups, filters = K / groups, pixels = N * P * Q;
@@ -48,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(MMA_THREADS, 1) conv2d_mma_forward(
 extern "C" __global__ void __launch_bounds__(MMA_THREADS, 1) conv2d_mma_backward_input(
     const SCALAR* __restrict__ dy,  // [N, P, Q, K]
     const SCALAR* __restrict__ w,   // [K, KERNEL_H, KERNEL_W, C / groups]
-    SCALAR* __restrict__ dx,        // [N, H, W, C]
+    RESULT* __restrict__ dx,        // [N, H, W, C]
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     __shared__ MmaTiles tiles;
     const int channels = C / groups, filters = K / groups, pixels = N * H * W;
@@ -83,6 +83,6 @@ extern "C" __global__ void __launch_bounds__(MMA_THREADS, 1) conv2d_mma_backward
         Columns<Chunks<TILE_M, false>>(dy + group * filters, filters, K, place.m, from),
         PatchColumns<Chunks<TILE_N, false>>(x, H, W, C, P, Q, channels, group, place.n, from),
         [=](int k, int i, const Four& four) {
-            if (k < filters && i < depth) *(Four*)(out + (long long)k * depth + i) = four;
+            if (k < filters && i < depth) put_four(out + (long long)k * depth + i, four);
         });
 }

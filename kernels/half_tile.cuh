@@ -8,29 +8,14 @@
 //          other row's: then it has four neighbours, for one store.
 // Order    By k: each product of 16 k is added to the sum by the tensor core, which cuts its sums off.
 #pragma once
-#include "async_copy.cuh"
-#include "mma.cuh"
-#include "sources.cuh"
+#include "mma_block.cuh"
 
-#if !defined(TILE_M) || !defined(TILE_N) || !defined(WARP_M) || !defined(WARP_N)
-#error "compile with -DTILE_M, -DTILE_N, -DWARP_M and -DWARP_N"
-#endif
 #if WARP_M % 16 || WARP_N % 16 || TILE_M % WARP_M || TILE_N % WARP_N || TILE_M % 64 || TILE_N % 64
 #error "a warp's part is a multiple of 16 x 16, a tile a multiple of it and of 64 x 64"
 #endif
 
-#define MMA_STEP 32
-#define STAGES 3
-#define WARPS_N (TILE_N / WARP_N)
-#define MMA_THREADS (TILE_M / WARP_M * WARPS_N * 32)
 #define ROWS_16 (WARP_M / 16)
 #define COLUMNS_16 (WARP_N / 16)
-
-// The shared memory of a block; a kernel declares one and hands it over.
-struct __align__(128) MmaTiles {
-    SCALAR a[STAGES][TILE_M * MMA_STEP];
-    SCALAR b[STAGES][TILE_N * MMA_STEP];
-};
 
 // Which chunks of a step's tile, LENGTH rows (of a) or columns (of b) by 32 k, a thread copies, and where they go.
 template <int LENGTH, bool ALONG>
@@ -75,16 +60,6 @@ struct Chunks {
     }
 };
 
-// Which tile and layer of a rows x columns product this block computes.
-struct MmaPlace {
-    int m, n, layer;  // the tile's first row and column
-};
-
-static __device__ __forceinline__ MmaPlace mma_place(int rows, int columns) {
-    const int tiles_m = ceil_div(rows, TILE_M), tiles_n = ceil_div(columns, TILE_N), block = (int)blockIdx.x;
-    return {block % tiles_m * TILE_M, block / tiles_m % tiles_n * TILE_N, block / tiles_m / tiles_n};
-}
-
 typedef float Sums[ROWS_16][COLUMNS_16][2][4];
 
 template <class A, class B>
@@ -106,9 +81,10 @@ static __device__ __forceinline__ void multiply_step(Sums& sums, const SCALAR* t
     }
 }
 
-// store(m, n, four) is called for each four neighbouring sums of a warp's part from row m and column n of the tile.
+// store(tile, g, n, four) is called for each four neighbouring sums of a warp's part: in row g of a tile of 8, the warp's
+// 0th, 1st, ..., from column n of its own on.
 template <class Store>
-static __device__ __forceinline__ void store_sums(const Sums& sums, int m, int n, Store store) {
+static __device__ __forceinline__ void store_sums(const Sums& sums, Store store) {
     const int lane = threadIdx.x % 32;
     const bool lower = lane % 2;  // of the rows g and g + 8 it keeps the latter
 #pragma unroll
@@ -121,8 +97,7 @@ static __device__ __forceinline__ void store_sums(const Sums& sums, int m, int n
                 const float first = __shfl_xor_sync(0xffffffffu, lower ? own[0] : own[2], 1);
                 const float second = __shfl_xor_sync(0xffffffffu, lower ? own[1] : own[3], 1);
                 const Four four = lower ? Four{{first, second, own[2], own[3]}} : Four{{own[0], own[1], first, second}};
-                const int row = m + x * 16 + lane / 4 + (lower ? 8 : 0), column = n + y * 16 + j * 8 + lane % 4 / 2 * 4;
-                store(row, column, four);
+                store(x * 2 + lower, lane / 4, y * 16 + j * 8 + lane % 4 / 2 * 4, four);
             }
 }
 
@@ -156,5 +131,7 @@ static __device__ __forceinline__ void mma_tile(
         writing = writing + 1 == STAGES ? 0 : writing + 1;
     }
     async_wait<0>();  // no copy outlives the block
-    store_sums(sums, m, n, [=](int row, int column, const Four& four) { store(place.m + row, place.n + column, four); });
+    store_sums(sums, [=](int tile, int g, int column, const Four& four) {
+        store(place.m + m + tile * 8 + g, place.n + n + column, four);
+    });
 }

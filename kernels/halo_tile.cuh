@@ -252,21 +252,5 @@ static __device__ __forceinline__ void halo_tile(
     }
     async_wait<0>();  // no copy outlives the block
 
-#ifdef HALF
-    store_sums(sums, m, n, [=](int row, int column, const Four& four) { store(row / 8, row % 8, column, four); });
-#else
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int x = 0; x < ROWS_32; ++x)
-#pragma unroll
-        for (int t = 0; t < 4; ++t)
-#pragma unroll
-            for (int y = 0; y < COLUMNS_32; ++y)
-#pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    const Scalar(&of)[4][4] = sums[x][t / 2][y];
-                    const int c = t % 2 * 2 + e, column = n + y * 32 + (lane % 4 * 2 + e) * 4;
-                    store(m / 8 + x * 4 + t, lane / 4, column, Four{{of[0][c], of[1][c], of[2][c], of[3][c]}});
-                }
-#endif
+    store_sums(sums, [=](int tile, int g, int column, const Four& four) { store(m / 8 + tile, g, n + column, four); });
 }

@@ -42,6 +42,6 @@ extern "C" __global__ void __launch_bounds__(MMA_THREADS, 1) matmul_mma(
 #endif
     mma_tile<!TRANS_A, TRANS_B>(
         tiles, place, to - from, source_a, source_b, [=](int m, int n, const Four& four) {
-            if (m < M && n < N) *(Four*)(y + ((long long)place.layer * M + m) * N + n) = four;
+            if (m < M && n < N) put_four(y + ((long long)place.layer * M + m) * N + n, four);
         });
 }

@@ -24,29 +24,14 @@
 //          PRODUCTS 3 would be too much: there the sum of 48 k starts from 0, for each 8 k the small products first, and
 //          is added to the others outside. (Ootomo and Yokota, 2022.)
 #pragma once
-#include "async_copy.cuh"
-#include "mma.cuh"
-#include "sources.cuh"
+#include "mma_block.cuh"
 
-#if !defined(TILE_M) || !defined(TILE_N) || !defined(WARP_M) || !defined(WARP_N) || !defined(PRODUCTS)
-#error "compile with -DTILE_M, -DTILE_N, -DWARP_M, -DWARP_N and -DPRODUCTS"
-#endif
 #if WARP_M % 32 || WARP_N % 32 || TILE_M % WARP_M || TILE_N % WARP_N || (PRODUCTS != 1 && PRODUCTS != 3)
 #error "a warp's part is a multiple of 32 x 32, a tile a multiple of it; PRODUCTS is 1 or 3"
 #endif
 
-#define MMA_STEP 16
-#define STAGES 3
-#define WARPS_N (TILE_N / WARP_N)
-#define MMA_THREADS (TILE_M / WARP_M * WARPS_N * 32)
 #define ROWS_32 (WARP_M / 32)
 #define COLUMNS_32 (WARP_N / 32)
-
-// The shared memory of a block; a kernel declares one and hands it over.
-struct __align__(128) MmaTiles {
-    Scalar a[STAGES][TILE_M * MMA_STEP];
-    Scalar b[STAGES][TILE_N * MMA_STEP];
-};
 
 // Which chunks of a step's tile, LENGTH rows (of a) or columns (of b) by 16 k, a thread copies, and where they go.
 template <int LENGTH, bool ALONG>
@@ -103,16 +88,6 @@ struct Chunks {
         }
     }
 };
-
-// Which tile and layer of a rows x columns product this block computes.
-struct MmaPlace {
-    int m, n, layer;  // the tile's first row and column
-};
-
-static __device__ __forceinline__ MmaPlace mma_place(int rows, int columns) {
-    const int tiles_m = ceil_div(rows, TILE_M), tiles_n = ceil_div(columns, TILE_N), block = (int)blockIdx.x;
-    return {block % tiles_m * TILE_M, block / tiles_m % tiles_n * TILE_N, block / tiles_m / tiles_n};
-}
 
 // Of 32 rows each two tiles of 16, of 32 columns four of 8.
 typedef Scalar Sums[ROWS_32][2][COLUMNS_32][4][4];
@@ -178,13 +153,32 @@ static __device__ __forceinline__ void multiply_step(
     }
 }
 
+// store(tile, g, n, four) is called for each four neighbouring sums of a warp's part: in row g of a tile of 8, the warp's
+// 0th, 1st, ..., from column n of its own on.
+template <class Store>
+static __device__ __forceinline__ void store_sums(const Sums& sums, Store store) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int x = 0; x < ROWS_32; ++x)
+#pragma unroll
+        for (int t = 0; t < 4; ++t)
+#pragma unroll
+            for (int y = 0; y < COLUMNS_32; ++y)
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    const Scalar(&of)[4][4] = sums[x][t / 2][y];
+                    const int c = t % 2 * 2 + e, column = y * 32 + (lane % 4 * 2 + e) * 4;
+                    store(x * 4 + t, lane / 4, column, Four{{of[0][c], of[1][c], of[2][c], of[3][c]}});
+                }
+}
+
 // store(m, n, four) is called for each four neighbouring outputs of the tile; those beyond the matrix too.
 template <bool A_ALONG, bool B_ALONG, class SourceA, class SourceB, class Store>
 static __device__ __forceinline__ void mma_tile(
     MmaTiles& tiles, const MmaPlace& place, int terms, SourceA source_a, SourceB source_b, Store store) {
     typedef Chunks<TILE_M, A_ALONG> A;
     typedef Chunks<TILE_N, B_ALONG> B;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int warp = threadIdx.x / 32;
     const int m = warp / WARPS_N * WARP_M, n = warp % WARPS_N * WARP_N;
 
     const int mask = terms > 0 ? ~ABOVE_TF32 : 0;  // always the former, which the compiler does not know
@@ -222,18 +216,7 @@ static __device__ __forceinline__ void mma_tile(
 #endif
     }
     async_wait<0>();  // no copy outlives the block
-
-#pragma unroll
-    for (int x = 0; x < ROWS_32; ++x)
-#pragma unroll
-        for (int t = 0; t < 4; ++t)
-#pragma unroll
-            for (int y = 0; y < COLUMNS_32; ++y)
-#pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    const Scalar(&of)[4][4] = sums[x][t / 2][y];
-                    const int c = t % 2 * 2 + e, row = m + x * 32 + lane / 4 * 4 + t;
-                    const int column = n + y * 32 + (lane % 4 * 2 + e) * 4;
-                    store(place.m + row, place.n + column, Four{{of[0][c], of[1][c], of[2][c], of[3][c]}});
-                }
+    store_sums(sums, [=](int tile, int g, int column, const Four& four) {
+        store(place.m + m + tile / 4 * 32 + g * 4 + tile % 4, place.n + n + column, four);
+    });
 }

@@ -102,7 +102,7 @@ class FakeCupy(ModuleType):
         self.modules.append((code, options, backend))
 
         def get_function(name: str) -> Any:
-            def launch(grid: Any, block: Any, values: tuple[Any, ...]) -> None:
+            def launch(grid: Any, block: Any, values: tuple[Any, ...], shared_mem: int = 0) -> None:
                 again = host_arrays.unowned_all(values)
                 self.launches.append((name, grid, block, again))  # which must not keep memory that a graph gives away
                 if not host_arrays.note(lambda: self.compute(code, options, name, grid, block, again)):

@@ -1,6 +1,7 @@
 """Half tensors, autocast, the gradient scaler, and training with them."""
 
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -72,12 +73,12 @@ def test_without_ml_dtypes_bfloat16_names_the_command_and_the_rest_works() -> No
         "gpucnn.ones(2, dtype='float16', backend='numpy') + 1\n"
         "for use in (lambda: gpucnn.bfloat16, lambda: gpucnn.ones(2, dtype='bfloat16', backend='numpy'),\n"
         "            lambda: gpucnn.ones(2, backend='numpy').bfloat16(),\n"
-        "            lambda: gpucnn.autocast('bfloat16').__enter__()):\n"
+        "            lambda: gpucnn.autocast('bfloat16').__enter__(), lambda: gpucnn.precision('bf16').__enter__()):\n"
         "    try: use()\n"
         "    except ImportError as error: print(error)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    assert result.stdout == 'bfloat16 needs the package ml_dtypes: pip install "gpucnn[half]"\n' * 4
+    assert result.stdout == 'bfloat16 needs the package ml_dtypes: pip install "gpucnn[half]"\n' * 5
 
 
 @both
@@ -603,7 +604,7 @@ def test_gradients_that_overflow_at_every_scale_end_the_training(backend: str) -
 
 
 def test_an_unknown_precision_is_told() -> None:
-    with pytest.raises(ValueError, match="precision must be one of fp32, tf32, fp16, bf16, got 'half'"):
+    with pytest.raises(ValueError, match="precision must be one of 'fp32', 'tf32', 'fp16', 'bf16', got 'half'"):
         fitted("half")
 
 
@@ -626,4 +627,4 @@ def test_the_command_trains_in_a_precision_keeps_it_and_verifies_one(backend: st
     assert len((out / "history.csv").read_text().splitlines()) == 4
     verified = gpucnn_command("verify", "--op", "relu", "--precision", "bf16", "--backend", "numpy")
     assert verified.returncode == 0, verified.stderr
-    assert "dtype    bfloat16" in verified.stdout
+    assert re.search(r"^dtype +bfloat16$", verified.stdout, re.MULTILINE)

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import sys
 from importlib import metadata
 from types import SimpleNamespace
@@ -278,6 +279,42 @@ def test_a_file_that_needs_a_later_architecture_is_compiled_for_that_and_the_fol
     assert [row[f"sm_{a}"] != "" for a in ARCHITECTURES] == [False, False, False, True, True, True, True]
     assert "| `axpy` | 1 | – | – | – | " in place[1].read_text()
     assert compile_gate.check([unit], tools, *place) == compile_gate.check([unit], tools, *place, anew=True) == []
+
+
+def test_a_file_for_sm_90a_is_compiled_for_that_alone(tools, tmp_path, place):
+    arrive = AXPY.replace("{", '{\n    asm volatile("wgmma.fence.sync.aligned;");', 1)
+    unit = planted(tmp_path, "// Needs      sm_90a\n" + arrive, "axpy")
+    assert compile_gate.gate([unit], tools, *place) == []
+    (row,) = compile_gate.read_table(place[0]).values()
+    assert [a for a in ARCHITECTURES if row[f"sm_{a}"]] == [90]
+    assert compile_gate.check([unit], tools, *place) == []
+    (line,) = compile_gate.gate([planted(tmp_path, "// Needs      sm_90\n" + arrive, "axpy")], tools, *place)[:1]
+    assert "for sm_90 does not compile" in line
+
+
+def test_products_of_a_warpgroup_that_wait_for_one_another_are_refused(tools, tmp_path):
+    for path in compile_gate.kernel_folder().glob("*.cuh"):
+        shutil.copy(path, tmp_path)
+    tile = tmp_path / "wgmma_tile.cuh"
+    tile.write_text(tile.read_text().replace("wgmma_finish(sums);", "wgmma_wait<0>();"))
+    source = (compile_gate.kernel_folder() / "matmul_wgmma.cu").read_text()
+    numbers = {"TRANS_A": 0, "TRANS_B": 1, "BOX_A": 128, "BOX_B": 64, "TILE_M": 128, "TILE_N": 64, "STAGES": 4}
+    unit = planted(tmp_path, source, "matmul_wgmma", DYNAMIC_SHARED=99328, **numbers)
+    unit = unit._replace(constants=(*unit.constants[1:], ("SCALAR", "float16")))
+    (line,) = compile_gate.compiled(unit, 90, tools).refused
+    assert line.endswith("for sm_90 waits for each wgmma: something reads its sums meanwhile")
+
+
+def test_a_block_that_does_not_fit_the_shared_memory_of_a_multiprocessor_is_refused(axpy):
+    log = (
+        "ptxas info    : Compiling entry function 'axpy' for 'sm_75'\n"
+        "ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n"
+        "ptxas info    : Used 40 registers, used 1 barriers, 512 bytes smem\n"
+    )
+    tools = SimpleNamespace(compile=lambda unit, architecture: (log, b""))
+    for dynamic, fits in ((227 * 1024 - 512, True), (227 * 1024 - 511, False)):
+        unit = axpy._replace(constants=(*axpy.constants, ("DYNAMIC_SHARED", dynamic)))
+        assert (compile_gate.compiled(unit, 75, tools).refused == []) == fits
 
 
 def test_the_options_are_those_of_the_cuda_device_and_of_cupy(monkeypatch):

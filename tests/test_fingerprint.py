@@ -71,7 +71,7 @@ def test_the_generator_of_the_process_and_the_backend_in_force_are_left_alone() 
 # What is changed, and the first part that must show it; those before must not.
 FAULTS: list[tuple[str, Any, str, Any]] = [
     ("data", f.data.RandomHorizontalFlip, "__call__", lambda self, images, generator: images),
-    ("initialisation", nn.init, "_host", lambda generator: np.random.default_rng(1)),
+    ("initialisation", nn.init, "get_generator", lambda generator: gpucnn.Generator(1)),
     ("step 1, forward", NumpyBackend, "max_pool2d_forward", None),
     ("step 1, gradients", NumpyBackend, "conv2d_backward_weight", None),
     ("SGD, after step 1", NumpyBackend, "sgd_update", None),

@@ -20,6 +20,7 @@ from gpucnn.backends import (
     numpy_batch_norm,
     numpy_columns,
     numpy_conv,
+    numpy_conv_pool,
     numpy_elementwise,
     numpy_parallel,
     numpy_pool,
@@ -56,12 +57,21 @@ def every_primitive(n: int) -> dict[str, Callable[[], Any]]:
     vector = random(16)
     half = Window((2, 2), (2, 2))
     y, tap = backend.max_pool2d_forward(x, half, "max", True)
+    few, filters, every = x[:, :6], w[:, :6], (True, True, True)
+    pooled, won = backend.conv2d_max_pool2d_forward(few, filters, vector, SAME3, 1, half, "relu", True)
     return {
         "conv2d_forward": lambda: backend.conv2d_forward(x, w, vector, SAME3, 1),
         "conv2d_forward depthwise": lambda: backend.conv2d_forward(x, depthwise, vector, SAME3, 16),
         "conv2d_backward_input": lambda: backend.conv2d_backward_input(dy, w, SAME3, 1, (23, 37)),
         "conv2d_backward_weight": lambda: backend.conv2d_backward_weight(dy, x, SAME3, 1),
         "conv2d_backward_weight depthwise": lambda: backend.conv2d_backward_weight(dy, x, SAME3, 16),
+        "conv2d_backward": lambda: backend.conv2d_backward(dy, x, w, SAME3, 1),
+        "conv2d_max_pool2d_forward": lambda: backend.conv2d_max_pool2d_forward(
+            few, filters, vector, SAME3, 1, half, "relu", True
+        ),
+        "conv2d_max_pool2d_backward": lambda: backend.conv2d_max_pool2d_backward(
+            pooled, won, few, filters, SAME3, 1, half, every
+        ),
         "conv2d_forward of tiles": lambda: backend.conv2d_forward(deep, wide, None, SAME3, 1),
         "conv2d_backward_weight of tiles": lambda: backend.conv2d_backward_weight(deep, deep, SAME3, 1),
         "bias_backward": lambda: backend.bias_backward(dy),
@@ -87,7 +97,7 @@ def bits(result: Any) -> list[bytes]:
 def with_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def use(threads: int) -> None:
         workers = numpy_parallel.Workers(threads)
-        for module in (numpy_batch_norm, numpy_conv, numpy_elementwise, numpy_pool, numpy_winograd):
+        for module in (numpy_batch_norm, numpy_conv, numpy_conv_pool, numpy_elementwise, numpy_pool, numpy_winograd):
             monkeypatch.setattr(module, "workers", workers)
 
     return use
@@ -127,13 +137,35 @@ def test_large_problems_are_cut_into_several_blocks(monkeypatch: pytest.MonkeyPa
             super().run(job, count)
 
     workers = Counting(2)
-    for module in (numpy_batch_norm, numpy_conv, numpy_elementwise, numpy_pool, numpy_winograd):
+    for module in (numpy_batch_norm, numpy_conv, numpy_conv_pool, numpy_elementwise, numpy_pool, numpy_winograd):
         monkeypatch.setattr(module, "workers", workers)
     for name, call in every_primitive(83).items():
         blocks.clear()
         call()
         assert blocks, name
         assert blocks.count(1) == name.endswith("of tiles"), name  # few filters are mapped at once
+
+
+def test_blas_has_one_thread_between_the_primitives_of_a_row_and_the_old_number_after_it() -> None:
+    before = blas_threads()
+    inside: list[list[int]] = []
+
+    def product() -> None:
+        backend.matmul(np.ones((2, 3)), np.ones((3, 2)))
+        inside.append(blas_threads())
+
+    def broken() -> None:
+        with backend.in_a_row(), backend.in_a_row():
+            product()
+            elsewhere = threading.Thread(target=product)
+            elsewhere.start()
+            elsewhere.join()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
+    assert inside == [[1] * len(before)] * 2
+    assert blas_threads() == before
 
 
 def test_every_block_is_computed_once() -> None:
@@ -491,6 +523,113 @@ def test_what_is_not_finite_stays_in_its_own_windows(value: float, monkeypatch: 
             actual, expected = call(np.float32), call(np.float64)
         np.testing.assert_array_equal(np.isfinite(actual), np.isfinite(expected))
         assert not np.isfinite(actual).all()
+
+
+# n c h w, k r s, padding, dilation
+@pytest.mark.parametrize(
+    ("x", "w", "padding", "dilation"),
+    [
+        ((3, 17, 9, 12), (5, 17, 3, 3), (1, 1, 1, 1), (1, 1)),
+        ((2, 16, 11, 14), (4, 16, 2, 5), (0, 3, 2, 1), (3, 2)),
+        ((1, 16, 4, 6), (3, 16, 4, 6), (0, 0, 0, 0), (1, 1)),
+        ((40, 16, 23, 31), (24, 16, 3, 3), (1, 1, 1, 1), (1, 1)),
+    ],
+)
+def test_both_gradients_of_one_matrix_are_those_of_two(
+    x: tuple[int, ...], w: tuple[int, ...], padding: tuple[int, int, int, int], dilation: tuple[int, int]
+) -> None:
+    window = Window((w[2], w[3]), (1, 1), padding, dilation)
+    image, filters = random(*x, dtype=np.float64), random(*w, dtype=np.float64, seed=1)
+    dy = random(x[0], w[0], *window.output_size((x[2], x[3])), dtype=np.float64, seed=2)
+    assert numpy_conv.shares_columns(dy, image, filters, window, 1)
+    both = backend.conv2d_backward(dy, image, filters, window, 1)
+    alone = (
+        backend.conv2d_backward_input(dy, filters, window, 1, (x[2], x[3])),
+        backend.conv2d_backward_weight(dy, image, window, 1),
+    )
+    for actual, expected in zip(both, alone, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_pixel_that_is_not_finite_reaches_no_weight_of_another_place(value: float) -> None:
+    x, w, dy = random(2, 16, 6, 7), random(3, 16, 3, 3), random(2, 3, 6, 7, seed=1)
+    x[1, 5, 0, 0] = value
+    with np.errstate(all="ignore"):
+        _, dw = backend.conv2d_backward(dy, x, w, SAME3, 1)
+    expected = np.zeros(w.shape, bool)
+    expected[:, 5, :2, :2] = True
+    np.testing.assert_array_equal(~np.isfinite(dw), expected)
+
+
+# x, w, pool, stride, padding
+POOLED = {
+    "LeNet's first": ((5, 1, 28, 28), (6, 1, 5, 5), (2, 2), (1, 1), (2, 2, 2, 2)),
+    "LeNet's second": ((3, 6, 14, 14), (16, 6, 5, 5), (2, 2), (1, 1), (0, 0, 0, 0)),
+    "strides": ((2, 3, 25, 31), (4, 3, 3, 2), (3, 2), (2, 3), (1, 0, 0, 2)),
+    "rows and columns left over": ((2, 8, 13, 18), (5, 8, 2, 4), (3, 4), (1, 1), (0, 1, 2, 0)),
+    "one window": ((1, 2, 6, 7), (3, 2, 2, 3), (5, 5), (1, 1), (0, 0, 0, 0)),
+    "strips of rows": ((1, 4, 120, 130), (16, 4, 5, 5), (2, 2), (1, 1), (1, 1, 1, 1)),
+    "several blocks": ((80, 4, 30, 33), (16, 4, 3, 3), (2, 3), (1, 1), (1, 1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", POOLED)
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_pooling_along_is_the_convolution_and_the_pooling(
+    name: str, activation: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, filters, kernel, stride, padding = POOLED[name]
+    window, pool = Window((filters[2], filters[3]), stride, padding), Window(kernel, kernel)
+    x, w, b = (random(*s, dtype=np.float64, seed=i) for i, s in enumerate((shape, filters, filters[:1])))
+
+    def results() -> list[Array]:
+        y, tap = backend.conv2d_max_pool2d_forward(x, w, b, window, 1, pool, activation, True)
+        dy = random(*y.shape, dtype=np.float64, seed=4)
+        return [y, tap, *backend.conv2d_max_pool2d_backward(dy, tap, x, w, window, 1, pool, (True, True, True))]
+
+    assert numpy_conv_pool.pays(x, w, window, 1, pool)
+    at_once = results()
+    monkeypatch.setattr(numpy_conv_pool, "pays", lambda *_: False)
+    for actual, expected in zip(at_once, results(), strict=True):
+        assert actual.dtype == expected.dtype
+        np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_pooling_along_keeps_what_is_not_finite_in_its_own_windows(value: float) -> None:
+    x, w, half = random(2, 3, 12, 14), random(4, 3, 3, 3), Window((2, 2), (2, 2))
+    x[1, 2, 5, 6] = value
+    with np.errstate(all="ignore"):
+        y, tap = backend.conv2d_max_pool2d_forward(x, w, None, SAME3, 1, half, None, True)
+        expected, expected_tap = backend.max_pool2d_forward(
+            backend.conv2d_forward(x, w, None, SAME3, 1), half, "max", True
+        )
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(tap, expected_tap)
+    assert not np.isfinite(y).all() or value == -np.inf
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "window", "pool"),
+    [
+        (9, 1, SAME3, Window((2, 2), (2, 2))),
+        (8, 2, SAME3, Window((2, 2), (2, 2))),
+        (3, 1, Window((3, 3), (1, 1), (0, 0, 0, 0), (2, 1)), Window((2, 2), (2, 2))),
+        (3, 1, SAME3, Window((3, 3), (2, 2))),
+        (3, 1, SAME3, Window((2, 2), (2, 2), (1, 1, 1, 1))),
+        (3, 1, SAME3, Window((2, 2), (2, 2), ceil_mode=True)),
+        (3, 1, Window((1, 1)), Window((1, 1))),
+    ],
+)
+def test_what_cannot_be_pooled_along_is_computed_one_after_the_other(
+    channels: int, groups: int, window: Window, pool: Window
+) -> None:
+    x, w = random(2, channels, 9, 11), random(4, channels // groups, *window.kernel)
+    assert not numpy_conv_pool.pays(x, w, window, groups, pool)
+    y, tap = backend.conv2d_max_pool2d_forward(x, w, None, window, groups, pool, None, True)
+    expected = backend.max_pool2d_forward(backend.conv2d_forward(x, w, None, window, groups), pool, "max", True)
+    assert bits((y, tap)) == bits(expected)
 
 
 # -- pooling and elementwise -------------------------------------------------------------------------------------------

@@ -523,7 +523,7 @@ def test_a_float64_model_and_one_without_parameters_can_be_asked():
         (np.zeros((1, 2, 6, 5), np.uint8), {}, TypeError, r"must be a float32 array, got uint8; data\.to_float"),
         ([[1.0]], {}, TypeError, "must be a float32 array, got list"),
         (np.zeros((6, 5), np.float32), {}, ValueError, r"\[N, C, H, W\] or \[C, H, W\], got shape \(6, 5\)"),
-        (np.zeros((1, 2, 6, 5), np.float32), {"batch_size": 0}, ValueError, "batch_size must be positive, got 0"),
+        (np.zeros((1, 2, 6, 5), np.float32), {"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
     ],
 )
 def test_predict_refuses_what_are_no_images(images, options, error, match):

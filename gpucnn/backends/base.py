@@ -8,6 +8,8 @@ Conventions, for all methods:
 - With the half types, float16 and bfloat16, a primitive computes in float32 and rounds what it returns to their type
   once. What belongs to a channel of batch_norm (mean, variance, weight and the like) stays float32, and losses and
   optimisers take float32 and float64 alone.
+- Convolutions and matmul of float32 round their operands (x, w, dy; a, b) to the half type of `gpucnn.precision` first,
+  if it names one. What is added to their sums, and what comes out, is not rounded; bias_backward adds up dy as it is.
 - Images are indexed [N, C, H, W] and filters [K, C/groups, R, S], as in PyTorch, and stored channels-last: what a
   backend returns with four axes has C (of filters too) fastest in memory. An argument may have any strides.
 - N may be 0. Arguments are never changed, except where a method says so.
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
@@ -90,6 +93,8 @@ class Backend(ABC):
 
     name: str
     xp: ModuleType
+    # Up to so many channels of a filter `conv2d_max_pool2d` is faster than a convolution and a pooling.
+    pools_along = 4
 
     @property
     def capturing(self) -> bool:
@@ -126,6 +131,10 @@ class Backend(ABC):
     @abstractmethod
     def synchronize(self) -> None:
         """Wait until all work that was queued is done."""
+
+    def in_a_row(self) -> AbstractContextManager[None]:
+        """Around many primitives that follow each other, as in a backward pass: what each sets up may be kept."""
+        return nullcontext()
 
     def contiguous(self, array: Array) -> Array:
         """The array itself if it is dense and in conventional order (four axes: channels-last), else a copy."""
@@ -179,6 +188,11 @@ class Backend(ABC):
     def conv2d_backward_weight(self, dy: Array, x: Array, window: Window, groups: int) -> Array:
         """dw [K,C/groups,R,S] = Σ_{n,p,q} dy[n,k,p,q] · x[n, c, p·sh − top + r·dh, q·sw − left + s·dw]."""
 
+    def conv2d_backward(self, dy: Array, x: Array, w: Array, window: Window, groups: int) -> tuple[Array, Array]:
+        """(dx, dw) of the two above, for a backend that computes them together in less time."""
+        dx = self.conv2d_backward_input(dy, w, window, groups, (x.shape[2], x.shape[3]))
+        return dx, self.conv2d_backward_weight(dy, x, window, groups)
+
     @abstractmethod
     def bias_backward(self, dy: Array) -> Array:
         """db [K]: dy [N,K,P,Q] or [N,K] summed over all axes but K."""
@@ -196,7 +210,7 @@ class Backend(ABC):
         need_tap: bool,
     ) -> tuple[Array, Array | None]:
         """(y [N,K,P',Q'], tap uint8 [N,K,P',Q']): max_pool2d_forward by `pool`, of at most 255 taps, of what
-        conv2d_forward gives for the other arguments, to the bit.
+        conv2d_forward gives for the other arguments: a kernel to the bit, NumPy up to rounding.
 
         The activation is nothing or "relu", a filter has at most `functional.convolution.MOST_WEIGHTS` numbers. tap is
         NO_TAP where no gradient comes back: where there is a ReLU and y is not positive. None unless need_tap.

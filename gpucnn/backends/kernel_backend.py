@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gpucnn.backends.base import AdamSettings, Array, Backend, Divisor, RMSpropSettings, SGDSettings
-from gpucnn.backends.precision import get_precision
+from gpucnn.backends.precision import get_precision, operand_dtype
 from gpucnn.backends.tuning import Tuning, in_force, wanted
 from gpucnn.backends.variants import (
     THREADS,
@@ -25,8 +25,10 @@ from gpucnn.backends.variants import (
     ceil_div,
     parts_of,
     usual,
+    walk,
 )
 from gpucnn.devices import Device
+from gpucnn.devices.tensor_map import TensorMap
 from gpucnn.dtypes import is_floating, is_half
 from gpucnn.geometry import Size, Window
 from gpucnn.live import Live
@@ -216,16 +218,43 @@ class KernelBackend(Backend):
         self, problem: Problem, variant: Variant, constants: dict[str, Any], operands: Sequence[Array], *others: Any
     ) -> None:
         """Launch the kernel of a variant. `operands` are in storage order."""
-        if variant.family in ("fma", "mma", "halo", "winograd"):
+        constants, operands = self._rounded(constants, *operands)
+        if variant.family in ("fma", "mma", "halo", "wgmma", "winograd"):
             operands = [self._aligned(operand) for operand in operands]
         if variant.family == "winograd":
             self._winograd(problem, variant, constants, operands, others)
             return
+        if variant.family == "wgmma":
+            operands = self._tensor_maps(problem, variant, *operands)
         kind, _, direction = problem.operation.partition("_")
         family = kind if variant.family == "gemm" else f"{kind}_{variant.family}"
         name = f"{family}_{direction}" if direction else family
         grid, block = (variant.blocks, 1, 1), (variant.threads, 1, 1)
         self.device.launch(f"{family}.cu", name, constants | variant.constants, grid, block, *operands, *others)
+
+    def _rounded(self, constants: dict[str, Any], *operands: Array) -> tuple[dict[str, Any], list[Array]]:
+        """The constants and operands, in storage order, to launch a product with: of float32 those are rounded to the
+        half type that the precision asks for."""
+        own, dtype = operands[0].dtype, operand_dtype(operands[0].dtype)
+        if dtype == own:
+            return constants, list(operands)
+        types = {"SCALAR": _SOURCES[dtype.name], "RESULT": _SOURCES[own.name]}
+        return constants | types, [self.astype(operand.ravel(), dtype) for operand in operands]
+
+    def _tensor_maps(self, problem: Problem, variant: Variant, a: Array, b: Array) -> list[TensorMap]:
+        """The operands as kernels/conv2d_wgmma.cu and matmul_wgmma.cu have them copied."""
+        s, make = problem.shape, self.device.tensor_map
+        tile = variant.constants
+        if isinstance(s, Product):
+            of_a = a.reshape((-1, s.depth, s.rows) if s.trans_a else (-1, s.rows, s.depth))
+            of_b = b.reshape((-1, s.columns, s.depth) if s.trans_b else (-1, s.depth, s.columns))
+            return [make(of_a, (1, tile["BOX_A"], 64)), make(of_b, (1, tile["BOX_B"], 64))]
+        x, dy, w = (s.n, s.h, s.w, s.c), (s.n, s.p, s.q, s.k), (s.k, s.window.taps, s.c)
+        if problem.operation == "conv2d_backward_weight":
+            return [make(a.reshape(1, -1, s.k), (1, 64, 64)), make(b.reshape(x), (64, 64), walk(problem))]
+        forward = problem.operation == "conv2d_forward"
+        pixels = make(a.reshape(x if forward else dy), (tile["TILE_M"], 64), walk(problem))
+        return [pixels, make(b.reshape(w), (tile["TILE_N"] if forward else 64, 1, 64))]
 
     def _winograd(
         self,
@@ -384,7 +413,8 @@ class KernelBackend(Backend):
             constants = _pooled_convolution(x, window, pool, channels, activation) | {"FILTERS": at_once}
             pixels, layers = y.size // k, groups * ceil_div(k // groups, at_once)
             bias = None if b is None else self._storage(b)
-            arguments = (self._storage(x), self._storage(w), bias, storage, tap_storage)
+            constants, operands = self._rounded(constants, self._storage(x), self._storage(w))
+            arguments = (*operands, bias, storage, tap_storage)
             numbers = (n, h, width, c, k, *size, groups, *shape[2:])
             grid = (ceil_div(pixels, THREADS) * layers, 1, 1)
             name = "conv2d_max_pool2d_forward"
@@ -409,10 +439,11 @@ class KernelBackend(Backend):
         shares = (self._storage(dy), self._storage(tap))
         if needed[0]:
             dx, storage = self._empty(x.shape, dy.dtype)
-            arguments = (*shares, self._storage(w), storage, n, h, width, c, k, *size, groups, u, v)
             if dx.size:
+                of_input, (filters,) = self._rounded(constants, self._storage(w))
+                arguments = (*shares, filters, storage, n, h, width, c, k, *size, groups, u, v)
                 name = "conv2d_max_pool2d_backward_input"
-                self._each("conv2d_max_pool2d.cu", name, constants, dx.size, *arguments)
+                self._each("conv2d_max_pool2d.cu", name, of_input, dx.size, *arguments)
         if needed[1] or needed[2]:
             dw, storage = self._empty(w.shape, dy.dtype)
             db = self.xp.empty(k, dy.dtype)
@@ -436,7 +467,8 @@ class KernelBackend(Backend):
         tiles = ceil_div(columns, width)
         length, parts = parts_of(shares[0].size // len(db), tiles)
         of_parts = [self.xp.empty((parts, *total.shape), _arithmetic(total.dtype)) for total in (dw, db)]
-        arguments = (*shares, self._storage(x), *of_parts, *numbers, parts, length)
+        constants, (images,) = self._rounded(constants, self._storage(x))
+        arguments = (*shares, images, *of_parts, *numbers, parts, length)
         grid, constants = (tiles * parts, 1, 1), constants | {"COLUMNS": width}
         name = "conv2d_max_pool2d_backward"
         self.device.launch("conv2d_max_pool2d.cu", name, constants, grid, (THREADS, 1, 1), *arguments)

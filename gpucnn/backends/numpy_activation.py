@@ -36,12 +36,16 @@ def activation_forward(x: Array, kind: str, parameter: float) -> Array:
 def activate(block: Array, kind: str) -> None:
     """The activation of a dense block, in place."""
     if kind in ("relu", "relu6"):
-        flat = block.reshape(-1)
-        for start in range(0, flat.size, 2 * BLOCK):
-            part = flat[start : start + 2 * BLOCK]
-            clamp(part, 6 if kind == "relu6" else None, part)
+        clamp_block(block, 6 if kind == "relu6" else None)
     else:
         np.copyto(block, value(block, kind, 0))
+
+
+def clamp_block(block: Array, limit: float | None) -> None:
+    flat = block.reshape(-1)
+    for start in range(0, flat.size, 2 * BLOCK):
+        part = flat[start : start + 2 * BLOCK]
+        clamp(part, limit, part)
 
 
 def activation_backward(dy: Array, saved: Array, kind: str, parameter: float) -> Array:

@@ -7,13 +7,23 @@ import math
 import os
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
-from gpucnn.backends import numpy_activation, numpy_batch_norm, numpy_conv, numpy_elementwise, numpy_pool
+from gpucnn.backends import (
+    numpy_activation,
+    numpy_batch_norm,
+    numpy_conv,
+    numpy_conv_pool,
+    numpy_elementwise,
+    numpy_pool,
+)
 from gpucnn.backends.base import NO_TAP, AdamSettings, Array, Backend, Divisor, RMSpropSettings, SGDSettings
+from gpucnn.backends.numpy_parallel import workers
+from gpucnn.backends.precision import operand_dtype, precision
 from gpucnn.dtypes import is_half
 from gpucnn.geometry import Size, Window
 from gpucnn.live import Live
@@ -47,11 +57,22 @@ def in_float32(primitive: Callable[Concatenate[B, Array, P], R]) -> Callable[Con
     return cast
 
 
+def in_precision(product: Callable[Concatenate[B, Array, Array, P], Array]) -> Callable[..., Array]:
+    """The operands of a product, its first two arguments, are rounded to the half type that the precision asks for."""
+
+    @wraps(product)
+    def rounded(self: B, a: Array, b: Array, /, *args: P.args, **kwargs: P.kwargs) -> Array:
+        return product(self, *self.rounded(a, b), *args, **kwargs)
+
+    return rounded
+
+
 class NumpyBackend(Backend):
     """Vectorised NumPy and BLAS in float32 and float64; float16 and bfloat16 by way of float32."""
 
     name = "numpy"
     xp = np
+    pools_along = numpy_conv_pool.MOST_CHANNELS
 
     def __init__(self) -> None:
         keep_freed_memory()
@@ -68,8 +89,17 @@ class NumpyBackend(Backend):
     def synchronize(self) -> None:
         pass
 
+    def rounded(self, *operands: Array) -> Sequence[Array]:
+        """Those of float32 in the half type that the precision asks for, held in float32; others as they are."""
+        own, dtype = operands[0].dtype, operand_dtype(operands[0].dtype)
+        return operands if dtype == own else [self.astype(self.astype(a, dtype), own) for a in operands]
+
+    def in_a_row(self) -> AbstractContextManager[None]:
+        return workers.in_a_row()
+
     # -- convolution --------------------------------------------------------------------------------------------------
 
+    @in_precision
     @in_float32
     def conv2d_forward(
         self,
@@ -85,13 +115,22 @@ class NumpyBackend(Backend):
         residual = None if residual is None else storage(residual)
         return numpy_conv.conv2d_forward(x, w, numpy_conv.Epilogue(b, scale, activation, residual), window, groups)
 
+    @in_precision
     @in_float32
     def conv2d_backward_input(self, dy: Array, w: Array, window: Window, groups: int, size: Size) -> Array:
         return numpy_conv.conv2d_backward_input(dy, w, window, groups, size)
 
+    @in_precision
     @in_float32
     def conv2d_backward_weight(self, dy: Array, x: Array, window: Window, groups: int) -> Array:
         return numpy_conv.conv2d_backward_weight(dy, x, window, groups)
+
+    def conv2d_backward(self, dy: Array, x: Array, w: Array, window: Window, groups: int) -> tuple[Array, Array]:
+        if operand_dtype(x.dtype) == x.dtype and numpy_conv.shares_columns(dy, x, w, window, groups):
+            both = numpy_conv.conv2d_backward(dy, x, w, window)
+            if both is not None:
+                return both
+        return super().conv2d_backward(dy, x, w, window, groups)
 
     @in_float32
     def bias_backward(self, dy: Array) -> Array:
@@ -108,11 +147,16 @@ class NumpyBackend(Backend):
         activation: str | None,
         need_tap: bool,
     ) -> tuple[Array, Array | None]:
+        if operand_dtype(x.dtype) == x.dtype and numpy_conv_pool.pays(x, w, window, groups, pool):
+            at_once = numpy_conv_pool.forward(x, w, b, window, pool, activation, need_tap)
+            if at_once is not None:
+                return at_once
         y, tap = self.max_pool2d_forward(self.conv2d_forward(x, w, b, window, groups), pool, "max", need_tap)
         if activation is not None:  # on fewer elements than before the pooling, and the same
             y = self.activation_forward(y, activation, 0.0)
             if tap is not None:
-                alive = storage(y) > 0
+                with np.errstate(invalid="ignore"):  # NaN in bfloat16
+                    alive = storage(y) > 0
                 np.bitwise_or(storage(tap), alive.view(np.uint8) - 1, out=storage(tap))  # with 0, or with NO_TAP
         return y, tap
 
@@ -129,15 +173,19 @@ class NumpyBackend(Backend):
     ) -> tuple[Array | None, Array | None, Array | None]:
         if is_half(dy.dtype):
             arguments = (widened(x), widened(w), window, groups, pool, needed)
-            dx, dw, db = self.conv2d_max_pool2d_backward(widened(dy), tap, *arguments)
+            with precision("fp32"):  # they are what the operands are to be
+                dx, dw, db = self.conv2d_max_pool2d_backward(widened(dy), tap, *arguments)
             dx, dw, db = (None if a is None else self.astype(a, dy.dtype) for a in (dx, dw, db))
             return dx, dw, db
+        if operand_dtype(x.dtype) == x.dtype and numpy_conv_pool.pays(x, w, window, groups, pool):
+            return numpy_conv_pool.backward(dy, tap, x, w, window, pool, needed)
         dx, dw, db = None, None, None
         size = (x.shape[2], x.shape[3])
         if needed[0] or needed[1]:
-            of_sums = self.max_pool2d_backward(dy, tap, pool, window.output_size(size))
-            dx = self.conv2d_backward_input(of_sums, w, window, groups, size) if needed[0] else None
-            dw = self.conv2d_backward_weight(of_sums, x, window, groups) if needed[1] else None
+            shares, images, filters = self.rounded(dy, x, w)
+            of_sums = self.max_pool2d_backward(shares, tap, pool, window.output_size(size))
+            dx = numpy_conv.conv2d_backward_input(of_sums, filters, window, groups, size) if needed[0] else None
+            dw = numpy_conv.conv2d_backward_weight(of_sums, images, window, groups) if needed[1] else None
         if needed[2]:
             shares = storage(dy)
             alive = np.empty_like(shares)
@@ -229,6 +277,7 @@ class NumpyBackend(Backend):
 
     # -- products and losses ------------------------------------------------------------------------------------------
 
+    @in_precision
     @in_float32
     def matmul(self, a: Array, b: Array, trans_a: bool = False, trans_b: bool = False) -> Array:
         a = a.swapaxes(-1, -2) if trans_a else a
@@ -245,7 +294,9 @@ class NumpyBackend(Backend):
         loss = np.where(labels == ignore_index, 0, share * (logsumexp - logits[rows, target]))
         if smoothing:
             surprise = logsumexp[:, None] - logits
-            spread = surprise.sum(axis=1) if weight is None else self.matmul(surprise, weight[:, None])[:, 0]
+            spread = (
+                surprise.sum(axis=1) if weight is None else numpy_elementwise.matmul(surprise, weight[:, None])[:, 0]
+            )
             loss += np.where(labels == ignore_index, 0, smoothing / logits.shape[1] * spread).astype(logits.dtype)
         return loss, logsumexp
 
@@ -286,7 +337,8 @@ class NumpyBackend(Backend):
     @in_float32
     @np.errstate(all="ignore")
     def index_backward(self, dy: Array, index: Any, shape: tuple[int, ...]) -> Array:
-        dx = indexed(storage(np.zeros(shape, dy.dtype)))
+        lengths = shape if len(shape) != 4 else (shape[0], shape[2], shape[3], shape[1])
+        dx = indexed(np.zeros(lengths, dy.dtype))
         parts = index if isinstance(index, tuple) else (index,)
         if any(isinstance(part, np.ndarray) and part.dtype != np.bool_ for part in parts):
             np.add.at(dx, index, dy)  # integers may choose an element more than once

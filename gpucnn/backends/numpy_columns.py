@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from gpucnn.backends.base import Array
-from gpucnn.backends.numpy_parallel import cut, scratch, workers
+from gpucnn.backends.numpy_elementwise import run_of
+from gpucnn.backends.numpy_parallel import cut, scratch
 from gpucnn.geometry import Size, Window
 
 # The im2col matrix of a block: three times L2, a tenth of L3.
@@ -37,10 +38,9 @@ def channels_last(x: Array) -> Array:
 
 
 def all_finite(x: Array) -> bool:
-    """False if x holds an infinity or NaN (or its squares sum to one): the zeros of a banded matrix would spread it."""
-    flat, squares = x.reshape(-1), list[float]()
-    workers.run(lambda _: squares.append(np.dot(flat, flat)), 1)
-    return math.isfinite(squares[0])
+    """False if x holds an infinity or NaN (or if its sum is one): the zeros of a banded matrix would spread it."""
+    with np.errstate(all="ignore"):
+        return math.isfinite(np.add.reduce(x.reshape(-1)))
 
 
 def even(blocks: int) -> int:
@@ -64,13 +64,13 @@ class Columns:
         self.x, self.window, self.out, self.filters, self.groups = x, window, out, filters, groups
         # The columns of x that a row of the matrix for `side` outputs reads; of a whole line, only those that exist.
         self.side, self.first, self.span = 1, -window.padding[2], window.kernel[1]
-        if not tiles and groups == 1 and window.dilation[1] == 1 and window.taps > 1:
+        if w and not tiles and groups == 1 and window.dilation[1] == 1 and window.taps > 1:
             side, first, span = best_side(window, w, out[1], c, filters, x.itemsize)
             if side == 1 or all_finite(x):
                 self.side, self.first, self.span = side, first, span
         self.depth = window.kernel[0] * self.span * c // groups
         self.work = n * out[0] * out[1] * self.depth * filters // groups
-        self.blocks = self._cut(n) if n else []
+        self.blocks = self.cut(BLOCK_WORK)
         # A 1×1 filter reads the pixels as they are.
         self.copies = not window.taps == self.side == groups == window.stride[0] == window.stride[1] == 1
         self.origin = (0, 0)  # the place of the first pixel in self.x
@@ -80,14 +80,16 @@ class Columns:
             if frame.flags.owndata:
                 self.x, self.origin = frame, (window.padding[0], -self.first)
 
-    def _cut(self, n: int) -> list[tuple[int, int, int, int]]:
-        """Whole images, or strips of rows of one image where there are too few."""
-        p, q = self.out
+    def cut(self, work: int, pixels: int = BLOCK_PIXELS) -> list[tuple[int, int, int, int]]:
+        """Blocks of at least so many multiply-adds: whole images, or strips of rows of one where there are too few."""
+        n, (p, q) = len(self.x), self.out
+        if not n:
+            return []
         depthwise = self.groups == self.filters == self.x.shape[3] > 1  # makes no matrix, but a few arrays like y
         inputs = (min(self.depth, 4) if depthwise else self.depth) * self.groups
         by_size = -(-n * p * (q // self.side) * inputs * self.x.itemsize // BLOCK_BYTES)
         # Each product copies the filters into OpenBLAS's own layout: a block of fewer pixels is not worth it.
-        by_work = min(self.work // BLOCK_WORK, n * p * q // BLOCK_PIXELS, 8)
+        by_work = min(self.work // work, n * p * q // pixels, 8)
         blocks = even(max(by_size, by_work))
         if blocks <= n:
             return [(part.start, part.stop, 0, p) for part in cut(n, blocks)]
@@ -108,7 +110,7 @@ class Columns:
             return frame.reshape(1, rows, c)
         # What lies side by side in memory is one element: NumPy copies that faster than a loop of floats.
         together = self.span if g == dw == 1 else 1
-        run = np.dtype((np.void, together * c * frame.itemsize))
+        run = run_of(together * c * frame.itemsize)
         columns = scratch("columns", (g, rows, self.depth + ones), frame.dtype)
         if ones:
             columns[..., -1] = 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
-from math import gcd
 from typing import NamedTuple
 
 import numpy as np
@@ -12,13 +12,15 @@ from gpucnn.backends import numpy_winograd
 from gpucnn.backends.base import Array
 from gpucnn.backends.numpy_activation import activate
 from gpucnn.backends.numpy_columns import BLOCK_BYTES, BLOCK_WORK, Columns, all_finite, channels_last, even
-from gpucnn.backends.numpy_elementwise import pixels
+from gpucnn.backends.numpy_elementwise import pixels, repeated
 from gpucnn.backends.numpy_parallel import cut, scratch, workers
 from gpucnn.backends.numpy_product import product, product_over_rows
 from gpucnn.geometry import Size, Window
 
 # The partial weight gradients of all blocks take no more than this.
 PARTIAL_BYTES = 1 << 24
+# The bytes of a vector register: with fewer in a pixel of dx a product is narrower.
+NARROW = 64
 
 
 # -- the three products ------------------------------------------------------------------------------------------------
@@ -34,7 +36,7 @@ class Epilogue(NamedTuple):
 
     def of(self, filters: slice, q: int) -> Epilogue:
         """That of some filters; its vectors are repeated for lines of q outputs, so that NumPy's loops are long."""
-        b, scale = (None if v is None else np.tile(v[filters], q) for v in (self.b, self.scale))
+        b, scale = (None if v is None else repeated(v[filters], q) for v in (self.b, self.scale))
         return Epilogue(b, scale, self.activation, None if self.residual is None else self.residual[..., filters])
 
     def apply(self, block: Array, images: slice, rows: slice) -> None:
@@ -69,12 +71,12 @@ def correlate(x: Array, w: Array, epilogue: Epilogue, window: Window, groups: in
     columns = Columns(x, window, (p, q), k, groups)
     filters = columns.banded(w)
     if epilogue.scale is not None and groups == 1 and filters.size <= y.size:
-        filters = filters * np.tile(epilogue.scale, columns.side)
+        filters = filters * repeated(epilogue.scale, columns.side)
         epilogue = epilogue._replace(scale=None)
     ones = False
     if columns.copies and groups == 1 and epilogue.b is not None and epilogue.scale is None:
         ones = True  # the bias as one more term of each sum
-        filters = np.concatenate([filters, np.tile(epilogue.b, columns.side)[None, None]], axis=1)
+        filters = np.concatenate([filters, repeated(epilogue.b, columns.side)[None, None]], axis=1)
         epilogue = epilogue._replace(b=None)
     # Where many filters meet few pixels, each part of the filters is a job of its own.
     few = len(columns.blocks) < 4 and columns.work >= 4 * BLOCK_WORK
@@ -113,9 +115,7 @@ def conv2d_backward_weight(dy: Array, x: Array, window: Window, groups: int) -> 
             return dw
     columns = Columns(x, window, (p, q), k, groups)
     shape = (groups, columns.side * k // groups, columns.depth)
-    # Each job sums several blocks, so that few partial gradients are kept; in which order depends on shapes alone.
-    most = max(2, min(16, PARTIAL_BYTES // (shape[1] * columns.depth * groups * dy.itemsize)))
-    shares = cut(len(columns.blocks), most)
+    shares = cut(len(columns.blocks), most_partials(math.prod(shape) * dy.itemsize))
     partial = np.empty((len(shares), *shape), dy.dtype)
 
     def job(i: int) -> None:
@@ -135,6 +135,56 @@ def conv2d_backward_weight(dy: Array, x: Array, window: Window, groups: int) -> 
     return columns.unbanded(partial.sum(axis=0))
 
 
+def shares_columns(dy: Array, x: Array, w: Array, window: Window, groups: int) -> bool:
+    """Whether the im2col matrix of dy, which dx takes, should make dw as well: where neither has a faster way."""
+    _, c, h, width = x.shape
+    return (
+        len(x) > 0
+        and x.dtype in (np.float32, np.float64)
+        and groups == window.stride[0] == window.stride[1] == 1 < window.taps
+        and c * w.itemsize >= NARROW
+        and not numpy_winograd.pays(channels_last(dy), (c, len(w)), window, 1, (h, width))
+    )
+
+
+def conv2d_backward(dy: Array, x: Array, w: Array, window: Window) -> tuple[Array, Array] | None:
+    """(dx, dw) for a stride of 1. None if dw is not all finite: it would be so elsewhere than it should be.
+
+    dx is the correlation of dy with the flipped filters, dw that of dy with x, flipped: so both take one im2col matrix.
+    """
+    n, c, h, width = x.shape
+    dy, x = channels_last(dy), channels_last(x)
+    (_, dilation_h, top), (_, dilation_w, left) = phase(0, window, 0), phase(0, window, 1)
+    reverse = Window(window.kernel, (1, 1), (top, 0, left, 0), (dilation_h, dilation_w))
+    columns = Columns(dy, reverse, (h, width), c, 1)
+    flipped = columns.banded(w.swapaxes(0, 1)[:, :, ::-1, ::-1])[0]
+    dx = np.empty((n, h, width, c), dy.dtype)
+    shares = cut(len(columns.blocks), most_partials(flipped.nbytes))
+    partial = np.empty((len(shares), columns.side * c, columns.depth), dy.dtype)
+
+    def job(i: int) -> None:
+        for number, block in enumerate(columns.blocks[shares[i]]):
+            n0, n1, p0, p1 = block
+            matrix = columns.matrix(block)[0]
+            product(matrix, flipped, dx[n0:n1, p0:p1].reshape(len(matrix), -1))
+            target = partial[i] if number == 0 else scratch("partial", partial.shape[1:], dy.dtype)
+            product_over_rows(x[n0:n1, p0:p1].reshape(len(matrix), -1), matrix, target)
+            if number:
+                partial[i] += target
+
+    workers.run(job, len(shares))
+    total = partial.sum(axis=0)
+    if not all_finite(total):
+        return None
+    dw = columns.unbanded(total[None])
+    return dx.transpose(0, 3, 1, 2), dw.swapaxes(0, 1)[:, :, ::-1, ::-1]
+
+
+def most_partials(size: int) -> int:
+    """How many partial gradients of so many bytes are kept: so each job sums several blocks, as shapes alone decide."""
+    return max(2, min(16, PARTIAL_BYTES // size))
+
+
 def conv2d_backward_input(dy: Array, w: Array, window: Window, groups: int, size: Size) -> Array:
     """A correlation of dy with the flipped filters, for each phase of the stride.
 
@@ -144,8 +194,7 @@ def conv2d_backward_input(dy: Array, w: Array, window: Window, groups: int, size
     """
     n, k, p, q = dy.shape
     few_windows = size[0] * size[1] > 4 * p * q * window.stride[0] * window.stride[1]
-    # A product is narrower than a vector register where dx has few channels.
-    narrow = groups == 1 and w.shape[1] * w.itemsize < 64
+    narrow = groups == 1 and w.shape[1] * w.itemsize < NARROW
     dy = channels_last(dy)
     if (few_windows or narrow) and all_finite(dy):
         return scatter_input(dy, w, window, groups, size)
@@ -170,7 +219,7 @@ def conv2d_backward_input(dy: Array, w: Array, window: Window, groups: int, size
 def phase(remainder: int, window: Window, axis: int) -> tuple[slice, int, int]:
     """(taps, dilation, padding) of the correlation of dy that yields the rows h = remainder + stride·i of dx."""
     kernel, stride, dilation = window.kernel[axis], window.stride[axis], window.dilation[axis]
-    common = gcd(stride, dilation)
+    common = math.gcd(stride, dilation)
     for tap in range(min(kernel, stride)):
         # The row of dy that meets this tap at i = 0.
         first, rest = divmod(remainder + window.padding[2 * axis] - tap * dilation, stride)
@@ -244,7 +293,7 @@ def depthwise(x: Array, w: Array, epilogue: Epilogue, window: Window, y: Array) 
     (dh, dw), (th, tw) = window.dilation, window.stride
     columns = Columns(x, window, (p, q), k, k)
     epilogue = epilogue.of(slice(None), q)
-    taps = [(r, s, np.tile(w[:, 0, r, s], q)) for r in range(window.kernel[0]) for s in range(window.kernel[1])]
+    taps = [(r, s, repeated(w[:, 0, r, s], q)) for r in range(window.kernel[0]) for s in range(window.kernel[1])]
 
     def job(i: int) -> None:
         block = columns.blocks[i]

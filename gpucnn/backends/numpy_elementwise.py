@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
 from gpucnn.backends.base import Array
-from gpucnn.backends.numpy_parallel import cut, scratch, workers
+from gpucnn.backends.numpy_parallel import cut, workers
 from gpucnn.backends.numpy_special import philox_words
 
 # Elements of a block. Threads meet at the interpreter lock between NumPy calls, so these must take far longer.
@@ -40,15 +40,21 @@ def pixels(x: Array) -> Array:
     """A view of x [..., C] with each run of C as one element: NumPy copies that faster than a loop of C floats."""
     if not x.shape[-1]:
         return np.empty(x.shape[:-1], np.bool_)  # there is nothing to copy
-    return x.view(np.dtype((np.void, x.shape[-1] * x.itemsize)))[..., 0]
+    return x.view(run_of(x.shape[-1] * x.itemsize))[..., 0]
+
+
+@cache
+def run_of(size: int) -> np.dtype:
+    """The type of an element of so many bytes."""
+    return np.dtype((np.void, size))
 
 
 def select(keep: Array, dy: Array, out: Array) -> None:
     """out = dy where `keep` (bool), else exactly 0, even if dy is infinite. By bits: np.where takes far longer."""
     integer = np.int32 if dy.itemsize == 4 else np.int64
-    mask = scratch("mask", keep.shape, integer)
-    np.negative(keep.view(np.int8), out=mask)  # 0 or −1: no bits or all
-    np.bitwise_and(dy.view(integer), mask, out=out.view(integer))
+    bits = out.view(integer)
+    np.negative(keep.view(np.int8), out=bits)  # 0 or −1: no bits or all
+    np.bitwise_and(dy.view(integer), bits, out=bits)
 
 
 def dropout(x: Array, p: float, seed: int, offset: int) -> Array:
@@ -85,15 +91,27 @@ class Channels:
         return x.reshape(self.count // self.repeat, self.repeat * self.c)[self.blocks[i]]
 
     def tile(self, vector: Array) -> Array:
-        return np.tile(vector, self.repeat)
+        return repeated(vector, self.repeat)
 
     def sum(self, part: Array) -> Array:
         """[C]: the sum of one block over all but the channels."""
-        lines = np.matmul(np.ones(len(part), part.dtype), part)
-        return np.matmul(np.ones(self.repeat, part.dtype), lines.reshape(self.repeat, self.c))
+        lines = np.matmul(ones(len(part), part.dtype), part)
+        return np.matmul(ones(self.repeat, part.dtype), lines.reshape(self.repeat, self.c))
 
     def partial_sums(self, dtype: np.dtype) -> Array:
         return np.zeros((len(self.blocks), self.c), dtype)
+
+
+def repeated(vector: Array, times: int) -> Array:
+    """np.tile(vector, times), which takes longer to think than to copy."""
+    tiles = np.empty((times, len(vector)), vector.dtype)
+    tiles[...] = vector
+    return tiles.reshape(-1)
+
+
+@lru_cache(256)
+def ones(length: int, dtype: np.dtype) -> Array:
+    return np.ones(length, dtype)
 
 
 @cache

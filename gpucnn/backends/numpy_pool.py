@@ -111,19 +111,23 @@ def winners(frames: Frames, frame: Array, mode: str, y: Array, tap: Array) -> No
     best = np.maximum if mode == "max" else np.minimum
     taps = scratch("taps", (r * s, *y.shape), y.dtype)
     np.copyto(pixels(taps).reshape(r, s, *y.shape[:3]), frames.windows(pixels(frame)))
-    best(taps[0], taps[-1], out=y)
-    for values in taps[1:-1]:
-        best(y, values, out=y)
+    first_best(taps, best, y, tap)
     if not np.isfinite(y).all():
         exact_winners(frames, taps, mode, y, tap)
+
+
+def first_best(taps: Array, best: Any, y: Array, tap: Array | None) -> None:
+    """y = the best of taps [T, ...], none of them NaN, and the number of the first one that equals it."""
+    best.reduce(taps, axis=0, out=y)
+    if tap is None:
         return
-    # The winner is the first tap that equals y: its number is the count of those before it, none of which does.
+    # The number of the winner is the count of those before it, none of which equals y.
+    differs = scratch("differs", (len(taps) - 1, *y.shape), np.bool_)
+    np.not_equal(taps[:-1], y, out=differs)
     tap.fill(0)
-    differs = scratch("differs", y.shape, np.bool_)
-    for values in taps[-2::-1]:
-        np.not_equal(values, y, out=differs)
+    for before in differs.view(np.uint8)[::-1]:
         tap += 1
-        tap *= differs.view(np.uint8)
+        tap *= before
 
 
 def exact_winners(frames: Frames, taps: Array, mode: str, y: Array, tap: Array) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from gpucnn.backends.base import Array
 from gpucnn.backends.numpy_columns import Columns
-from gpucnn.backends.numpy_elementwise import pixels
+from gpucnn.backends.numpy_elementwise import pixels, run_of
 from gpucnn.backends.numpy_parallel import cut, scratch, workers
 from gpucnn.backends.numpy_product import product, product_over_rows, wide_product
 from gpucnn.geometry import Size, Window
@@ -34,8 +34,13 @@ PARTIAL_BYTES = 1 << 24
 FILTERS = 1 << 13
 # With fewer channels or filters the maps cost more than the products save.
 LEAST_CHANNELS = 64
-# Multiply-adds, some 2 ms on a core: with fewer, threads lose more than that between the many small steps of a block.
-LEAST_WORK = 200_000_000
+# Multiply-adds: with fewer, threads lose more between the many small steps of a block than there is to win.
+LEAST_WORK = 40_000_000
+# With fewer tiles mapping the filters costs more than the products save.
+LEAST_TILES = 128
+# Multiply-adds and tiles of a block, at least.
+BLOCK_WORK = 20_000_000
+BLOCK_TILES = 64
 
 
 def pays(x: Array, filters: Size, window: Window, groups: int, out: Size) -> bool:
@@ -45,6 +50,7 @@ def pays(x: Array, filters: Size, window: Window, groups: int, out: Size) -> boo
         x.dtype == np.float32
         and (groups, window.kernel, window.stride, window.dilation) == (1, (3, 3), (1, 1), (1, 1))
         and min(filters) >= LEAST_CHANNELS
+        and len(x) * rows * columns >= LEAST_TILES
         and 16 * len(x) * rows * columns * math.prod(filters) >= LEAST_WORK
         and 4 * rows * columns <= 1.2 * math.prod(out)
     )
@@ -61,6 +67,7 @@ def correlate(x: Array, w: Array, epilogue: Epilogue, window: Window, y: Array) 
     _, p, q, k = y.shape
     grid = grid_of((p, q))
     inputs = Columns(x, Window((4, 4), (2, 2), window.padding), grid, k, 1, tiles=True)
+    inputs.blocks = inputs.cut(BLOCK_WORK, BLOCK_TILES)
     filters = mapped_filters(w)
     epilogue = epilogue.of(slice(None), q)
     finite: list[bool] = []
@@ -147,7 +154,7 @@ def mapped(matrix: Array, tiles: Columns, i: int) -> Array:
     dense = frame if frame.flags.c_contiguous else tiles.x
     offset = frame.__array_interface__["data"][0] - dense.__array_interface__["data"][0]
     view = (r, s, *grid), (sh, sw, sn, stride[0] * sh, stride[1] * sw)
-    run = np.dtype((np.void, c * frame.itemsize))
+    run = run_of(c * frame.itemsize)
     np.copyto(pixels(gathered).reshape(view[0]), np.ndarray(view[0], run, dense, offset, view[1]))
     maps = planes(f"maps {len(matrix)} {r}", len(matrix), math.prod(grid), c)
     wide_product(matrix, flat(gathered), flat(maps))

@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-# Each precision, and the type that tensors have where `fit`, `verify` or a benchmark computes in it.
+import numpy as np
+
+from gpucnn.dtypes import DType, named
+
+# Each precision, and the type that tensors have where `fit`, `verify` or a benchmark computes in it; to that type, too,
+# the operands of float32 are rounded inside a `precision` scope.
 PRECISIONS = {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _scope: ContextVar[str | None] = ContextVar("gpucnn_precision", default=None)
 
@@ -17,18 +22,30 @@ def get_precision() -> str:
 
     Raises ValueError for a GPUCNN_PRECISION that does not exist.
     """
-    return _scope.get() or _known(os.environ.get("GPUCNN_PRECISION") or "fp32", "GPUCNN_PRECISION")
+    if (name := _scope.get()) is not None:
+        return name
+    name = os.environ.get("GPUCNN_PRECISION")
+    return _known(name, "GPUCNN_PRECISION") if name else "fp32"
+
+
+def operand_dtype(dtype: DType) -> DType:
+    """The type that the operands of a convolution or product are rounded to now, where their own is `dtype`."""
+    if dtype != np.float32 or (name := PRECISIONS[get_precision()]) == "float32":
+        return dtype
+    return named(name)
 
 
 @contextmanager
 def precision(name: str) -> Iterator[None]:
     """Let convolutions and matrix products of float32 be less exact inside a with block, in this thread.
 
-    "fp32": each product is off by 1e-6 of its size at most. "tf32", "fp16", "bf16": operands may be rounded to the 11
-    bits of TF32 or float16, or the 8 of bfloat16, where a GPU has tensor cores that are faster then (PyTorch's
-    `allow_tf32`). Sums stay float32, and so do tensors: that is not `autocast`. Today TF32 serves all three. It is read
-    when a kernel starts, so a backward pass needs the scope as well. float64, and backends without tensor cores,
-    compute as ever. Raises ValueError for another name.
+    "fp32": each product is off by 1e-6 of its size at most. "tf32": operands may be rounded to 11 bits where a GPU has
+    tensor cores that are faster then (PyTorch's `allow_tf32`); elsewhere it is "fp32". "fp16", "bf16": operands are
+    rounded to float16 or bfloat16, on every backend; from 65520 on they are infinite in float16. Sums, what is added
+    to them and results stay float32, and so do tensors: that is not `autocast`. It is read when a kernel starts, so a
+    backward pass needs the scope as well. Tensors of other types are computed as ever.
+
+    Raises ValueError for another name, and ImportError for "bf16" without the package ml_dtypes.
 
     >>> with gpucnn.precision("tf32"):
     ...     loss = F.cross_entropy(model(images), labels)
@@ -42,6 +59,7 @@ def precision(name: str) -> Iterator[None]:
 
 
 def _known(name: str, source: str) -> str:
-    if name not in PRECISIONS:
+    if not isinstance(name, str) or name not in PRECISIONS:
         raise ValueError(f"{source} is {name!r}, but the precisions are {', '.join(PRECISIONS)}")
+    named(PRECISIONS[name])  # bfloat16 may be missing
     return name

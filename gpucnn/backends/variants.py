@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from gpucnn.backends.precision import PRECISIONS
+from gpucnn.devices.tensor_map import Pixels
+from gpucnn.dtypes import HALVES
 from gpucnn.geometry import Window
 
 Operation = Literal["conv2d_forward", "conv2d_backward_input", "conv2d_backward_weight", "matmul"]
@@ -91,9 +94,15 @@ class Problem(NamedTuple):
         return self.operation in ("conv2d_backward_weight", "matmul")
 
     @property
+    def operand(self) -> str:
+        """The type that is multiplied: the scalar, or the half type that the precision rounds operands of float to."""
+        rounded = PRECISIONS[self.precision]
+        return rounded if self.scalar == "float" and rounded in HALVES else self.scalar
+
+    @property
     def half(self) -> bool:
-        """Whether it is of float16 or bfloat16."""
-        return self.scalar in ("float16", "bfloat16")
+        """Whether it multiplies float16 or bfloat16."""
+        return self.operand in HALVES
 
     @property
     def chunk(self) -> int:
@@ -291,6 +300,53 @@ def _halo(problem: Problem) -> Iterator[Variant]:
     yield from found if found[0].blocks >= 96 and rows > 8 else reversed(found)
 
 
+def _wgmma_fits(problem: Problem) -> bool:
+    """Half types on the one GPU that has wgmma, where the copy engine can walk over the pixels that a filter begins at.
+    For the input's gradient it walks over dy, by a stride of 1."""
+    s = problem.shape
+    if problem.capability != (9, 0) or not problem.half or not problem.comes_by(8):
+        return False
+    if isinstance(s, Product):
+        return s.depth > 0
+    walks = problem.operation != "conv2d_backward_input" or s.window.stride == (1, 1)
+    reach = [step * (length - 1) for step, length in zip(s.window.dilation, s.window.kernel, strict=True)]
+    return walks and s.groups == 1 and max(reach) <= 255 and walk(problem).is_encodable()
+
+
+def walk(problem: Problem) -> Pixels:
+    """The pixels of x, or of dy for the input's gradient, that a filter begins at."""
+    s = problem.shape
+    assert isinstance(s, Convolution)
+    reach = [step * (length - 1) for step, length in zip(s.window.dilation, s.window.kernel, strict=True)]
+    top, bottom, left, right = s.window.padding
+    if problem.operation != "conv2d_backward_input":
+        return Pixels((-top, -left), (bottom - reach[0], right - reach[1]), s.window.stride)
+    lower = (top - reach[0], left - reach[1])
+    return Pixels(lower, (s.h - s.p + lower[0], s.w - s.q + lower[1]), (1, 1))
+
+
+def _wgmma(problem: Problem) -> Iterator[Variant]:
+    """Tiles of wgmma_tile.cuh; first, of those that make blocks for most of a GPU, the ones that load least. One of the
+    weight gradient's has channels of one tap. Stages fill shared memory, those of small tiles half of it."""
+    s, of = problem.shape, problem.matrix
+    taps = s.window.taps if isinstance(s, Convolution) and problem.operation == "conv2d_backward_weight" else 1
+    of = of._replace(columns=of.columns // taps, layers=of.layers * taps)
+    tiles = [(128, 64), (128, 128), (128, 256), (256, 64), (256, 128)]
+
+    def loads(tile: tuple[int, int]) -> tuple[bool, int]:
+        blocks = ceil_div(of.rows, tile[0]) * ceil_div(of.columns, tile[1]) * of.layers
+        return blocks < 96, blocks * sum(tile)
+
+    for rows, width in sorted(tiles, key=loads):
+        step = 128 * (rows + width)  # bytes of 64 k
+        stages = (110 if rows * width <= 128 * 128 and rows == 128 else 220) * 1024 // step
+        tile = {"TILE_M": rows, "TILE_N": width, "STAGES": stages, "DYNAMIC_SHARED": stages * step + 1024}
+        if isinstance(s, Product):
+            tile |= {"BOX_A": 64 if s.trans_a else rows, "BOX_B": width if s.trans_b else 64}
+        for length, n in _cuts(problem, _tiles(tile, of), 64):
+            yield Variant("wgmma", tile, _tiles(tile, of) * n, 288, n, length)
+
+
 def _winograd_fits(problem: Problem) -> bool:
     """With few channels or filters its transforms would take more than it saves."""
     s = _dense_taps(problem)
@@ -356,6 +412,7 @@ FAMILIES = {
     "direct": Family(_is_direct, _direct_pays, _direct),
     "mma": Family(lambda p: p.products > 0 and p.comes_by(p.chunk), _mma_pays, _mma),
     "halo": Family(_halo_fits, _never_pays, _halo),
+    "wgmma": Family(_wgmma_fits, _never_pays, _wgmma),
     "winograd": Family(_winograd_fits, _never_pays, _winograd),
     "fma": Family(lambda p: p.chunk <= 4 and p.comes_by(4), _fma_pays, _fma),
     "gemm": Family(lambda p: True, lambda p: True, _gemm),

@@ -9,11 +9,14 @@ A kernel's parameter list is read from its source and is its contract. In kernel
 
 `const` is read only, anything else is written: completely, unless its comment says "in place". "or null" admits None.
 `SCALAR` is the type of numbers in memory, a constant; `Scalar` the one they are computed in: float for float16 and
-bfloat16, else SCALAR itself.
+bfloat16, else SCALAR itself. `RESULT`, too, is SCALAR unless it is a constant of its own.
 
 Extents are made of integer parameters, -D constants and numbers, by + - * and / (rounded down).
 `SCALAR* const* __restrict__ w,  // [tensors]` is a table: its argument is a list of arrays, and all tables of a launch
 list arrays of the same sizes.
+
+`const __grid_constant__ TensorMap<SCALAR> x,  // [N, H, W, C], by [TILE_M, 64]` is a map, how the copy engine of
+sm_90 walks an array of that shape (tensor_map.py).
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from gpucnn import dtypes
+from gpucnn.devices import tensor_map
 from gpucnn.devices.graph import Arena, Graph
+from gpucnn.devices.tensor_map import Pixels, TensorMap
 from gpucnn.live import CaptureError, Live
 
 Constants = Mapping[str, int | float | str]
@@ -74,6 +79,12 @@ def kernel_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parent.parent.parent / "kernels"
 
 
+def needed_architecture(code: str) -> str | None:
+    """The one architecture that a kernel file is for, such as "sm_90a", if its header says so."""
+    found = re.search(r"^// Needs +(sm_\d+a)$", code, re.MULTILINE)
+    return found[1] if found else None
+
+
 def hash_of_kernels(folder: Path) -> str:
     """Of all that is compiled in a folder of kernels."""
     content = hashlib.sha256()
@@ -93,6 +104,7 @@ class Parameter:
     in_place: bool = False
     nullable: bool = False
     table: bool = False
+    box: tuple[str, ...] | None = None  # of a map
 
     @property
     def written(self) -> bool:
@@ -138,7 +150,8 @@ class Signature:
         known: dict[str, int] = {k: v for k, v in constants.items() if isinstance(v, int)}
         types: list[np.dtype[Any]] = []
         for p, a in zip(self.parameters, arguments, strict=True):
-            type_name = str(constants.get("SCALAR" if p.type == "Scalar" else p.type, p.type))
+            named = "SCALAR" if p.type == "Scalar" or (p.type == "RESULT" and "RESULT" not in constants) else p.type
+            type_name = str(constants.get(named, p.type))
             if p.type == "Scalar" and type_name in dtypes.HALVES:
                 type_name = "float"
             dtype = dtypes.bfloat16() if type_name == "bfloat16" else _TYPES.get(type_name)
@@ -165,6 +178,13 @@ class Signature:
                 raise wrong(f"the extent of {p.name}: {error} is not defined") from None
             if p.table and not (isinstance(a, list) and len(a) == size):
                 raise wrong(f"{p.name} must be a list of {size} arrays, got {type(a).__name__} {a!r:.40}")
+            if p.box is not None:
+                shape, box = ([_length(_parsed(e), known) for e in of] for of in (p.extent, p.box))
+                if not isinstance(a, TensorMap):
+                    raise wrong(f"{p.name} must be a TensorMap, got {type(a).__name__}")
+                if ([*a.array.shape], [*a.box]) != (shape, box):
+                    raise wrong(f"{p.name} must map {shape} by boxes of {box}, got {a.array.shape} by {a.box}")
+                a = a.array
             for i, array in enumerate(a if p.table else [a]):
                 name = f"{p.name}[{i}]" if p.table else p.name
                 if not isinstance(array, xp.ndarray):
@@ -214,24 +234,38 @@ def _split(line: str) -> list[str]:
 
 def _parameter(kernel: str, text: str) -> Parameter:
     code, _, comment = text.partition("//")
+    extent, box = re.search(r"\[(.*?)\]", comment), re.search(r"\], by \[(.*?)\]", comment)
+    mapped = re.fullmatch(r"const __grid_constant__ TensorMap<(\w+)> (\w+)", code.strip())
+    if mapped:
+        if not extent or not box:
+            raise KernelError(
+                f"{kernel}: the map {mapped[2]} needs its array and its boxes in a comment, for instance "
+                "// [N, H, W, C], by [128, 64]"
+            )
+        return Parameter(mapped[2], mapped[1], _listed(extent[1]), constant=True, box=_listed(box[1]))
     match = re.fullmatch(r"(const )?([\w ]+?)\s*(\* const)?(\*)?\s*(?:__restrict__)?\s*(\w+)", code.strip())
     if not match:
         raise KernelError(f"{kernel}: can't read the parameter {code.strip()!r}")
     constant, type_name, table, pointer, name = match.groups()
     if not pointer:
         return Parameter(name, type_name)
-    extent = re.search(r"\[(.*?)\]", comment)
     if not extent:
         raise KernelError(
             f"{kernel}: the pointer {name} needs its extent in a comment, for instance // [rows, channels]"
         )
     return Parameter(
-        name, type_name, tuple(e.strip() for e in extent[1].split(",")), bool(constant), "in place" in comment,
+        name, type_name, _listed(extent[1]), bool(constant), "in place" in comment,
         "or null" in comment, bool(table),
     )  # fmt: skip
 
 
+def _listed(extent: str) -> tuple[str, ...]:
+    return tuple(length.strip() for length in extent.split(","))
+
+
 def _shown(p: Parameter) -> str:
+    if p.box is not None and p.extent is not None:
+        return f"TensorMap<{p.type}> {p.name}[{', '.join(p.extent)}] by [{', '.join(p.box)}]"
     return (
         f"{p.type} {p.name}"
         if p.extent is None
@@ -278,6 +312,18 @@ class Device(ABC):
     def address(self, array: Any) -> int:
         """Where the array's memory begins."""
         return int(array.ctypes.data)
+
+    def tensor_map(self, array: Any, box: tuple[int, ...], pixels: Pixels | None = None) -> TensorMap:
+        """How a kernel for sm_90 walks a contiguous array: by boxes, or by `pixels` that a filter begins at.
+
+        Raises ValueError for what the copy engine can't walk.
+        """
+        tensor_map.check(array, box, pixels, self.address(array))
+        return TensorMap(array, box, pixels, self._encoded(array, box, pixels))
+
+    def _encoded(self, array: Any, box: tuple[int, ...], pixels: Pixels | None) -> bytes:
+        """The map as this device's kernels read it."""
+        return tensor_map.described(array, box, pixels)
 
     def owns(self, data: object) -> bool:
         """Whether this is an array of the device."""

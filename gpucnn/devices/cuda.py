@@ -27,12 +27,15 @@ from gpucnn.devices.base import (
     Device,
     Dim,
     KernelError,
+    Parameter,
     Signature,
     Specialisation,
     hash_of_kernels,
     kernel_folder,
+    needed_architecture,
 )
 from gpucnn.devices.graph import HOST_READ, Arena, Graph
+from gpucnn.devices.tensor_map import MAP_BYTES, Pixels, TensorMap, encoded
 from gpucnn.live import CaptureError
 
 OLDEST_DRIVER = (12, 0)  # the CUDA that a driver must know, for the CuPy of gpucnn[cuda12]
@@ -65,6 +68,10 @@ class CudaDevice(Device):
         self._allocate: Any = None  # the allocator that `measure` found
 
     @cached_property
+    def _driver(self) -> ctypes.CDLL:
+        return _driver()
+
+    @cached_property
     def identity(self) -> dict[str, str]:
         properties = self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.Device().id)
         driver = driver_version()
@@ -95,23 +102,35 @@ class CudaDevice(Device):
     def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:
         signature = Signature.of(kernel_folder() / file, name)
         types = signature.check(arguments, constants, self.xp)
-        values = tuple(
-            dtype.type(a) if p.extent is None else np.uintp(0) if a is None else self._table(a) if p.table else a
-            for p, a, dtype in zip(signature.parameters, arguments, types, strict=True)
-        )
+        values = tuple(map(self._value, signature.parameters, arguments, types))
         function = self._function(Specialisation(file, name, tuple(sorted(constants.items()))))
-        function(grid, block, values)
+        function(grid, block, values, shared_mem=constants.get("DYNAMIC_SHARED", 0))
         if self.capturing is not None:
             self.capturing.launches += 1
             self._keep_what_is_outside(self.capturing, arguments)
+
+    def _value(self, p: Parameter, argument: Any, dtype: np.dtype[Any]) -> Any:
+        """An argument as CuPy takes it."""
+        if p.extent is None:
+            return dtype.type(argument)
+        if argument is None:
+            return np.uintp(0)
+        if isinstance(argument, TensorMap):
+            return np.frombuffer(argument.encoded, f"V{MAP_BYTES}")  # an array of one struct is passed by value
+        return self._table(argument) if p.table else argument
 
     def _keep_what_is_outside(self, graph: Graph, arguments: Sequence[Any]) -> None:
         """What a launch refers to must live as long as the graph. (The arena lives in it.)"""
         start = self.address(graph.memory)
         for argument in arguments:
+            if isinstance(argument, TensorMap):
+                argument = argument.array
             for array in argument if isinstance(argument, list) else [argument]:
                 if self.owns(array) and not start <= self.address(array) < start + graph.memory.size:
                     graph.keeps.append(array)
+
+    def _encoded(self, array: Any, box: tuple[int, ...], pixels: Pixels | None) -> bytes:
+        return encoded(self._driver, array.dtype.name, array.shape, self.address(array), box, pixels)
 
     def _table(self, arrays: list[Any]) -> Any:
         """The arrays' addresses, on the device."""
@@ -121,9 +140,14 @@ class CudaDevice(Device):
         if kernel not in self._functions:
             options = (*self._options, *(f"-D{k}={v}" for k, v in kernel.constants))
             code = (kernel_folder() / kernel.file).read_text("utf-8")
+            if of_one := needed_architecture(code):
+                options += (f"-arch={of_one}",)  # CuPy adds sm_90; of both NVRTC takes the one with more instructions
+            shared = dict(kernel.constants).get("DYNAMIC_SHARED", 0)
             try:
                 module = self.xp.RawModule(code=code, options=options, backend="nvrtc")
                 self._functions[kernel] = module.get_function(kernel.name)
+                if shared:
+                    self._functions[kernel].max_dynamic_shared_size_bytes = shared
             except self.xp.cuda.compiler.CompileException as error:
                 raise KernelError(
                     f"NVRTC refused {kernel.file} for {kernel.name} with {dict(kernel.constants)}:\n{error}"
@@ -277,10 +301,15 @@ def usable_cupy() -> ModuleType:
     return cupy  # type: ignore[no-any-return]
 
 
+def _driver() -> ctypes.CDLL:
+    """Raises OSError where there is none."""
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+
+
 def driver_version() -> tuple[int, int] | None:
     """The newest CUDA that the NVIDIA driver can run, such as (12, 4), asked of the driver itself; None without one."""
     try:
-        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        library = _driver()
     except OSError:
         return None
     version = ctypes.c_int()

@@ -6,10 +6,14 @@
 // (two threads, at least one writing, no barrier between them; or two blocks). A kernel compiled without them runs fast
 // and unwatched.
 //
+// Hopper's copies and products run beside the threads. They are done as late as they may be, when somebody waits for them,
+// and what one warp knows of another it knows by mbarriers; so what is used too early, or given back, is reported.
+//
 // Fibers start by ucontext once and then switch by _setjmp/_longjmp, which make no system call.
 #include <math.h>
 #include <setjmp.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -17,6 +21,7 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
 #include <random>
 #include <vector>
 
@@ -36,7 +41,7 @@ struct Buffer {
     int32_t initialised;  // 0: nothing written yet, reading is an error until somebody does
 };
 enum Kind { OK, OUT_OF_BOUNDS, UNINITIALISED, RACE_BLOCKS, RACE_THREADS, DIVERGENT, TIMEOUT, STATIC_BOUNDS, MISALIGNED,
-            PARTIAL_WARP };
+            PARTIAL_WARP, ASYNCHRONOUS };
 struct Report {
     int32_t kind, write, bytes, buffer;  // buffer: index, -1 shared memory, -2 neither
     int64_t offset;                      // bytes from the start of the buffer; line of the other barrier if DIVERGENT
@@ -44,6 +49,7 @@ struct Report {
     int32_t other_block, other_thread;  // linear
     uintptr_t address;                  // in the kernel's code
     int32_t line;
+    const char* what;  // happened, if ASYNCHRONOUS
 };
 struct Launch {
     void (*entry)(void**);
@@ -106,7 +112,52 @@ struct Words {
     uint32_t at[6];
 };
 
-enum Status { FRESH, READY, AT_BARRIER, AT_WARP, DONE };
+// sm_90: operands of wgmma and the copy engine's transactions, which run beside the threads. What one thread knows of
+// another is counted by warps: `seen[w][v]` is how many of v's releases (arrivals at an mbarrier, block barriers) w has
+// waited for, directly or by way of others; mbarriers have numbers behind the warps', since what they wait for are copies.
+typedef std::vector<int64_t> Clocks;
+constexpr int MOST_MBARRIERS = 64;  // of a block
+
+struct Mbarrier {
+    int number, count, arrivals;  // arrivals that are still to come in this phase
+    int64_t bytes;                // the same of copies
+    int phase;                    // how many phases are complete
+    bool fenced;                  // the copy engine knows of it
+    Clocks arriving, passed;      // what those who wait for the present phase will know, and for the last one did
+};
+
+// What Python packs: kernels/wgmma.cuh has what it means. The innermost axis comes first.
+struct TensorMap {
+    const char* start;
+    int32_t element, rank, pixels;  // bytes of an element; pixels: walked by pixels, not by boxes
+    int32_t sizes[4], box[4];       // elements; of a walk by pixels the box is [channels, pixels]
+    int32_t lower[2], upper[2], stride[2];
+};
+struct TensorCopy {
+    TensorMap map;
+    Mbarrier* barrier;
+    char* to;
+    int bytes;
+    int at[4], offsets[2];
+};
+struct Landed {
+    int bytes, number;
+    int64_t release;
+};
+// Shared memory that the tensor cores read for a warp: until its release number so and so; INT64_MAX: they do still.
+struct TensorRead {
+    char *start, *stop;
+    int warp;
+    int64_t release;
+};
+struct WarpgroupMultiply {
+    float* sums;
+    uint64_t a, b;
+    int columns;
+    bool across_a, across_b, bfloat;
+};
+
+enum Status { FRESH, READY, AT_BARRIER, AT_WARP, AT_WARPGROUP, AT_MBARRIER, DONE };
 constexpr size_t STACK = 256 << 10;
 
 struct Fiber {
@@ -120,6 +171,11 @@ struct Fiber {
     Words shown;
     int64_t steps = 0;
     std::vector<std::vector<AsyncCopy>> copies;  // groups in flight, oldest first; the last one is still open
+    std::vector<std::vector<WarpgroupMultiply>> multiplies;  // likewise
+    std::map<float*, std::vector<float>> sums;               // what they are added to, not shown to the kernel meanwhile
+    bool fenced;                                             // wgmma may use the registers
+    Mbarrier* waits_for;
+    int parity;
 };
 
 // Who touched an element last. Ids are linear and counted from 1 within a launch; -1 means several readers.
@@ -145,6 +201,12 @@ int current, block_number;
 int64_t epoch, steps;  // steps of the fiber that runs
 bool running = false;
 
+std::map<const char*, Mbarrier> mbarriers;  // by their addresses; of this block, like all that follows
+std::vector<Clocks> seen;
+std::vector<TensorCopy> tensor_copies;   // on their way
+std::map<const char*, Landed> landings;  // by where they went
+std::vector<TensorRead> tensor_reads;
+
 [[noreturn]] void stop(Kind kind, const void* code) {
     Report& r = *launch->report;
     r.kind = kind;
@@ -152,6 +214,14 @@ bool running = false;
     r.thread = fibers[current].index;
     r.address = (uintptr_t)code;
     _longjmp(abort_launch, 1);
+}
+
+[[noreturn]] void stop_asynchronous(int line, const char* format, long long a = 0, long long b = 0) {
+    static char what[256];
+    snprintf(what, sizeof what, format, a, b);
+    launch->report->what = what;
+    launch->report->line = line;
+    stop(ASYNCHRONOUS, nullptr);
 }
 
 void step(const void* code) {
@@ -200,6 +270,101 @@ void diverged(int at_barrier, int elsewhere) {
     stop(DIVERGENT, nullptr);
 }
 
+void join(Clocks& to, const Clocks& from) {
+    for (size_t i = 0; i < to.size(); ++i) to[i] = std::max(to[i], from[i]);
+}
+
+void complete(Mbarrier& barrier) {
+    if (barrier.arrivals || barrier.bytes) return;
+    ++barrier.phase;
+    barrier.arrivals = barrier.count;
+    join(barrier.passed, barrier.arriving);
+}
+
+// The place of a byte that a row of 128 bytes has in shared memory swizzled by 128 bytes: bits 4 to 6 of its offset are
+// xored with bits 7 to 9, so that the 16 bytes of eight neighbouring rows lie in different banks.
+int64_t swizzled(int64_t offset) { return offset ^ ((offset >> 7 & 7) << 4); }
+
+// A copy comes in: rows of 128 bytes, what lies outside of the array as zeros.
+void land(const TensorCopy& copy) {
+    const TensorMap& m = copy.map;
+    const int64_t offset = copy.to - launch->shared_start;
+    const int chunk = 16 / m.element, rows = copy.bytes / 128;
+    int at[4] = {copy.at[0], copy.at[1], copy.at[2], copy.at[3]};
+    for (int row = 0; row < rows; ++row) {
+        int place[4] = {at[0], at[1], at[2], at[3]};
+        if (m.pixels) {
+            for (int i = 0; i < 2; ++i) place[1 + i] += copy.offsets[i];
+        } else {
+            for (int i = 1, left = row; i < m.rank; left /= m.box[i++]) place[i] += left % m.box[i];
+        }
+        bool inside = true;
+        int64_t element = 0;
+        for (int i = m.rank - 1; i >= 1; --i) {
+            inside &= 0 <= place[i] && place[i] < m.sizes[i];
+            element = element * m.sizes[i] + place[i];
+        }
+        for (int i = 0; i < m.box[0]; i += chunk) {  // sizes are multiples of a chunk
+            char* to = launch->shared_start + swizzled(offset + row * 128 + i * m.element);
+            const int first = place[0] + i;
+            if (inside && 0 <= first && first < m.sizes[0])
+                memcpy(to, m.start + (element * m.sizes[0] + first) * m.element, 16);
+            else
+                memset(to, 0, 16);
+        }
+        if (m.pixels) {  // to the next pixel: along the row, then the column, then the image
+            for (int i = 0; i < 2; ++i) {
+                at[1 + i] += m.stride[i];
+                if (at[1 + i] <= m.sizes[1 + i] - 1 + m.upper[i]) break;
+                at[1 + i] = m.lower[i];
+                if (i == 1) ++at[3];
+            }
+        }
+    }
+    for (Shadow& s : shadows)
+        if (s.buffer == -1)
+            for (int64_t i = offset / 4; i < (offset + copy.bytes) / 4; ++i) {
+                s.touches[i] = Touch();
+                s.touches[i].written = true;
+            }
+    Mbarrier& barrier = *copy.barrier;
+    const int64_t release = ++barrier.arriving[barrier.number];
+    landings[copy.to] = {copy.bytes, barrier.number, release};
+    barrier.bytes -= copy.bytes;
+    if (!barrier.arrivals && barrier.bytes < 0)
+        stop_asynchronous(fibers[current].line, "waits at an mbarrier to which %lld bytes more came than it expects", -barrier.bytes);
+    complete(barrier);
+}
+
+bool is_passed(const Fiber& f) { return (f.waits_for->phase & 1) != f.parity; }
+
+// Let go of those whose mbarrier is complete; if there are none, let copies land that somebody waits for.
+bool release_mbarriers(int count) {
+    bool moved = false;
+    for (int i = 0; i < count; ++i) {
+        Fiber& f = fibers[i];
+        if (f.status == AT_MBARRIER && is_passed(f)) {
+            f.status = READY;
+            moved = true;
+        }
+    }
+    for (int i = 0; i < count && !moved; ++i) {
+        if (fibers[i].status != AT_MBARRIER) continue;
+        current = i;  // of a report
+        for (size_t c = 0; c < tensor_copies.size() && !is_passed(fibers[i]);) {
+            if (tensor_copies[c].barrier != fibers[i].waits_for) {
+                ++c;
+                continue;
+            }
+            const TensorCopy copy = tensor_copies[c];
+            tensor_copies.erase(tensor_copies.begin() + (long)c);
+            land(copy);
+            moved = true;
+        }
+    }
+    return moved;
+}
+
 // Let go of the warps, or else of the whole block, whose threads all wait at one place.
 bool release(int count) {
     bool moved = false;
@@ -214,7 +379,27 @@ bool release(int count) {
         }
         moved = true;
     }
-    if (moved) return true;
+    for (int first = 0; first + 128 <= count; first += 128) {
+        bool all = true;
+        for (int i = first; i < first + 128; ++i)
+            all &= fibers[i].status == AT_WARPGROUP && fibers[i].line == fibers[first].line;
+        if (!all) continue;
+        for (int i = first; i < first + 128; ++i) {
+            current = i;
+            if (memcmp(fibers[i].shown.at, fibers[first].shown.at, 16))
+                stop_asynchronous(fibers[i].line, "hands wgmma other operands than the first of its warpgroup");
+            fibers[i].status = READY;
+        }
+        moved = true;
+    }
+    if (moved || release_mbarriers(count)) return true;
+    for (int i = 0; i < count; ++i)
+        if (fibers[i].status == AT_MBARRIER) {
+            current = i;
+            const Mbarrier& barrier = *fibers[i].waits_for;
+            stop_asynchronous(fibers[i].line, "waits at an mbarrier that never completes: %lld arrivals and %lld bytes are missing",
+                              barrier.arrivals, barrier.bytes);
+        }
     for (int i = 1; i < count; ++i)
         if (fibers[i].status != fibers[0].status || fibers[i].line != fibers[0].line) {
             int waits = fibers[i].status == DONE ? 0 : i;
@@ -223,6 +408,12 @@ bool release(int count) {
     if (fibers[0].status == AT_WARP) diverged(0, 0);
     ++epoch;
     for (int i = 0; i < count; ++i) fibers[i].status = READY;
+    Clocks all(seen.empty() ? 0 : seen[0].size());
+    for (const Clocks& one : seen) join(all, one);
+    for (size_t w = 0; w < seen.size(); ++w) {
+        seen[w] = all;
+        ++seen[w][w];
+    }
     return true;
 }
 
@@ -235,7 +426,15 @@ void run_block(const std::vector<int>& order) {
         f.status = READY;
         f.steps = 0;
         f.copies.assign(1, {});
+        f.multiplies.assign(1, {});
+        f.sums.clear();
+        f.fenced = false;
     }
+    mbarriers.clear();
+    seen.clear();
+    tensor_copies.clear();
+    landings.clear();
+    tensor_reads.clear();
     ++epoch;
     for (;;) {
         int done = 0;
@@ -243,8 +442,23 @@ void run_block(const std::vector<int>& order) {
             if (fibers[i].status == READY) resume(i);
             done += fibers[i].status == DONE;
         }
-        if (done == count) return;
+        if (done == count) {
+            if (!tensor_copies.empty()) stop_asynchronous(0, "ends while a copy to shared memory is on its way");
+            return;
+        }
         release(count);
+    }
+}
+
+// Of shared memory that is about to be read or written: the copies to it that have landed were waited for.
+void need_landed(const char* start, const char* stop, int line) {
+    auto next = landings.upper_bound(start);
+    if (next != landings.begin()) --next;
+    for (; next != landings.end() && next->first < stop; ++next) {
+        const auto& [to, landed] = *next;
+        if (to + landed.bytes > start && seen[current / 32][landed.number] < landed.release)
+            stop_asynchronous(line, "uses shared memory at byte %lld, to which a copy came: nobody waited for its mbarrier",
+                              std::max(to, start) - launch->shared_start);
     }
 }
 
@@ -265,6 +479,7 @@ void access(const void* pointer, int bytes, bool write, const void* code, int al
             r.buffer = s.buffer;
             r.offset = p - s.start;
             if ((uintptr_t)p % alignment) stop(MISALIGNED, code);
+            if (s.buffer == -1 && !landings.empty()) need_landed(p, p + bytes, launch->report->line);
             int me = current + 1, block = block_number + 1;
             for (int64_t at = p - s.start; at < p - s.start + bytes; at += s.element) {
                 Touch& t = s.touches[at / s.element];
@@ -343,6 +558,117 @@ double from_half(uint32_t bits, bool bfloat) {
     double size = ldexp(exponent ? rest + (1 << width) : rest, (exponent ? exponent : 1) - bias - width);
     if (exponent == largest) size = rest ? NAN : INFINITY;
     return bits & 0x8000u ? -size : size;
+}
+
+// -- sm_90: mbarriers, the copy engine, wgmma ----------------------------------------------------------
+
+Mbarrier& known_mbarrier(const void* at, int line) {
+    const auto found = mbarriers.find((const char*)at);
+    if (found == mbarriers.end()) stop_asynchronous(line, "uses an mbarrier that nothing has initialised");
+    launch->report->line = line;
+    access(at, 8, false, nullptr);  // a race with who initialised it
+    launch->report->line = 0;
+    return found->second;
+}
+
+// Shared memory that is written next: no copy is on its way there, and the tensor cores are known to be done with it.
+void need_free(const char* start, const char* stop, int line) {
+    for (const TensorCopy& copy : tensor_copies)
+        if (copy.to < stop && start < copy.to + copy.bytes)
+            stop_asynchronous(line, "copies to byte %lld of shared memory while another copy is on its way there",
+                              start - launch->shared_start);
+    for (const TensorRead& read : tensor_reads)
+        if (read.start < stop && start < read.stop && seen[current / 32][read.warp] < read.release)
+            stop_asynchronous(line, "copies to byte %lld of shared memory, which the tensor cores may still read for warp %lld",
+                              start - launch->shared_start, read.warp);
+}
+
+// The values of all float16 or bfloat16 numbers by their bits.
+const double* halves(bool bfloat) {
+    static std::array<std::vector<double>, 2> tables;
+    std::vector<double>& table = tables[bfloat];
+    if (table.empty())
+        for (uint32_t bits = 0; bits < 1 << 16; ++bits) table.push_back(from_half(bits, bfloat));
+    return table.data();
+}
+
+// A matrix of wgmma in shared memory, as its descriptor says: rows (of a, or columns of b) of 16 k. "Along": a row's 64 k
+// are 128 bytes, 8 rows lie together, the next 8 `stride` further. "Across": 64 rows at a k are 128 bytes, 8 k lie
+// together, the next 8 k `stride` further, the next 64 rows `leading` further.
+struct Operand {
+    int64_t start, leading, stride;
+    bool across;
+    const double* values;
+
+    Operand(uint64_t descriptor, bool across, bool bfloat)
+        : start((int64_t)(descriptor & 0x3fff) << 4), leading((int64_t)(descriptor >> 16 & 0x3fff) << 4),
+          stride((int64_t)(descriptor >> 32 & 0x3fff) << 4), across(across), values(halves(bfloat)) {}
+    int64_t offset(int row, int k) const {
+        const int64_t along = row / 8 * stride + row % 8 * 128 + k * 2;
+        return swizzled(start + (across ? row / 64 * leading + k / 8 * stride + k % 8 * 128 + row % 64 * 2 : along));
+    }
+    double at(int row, int k) const { return values[*(const uint16_t*)(launch->shared_start + offset(row, k))]; }
+    // The bytes that some rows take. (Of the last address an instruction can read nothing follows.)
+    std::pair<char*, char*> range(int from, int rows) const {
+        int64_t first = INT64_MAX, last = 0;
+        for (int row = from; row < from + rows; ++row)
+            for (int k = 0; k < 16; ++k) {
+                first = std::min(first, offset(row, k));
+                last = std::max(last, offset(row, k) + 2);
+            }
+        return {launch->shared_start + first, launch->shared_start + last};
+    }
+};
+
+// What the tensor cores read for a warp: of a its 16 rows, and b.
+std::array<std::pair<char*, char*>, 2> ranges(const WarpgroupMultiply& m) {
+    const int warp = current / 32 % 4;
+    return {Operand(m.a, m.across_a, m.bfloat).range(warp * 16, 16), Operand(m.b, m.across_b, m.bfloat).range(0, m.columns)};
+}
+
+// They have landed, and this warp knows.
+void need_written(const WarpgroupMultiply& m, int line) {
+    Report& r = *launch->report;
+    const int rows[2] = {16, m.columns}, first[2] = {current / 32 % 4 * 16, 0};
+    for (int which = 0; which < 2; ++which) {
+        const Operand operand(which ? m.b : m.a, which ? m.across_b : m.across_a, m.bfloat);
+        const auto [start, end] = operand.range(first[which], rows[which]);
+        r.buffer = -1;
+        r.write = 0;
+        r.line = line;
+        r.offset = end - launch->shared_start;
+        if (end > launch->shared_stop) stop(OUT_OF_BOUNDS, nullptr);
+        for (Shadow& s : shadows) {
+            if (s.buffer != -1) continue;
+            for (int row = 0; row < rows[which]; ++row)
+                for (int k = 0; k < 16; k += operand.across ? 1 : 2) {
+                    r.offset = operand.offset(first[which] + row, k);
+                    if (!s.touches[r.offset / 4].written) stop(UNINITIALISED, nullptr);
+                }
+        }
+        need_landed(start, end, line);
+        r.line = 0;
+    }
+}
+
+// This lane's part of it: rows g and g + 8 of its warp's 16, columns 2 q and 2 q + 1 of each 8, where lane = 4 g + q.
+void multiply(const WarpgroupMultiply& m, std::vector<float>& sums) {
+    const Operand a(m.a, m.across_a, m.bfloat), b(m.b, m.across_b, m.bfloat);
+    const int row = current / 32 % 4 * 16 + (current & 31) / 4;
+    double of_a[2][16];
+    for (int h = 0; h < 2; ++h)
+        for (int k = 0; k < 16; ++k) of_a[h][k] = a.at(row + 8 * h, k);
+    for (int i = 0; i < m.columns / 4; ++i) {
+        const int column = i / 2 * 8 + (current & 3) * 2 + i % 2;
+        double of_b[16];
+        for (int k = 0; k < 16; ++k) of_b[k] = b.at(column, k);
+        for (int h = 0; h < 2; ++h) {
+            float& sum = sums[i / 2 * 4 + h * 2 + i % 2];
+            double total = sum;
+            for (int k = 0; k < 16; ++k) total += of_a[h][k] * of_b[k];
+            sum = (float)total;
+        }
+    }
 }
 
 }  // namespace
@@ -508,6 +834,150 @@ void emulator_async_wait(int newest) {
         }
         copies.erase(copies.begin());
     }
+}
+
+// mbarrier.init: phases of `count` arrivals. To the copy engine it is known after fence.mbarrier_init.
+void emulator_mbarrier_init(const void* at, int count, int line) {
+    launch->report->line = line;
+    access(at, 8, true, nullptr, 8);
+    launch->report->line = 0;
+    if (seen.empty()) {
+        seen.assign((fibers.size() + 31) / 32, Clocks((fibers.size() + 31) / 32 + MOST_MBARRIERS));
+        for (size_t w = 0; w < seen.size(); ++w) seen[w][w] = 1;
+    }
+    const int number = (int)(seen.size() + mbarriers.size());
+    if (mbarriers.size() == MOST_MBARRIERS) stop_asynchronous(line, "initialises more mbarriers than the emulator counts");
+    const Clocks nothing(seen[0].size());
+    if (!mbarriers.insert({(const char*)at, {number, count, count, 0, 0, false, nothing, nothing}}).second)
+        stop_asynchronous(line, "initialises an mbarrier that is in use");
+}
+
+void emulator_mbarrier_fence() {
+    for (auto& [at, barrier] : mbarriers) barrier.fenced = true;
+}
+
+// mbarrier.arrive, with .expect_tx if copies of so many bytes belong to the phase. What the warp did before is released.
+void emulator_mbarrier_arrive(const void* at, int bytes, int line) {
+    step(__builtin_return_address(0));
+    Mbarrier& barrier = known_mbarrier(at, line);
+    Clocks& mine = seen[current / 32];
+    join(barrier.arriving, mine);
+    ++mine[current / 32];
+    barrier.bytes += bytes;
+    --barrier.arrivals;
+    if (!barrier.arrivals && barrier.bytes < 0)
+        stop_asynchronous(line, "arrives at an mbarrier to which %lld bytes more came than it expects", -barrier.bytes);
+    complete(barrier);
+}
+
+// mbarrier.try_wait.parity until the phase of that parity is complete: at first the one before the first counts as such.
+void emulator_mbarrier_wait(const void* at, int parity, int line) {
+    step(__builtin_return_address(0));
+    Mbarrier& barrier = known_mbarrier(at, line);
+    Fiber& f = fibers[current];
+    f.waits_for = &barrier;
+    f.parity = parity & 1;
+    while (!is_passed(f)) wait(AT_MBARRIER, line);
+    join(seen[current / 32], barrier.passed);
+}
+
+// cp.async.bulk.tensor: the box from `at` on, or the pixels from there on of which each is read `offsets` further. It
+// lands when somebody waits for its mbarrier; until then nothing has written its target.
+void emulator_tensor_copy(void* shared, const void* map, const void* barrier, const int* at, const int* offsets, int line) {
+    step(__builtin_return_address(0));
+    Mbarrier& of = known_mbarrier(barrier, line);
+    if (!of.fenced) stop_asynchronous(line, "copies by an mbarrier that no fence has shown to the copy engine");
+    const TensorMap& m = *(const TensorMap*)map;
+    if ((offsets != nullptr) != (m.pixels != 0)) stop_asynchronous(line, "walks a tensor map in the way of the other kind");
+    TensorCopy copy = {m, &of, (char*)shared, m.element, {}, {}};
+    for (int i = 0; i < (m.pixels ? 2 : m.rank); ++i) copy.bytes *= m.box[i];
+    for (int i = 0; i < m.rank; ++i) copy.at[i] = at[i];
+    for (int i = 0; i < 2 && m.pixels; ++i) {
+        const int from_corner = at[1 + i] - m.lower[i], last = m.sizes[1 + i] - 1 + m.upper[i];
+        if (from_corner < 0 || at[1 + i] > last || from_corner % m.stride[i])
+            stop_asynchronous(line, "begins a walk at %lld, which is no pixel of the bounding box", at[1 + i]);
+        copy.offsets[i] = offsets[i];
+        if (offsets[i] < 0 || offsets[i] > 255) stop_asynchronous(line, "has an offset of %lld, not 0 to 255", offsets[i]);
+    }
+    char* to = copy.to;
+    if (to < launch->shared_start || to + copy.bytes > launch->shared_stop)
+        stop_asynchronous(line, "copies %lld bytes to byte %lld of shared memory: they do not fit", copy.bytes,
+                          to - launch->shared_start);
+    if ((to - launch->shared_start) % 1024)
+        stop_asynchronous(line, "copies to byte %lld of shared memory, no multiple of 1024, where the swizzle begins",
+                          to - launch->shared_start);
+    need_free(to, to + copy.bytes, line);
+    launch->report->line = line;
+    for (int i = 0; i < copy.bytes; i += 16) access(to + i, 16, true, nullptr);
+    launch->report->line = 0;
+    for (Shadow& s : shadows)
+        if (s.buffer == -1)
+            for (int64_t i = (to - s.start) / 4; i < (to - s.start + copy.bytes) / 4; ++i) s.touches[i] = Touch();
+    memset(to, 0xFF, copy.bytes);
+    landings.erase(to);
+    tensor_copies.push_back(copy);
+}
+
+uint32_t emulator_shared_offset(const void* at) { return (uint32_t)((const char*)at - launch->shared_start); }
+
+void emulator_wgmma_fence() { fibers[current].fenced = true; }
+
+// wgmma.mma_async: m64 n`columns` k16 of operands in shared memory. It is done when its group is waited for: until then
+// the sums hold NaN, and the operands must stay.
+void emulator_wgmma(float* sums, uint64_t a, uint64_t b, int columns, int across_a, int across_b, int bfloat, int line) {
+    step(__builtin_return_address(0));
+    if (current / 128 * 128 + 128 > (int)fibers.size())
+        stop_asynchronous(line, "is no thread of a warpgroup, four warps from a multiple of four on");
+    Fiber& f = fibers[current];
+    if (!f.fenced) stop_asynchronous(line, "multiplies by wgmma without a wgmma.fence since its registers were used");
+    for (uint64_t descriptor : {a, b}) {
+        if (descriptor >> 62 != 1) stop_asynchronous(line, "has an operand that is not swizzled by 128 bytes");
+        if (descriptor << 4 & 0x380) stop_asynchronous(line, "has an operand that begins within 1024 swizzled bytes");
+    }
+    f.shown = {{(uint32_t)a, (uint32_t)(a >> 32), (uint32_t)b, (uint32_t)(b >> 32)}};
+    wait(AT_WARPGROUP, line);
+    const WarpgroupMultiply m = {sums, a, b, columns, across_a != 0, across_b != 0, bfloat != 0};
+    if (current % 32 == 0)
+        for (const auto& [start, stop] : ranges(m)) tensor_reads.push_back({start, stop, current / 32, INT64_MAX});
+    if (!f.sums.count(sums)) {
+        f.sums[sums].assign(sums, sums + columns / 2);
+        std::fill(sums, sums + columns / 2, NAN);
+    }
+    f.multiplies.back().push_back(m);
+}
+
+void emulator_wgmma_commit() { fibers[current].multiplies.push_back({}); }
+
+// wgmma.wait_group: all but the newest groups are done, of the whole warp.
+void emulator_wgmma_wait(int newest, int line) {
+    step(__builtin_return_address(0));
+    Fiber& f = fibers[current];
+    f.fenced = false;
+    while ((int)f.multiplies.size() - 1 > newest) {
+        for (const WarpgroupMultiply& m : f.multiplies.front()) {
+            if (current % 32 == 0) {
+                need_written(m, line);
+                for (const auto& [start, stop] : ranges(m)) {
+                    const auto own = [at = start](const TensorRead& r) { return r.start == at && r.warp == current / 32; };
+                    const auto past = [&](const TensorRead& r) { return own(r) && r.release != INT64_MAX; };
+                    tensor_reads.erase(std::remove_if(tensor_reads.begin(), tensor_reads.end(), past), tensor_reads.end());
+                    const auto oldest = std::find_if(tensor_reads.begin(), tensor_reads.end(), own);
+                    oldest->release = seen.empty() ? 0 : seen[current / 32][current / 32];
+                }
+            }
+            multiply(m, f.sums[m.sums]);
+        }
+        f.multiplies.erase(f.multiplies.begin());
+    }
+    for (auto next = f.sums.begin(); next != f.sums.end();) {
+        bool used = false;
+        for (const auto& group : f.multiplies)
+            for (const WarpgroupMultiply& m : group) used |= m.sums == next->first;
+        if (!used) std::copy(next->second.begin(), next->second.end(), next->first);
+        next = used ? std::next(next) : f.sums.erase(next);
+    }
+    need_whole_warp(line);
+    meet({}, line);
 }
 
 #define WATCH(n)                                                                                          \

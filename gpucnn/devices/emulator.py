@@ -34,6 +34,7 @@ from gpucnn.devices.base import (
     kernel_folder,
 )
 from gpucnn.devices.host import HostDevice
+from gpucnn.devices.tensor_map import TensorMap
 from gpucnn.dtypes import HALVES, is_floating
 
 _HERE = Path(__file__).parent
@@ -91,6 +92,7 @@ class _Report(ctypes.Structure):
         ("other_thread", ctypes.c_int32),
         ("address", ctypes.c_size_t),
         ("line", ctypes.c_int32),
+        ("what", ctypes.c_char_p),
     ]
 
 
@@ -116,8 +118,8 @@ class _Launch(ctypes.Structure):
 
 (
     _OK, _BOUNDS, _UNINITIALISED, _RACE_BLOCKS, _RACE_THREADS, _DIVERGENT, _TIMEOUT, _STATIC_BOUNDS, _MISALIGNED,
-    _PARTIAL_WARP,
-) = range(10)  # fmt: skip
+    _PARTIAL_WARP, _ASYNCHRONOUS,
+) = range(11)  # fmt: skip
 
 
 class EmulatorDevice(HostDevice):
@@ -179,6 +181,10 @@ class EmulatorDevice(HostDevice):
         values: list[Any] = []
         buffers = []
         for p, a, dtype in zip(signature.parameters, arguments, types, strict=True):
+            if isinstance(a, TensorMap):
+                values.append(ctypes.create_string_buffer(a.encoded, len(a.encoded)))
+                buffers.append((p, a.array))
+                continue
             if p.extent is None:
                 values.append(np.ctypeslib.as_ctypes_type(dtype)(a))
                 continue
@@ -260,6 +266,8 @@ def _explained(name: str, r: _Report, buffers: list[str], request: _Launch, libr
         return f"{where}: {action}, a race with thread {other}: no barrier stands between them"
     if r.kind == _PARTIAL_WARP:
         return f"{where}: a tensor core needs all 32 threads of a warp, but the block ends within this one"
+    if r.kind == _ASYNCHRONOUS:
+        return f"{where}: {r.what.decode()}"
     if r.kind == _DIVERGENT:
         other = f"waits at line {r.offset}" if r.offset else "has ended"
         return (
@@ -309,6 +317,8 @@ def _compiled(
     calls = []
     for i, p in enumerate(signature.parameters):
         kind = p.type if p.extent is None else f"{'const ' * p.constant}{p.type}*{' const*' * p.table}"
+        if p.box is not None:
+            kind = f"TensorMap<{p.type}>"
         calls.append(f"*({kind}*)arguments[{i}]")
     wrapper = f"""
 #include "{path.name}"

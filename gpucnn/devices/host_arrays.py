@@ -12,12 +12,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy import ndarray
 
 from gpucnn.devices.graph import HOST_COPY, HOST_READ
+from gpucnn.devices.tensor_map import TensorMap
 from gpucnn.live import CaptureError
 
 # Gives memory of that many bytes: an object whose `ptr` is its address, and which owns it.
@@ -227,7 +229,7 @@ def _run_in_place(function: Any, args: Any, options: dict[str, Any]) -> None:
 
 
 def _each(value: Any, function: Callable[[ndarray[Any, Any]], Any]) -> Any:
-    """`value` with each array in its lists, tuples and dictionaries replaced."""
+    """`value` with each array in its lists, tuples, dictionaries and tensor maps replaced."""
     if isinstance(value, ndarray):
         return function(value)
     if isinstance(value, list):
@@ -236,6 +238,8 @@ def _each(value: Any, function: Callable[[ndarray[Any, Any]], Any]) -> Any:
         return tuple(_each(part, function) for part in value)
     if isinstance(value, dict):
         return {name: _each(part, function) for name, part in value.items()}
+    if isinstance(value, TensorMap):
+        return replace(value, array=function(value.array))
     return value
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from gpucnn import functional as F
 from gpucnn.explain.account import ACTIVATIONS, Array, Story, account_of, on_host, slopes_of
 from gpucnn.explain.tell import told
+from gpucnn.functional import validate
 from gpucnn.nn.module import Module
 from gpucnn.sheet import as_html, as_text, shape_text
 from gpucnn.tensor import Tensor
@@ -145,6 +146,7 @@ def explain(
     """
     if sum(given is not None for given in (target, label, gradient)) > 1:
         raise ValueError(f"explain: choose one of target={target}, label={label} and gradient={gradient}")
+    gradient = None if gradient is None else validate.number("explain", "gradient", gradient)
     module = _single_layer(model, layer)
     batch = batch_of(model, x)
     if len(batch) != 1:
@@ -209,7 +211,7 @@ def _single_layer(model: Module, name: str) -> Module:
 
 
 def _place(layer: str, unit: int | Sequence[int], shape: tuple[int, ...]) -> tuple[int, ...]:
-    given = (unit,) if isinstance(unit, int | np.integer) else tuple(unit)
+    given = (unit,) if not isinstance(unit, Sequence) else tuple(unit)
     whole = all(isinstance(i, int | np.integer) for i in given)
     if not whole or len(given) != len(shape) or not all(0 <= i < n for i, n in zip(given, shape, strict=True)):
         ranges = ", ".join(f"0 to {n - 1}" for n in shape)

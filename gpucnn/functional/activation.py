@@ -42,6 +42,7 @@ def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
     """leaky_relu with a learned slope: weight [1], or [C] for an input [N, C, …]."""
     backend = validate.floating("prelu", input=input, weight=weight)
+    validate.rank("prelu", "weight", weight, 1, "[1] or [C]")
     channels = input.shape[1] if input.ndim > 1 else 1
     if weight.shape not in ((1,), (channels,)):
         raise ValueError(f"prelu: weight must have shape (1,) or ({channels},), one per channel, got {weight.shape}")

@@ -162,6 +162,7 @@ def _larger(op: str, comparison: str, a: Tensor, b: Tensor) -> Tensor:
 
 def where(condition: Tensor, input: Operand, other: Operand) -> Tensor:
     """input where condition (a bool tensor, such as x > 0) is true, else other, with broadcasting."""
+    validate.one_backend("where", condition=condition)
     input, other = promoted([input, other])
     backend, x, y = _operands("where", input, other)
     tensors = {name: t for name, t in (("input", input), ("other", other)) if isinstance(t, Tensor)}

@@ -12,7 +12,7 @@ from gpucnn.functional import validate
 from gpucnn.functional.casting import in_half
 from gpucnn.functional.pooling import extreme_window
 from gpucnn.geometry import Padding, Window, pair
-from gpucnn.tensor import Tensor, is_grad_enabled, record
+from gpucnn.tensor import Edge, Tensor, is_grad_enabled, record
 
 # Of a filter that `conv2d_max_pool2d` takes: a GPU's kernel has one, at least, in shared memory.
 MOST_WEIGHTS = 4096
@@ -87,16 +87,15 @@ def conv2d(
         validate.shape("conv2d", "residual", residual, shape, "the output's")
     b, factor, more = (None if t is None else t.array for t in (bias, scale, residual))
     y = backend.conv2d_forward(x, w, b, window, groups, activation, factor, more)
+    of_input, of_weight, of_bias = (t is not None and t.requires_grad for t in (input, weight, bias))
     if activation is None:
-        return record(
-            backend,
-            y,
+        products: list[Edge] = [
             (input, lambda dy: backend.conv2d_backward_input(dy, w, window, groups, size)),
             (weight, lambda dy: backend.conv2d_backward_weight(dy, x, window, groups)),
-            (bias, backend.bias_backward),
-            (residual, lambda dy: dy),
-        )
-    of_input, of_weight, of_bias = (t is not None and t.requires_grad for t in (input, weight, bias))
+        ]
+        if of_input and of_weight:
+            products = [((input, weight), lambda dy: backend.conv2d_backward(dy, x, w, window, groups))]
+        return record(backend, y, *products, (bias, backend.bias_backward), (residual, lambda dy: dy))
 
     def vjp(dy: Array) -> tuple[Array | None, ...]:
         """dy times the activation's slope is written once, along with its sums, and read by each of the others."""
@@ -105,6 +104,8 @@ def conv2d(
             dy, db = backend.activation_bias_backward(dy, y, activation)
         else:
             dy = backend.activation_backward(dy, y, activation, 0.0)
+        if of_input and of_weight:
+            return *backend.conv2d_backward(dy, x, w, window, groups), db, dy
         dx = backend.conv2d_backward_input(dy, w, window, groups, size) if of_input else None
         dw = backend.conv2d_backward_weight(dy, x, window, groups) if of_weight else None
         return dx, dw, db, dy
@@ -129,9 +130,9 @@ def conv2d_max_pool2d(
 
     It pays where a filter has few channels, as in a network's first layer, and the pooling's windows do not overlap:
     then `nn.Sequential` calls it. On a GPU it is right anywhere, and slow for many channels. The output has the bits of
-    the two ops; the gradients of weight and bias are the same sums in another order, and a GPU leaves out the pixels
-    under elements that have lost, also where they are no numbers. The arguments are those of conv2d, but the activation
-    is "relu" or none; max_pool has those of max_pool2d but its input, and no return_indices.
+    the two ops, in NumPy up to rounding; the gradients of weight and bias are the same sums in another order, and a GPU
+    leaves out the pixels under elements that have lost, also where they are no numbers. The arguments are those of
+    conv2d, but the activation is "relu" or none; max_pool has those of max_pool2d but its input, and no return_indices.
 
     Raises as both do, and ValueError for a pooling window of more than 255 elements and a filter of more than 4096.
 
@@ -199,10 +200,18 @@ def conv_transpose2d(
     if bias is not None:
         with np.errstate(all="ignore"):
             y += bias.array.reshape(-1, 1, 1)
-    return record(
-        backend,
-        y,
-        (input, lambda dy: backend.conv2d_forward(dy, w, None, window, groups)),
-        (weight, lambda dy: backend.conv2d_backward_weight(x, dy, window, groups)),
-        (bias, backend.bias_backward),
-    )
+    before = x.shape[2:]
+    back = window.output_size(size) if 0 not in before else before
+
+    def vjp_input(dy: Array) -> Array:
+        dx = backend.conv2d_forward(dy, w, None, window, groups)
+        return dx if back == before else backend.contiguous(dx[:, :, : before[0], : before[1]].copy())
+
+    def vjp_weight(dy: Array) -> Array:
+        taken = x
+        if back != before:  # an output_padding of a stride or more has room for windows that no input made
+            taken = backend.contiguous(backend.xp.zeros((*x.shape[:2], *back), x.dtype))
+            taken[:, :, : before[0], : before[1]] = x
+        return backend.conv2d_backward_weight(taken, dy, window, groups)
+
+    return record(backend, y, (input, vjp_input), (weight, vjp_weight), (bias, backend.bias_backward))

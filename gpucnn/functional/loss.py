@@ -12,7 +12,7 @@ from gpucnn.backends import Array, Backend
 from gpucnn.dtypes import is_floating
 from gpucnn.functional import validate
 from gpucnn.functional.activation import log_softmax
-from gpucnn.functional.arithmetic import abs, mean, mul, sum
+from gpucnn.functional.arithmetic import abs, mean, mul, sum, where
 from gpucnn.functional.casting import in_float32
 from gpucnn.tensor import Tensor, in_storage_order, record
 
@@ -196,7 +196,10 @@ def nll_loss(
     if weight is not None:
         factor *= weight.numpy()[places]
     backend = input.backend
-    losses = rows[np.arange(labels.size), places] * Tensor(backend.asarray(factor), backend)
+    picked = rows[np.arange(labels.size), places]
+    if not counted.all():  # an ignored row counts nothing, even if it is NaN
+        picked = where(Tensor(backend.asarray(counted), backend), picked, 0.0)
+    losses = picked * Tensor(backend.asarray(factor), backend)
     if reduction == "mean":
         return _weighted_mean(backend, losses, labels, weight, ignore_index)
     return sum(losses) if reduction == "sum" else losses.reshape(shape)

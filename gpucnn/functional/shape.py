@@ -13,7 +13,7 @@ from gpucnn.functional import validate
 from gpucnn.functional.arithmetic import _sum_to
 from gpucnn.functional.casting import promoted, through_float32
 from gpucnn.geometry import MOST
-from gpucnn.tensor import Tensor, record
+from gpucnn.tensor import Tensor, checked_shape, record
 
 
 def reshape(input: Tensor, shape: Sequence[int]) -> Tensor:
@@ -34,6 +34,7 @@ def reshape(input: Tensor, shape: Sequence[int]) -> Tensor:
 
 def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """Axes start_dim … end_dim as one: of [N, C, H, W], flatten(1) is channel-major, then row-major."""
+    validate.one_backend("flatten", input=input)
     if input.ndim == 0:
         return reshape(input, (1,))
     start, end = (validate.axis("flatten", d, input.ndim) for d in (start_dim, end_dim))
@@ -45,6 +46,7 @@ def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
 
 def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     """Axis `dim` as several axes of the lengths `sizes` (one may be −1): the inverse of flatten."""
+    validate.one_backend("unflatten", input=input)
     at = validate.axis("unflatten", dim, input.ndim)
     sizes = validate.integers("unflatten", "sizes", sizes)
     known = math.prod(n for n in sizes if n != -1)
@@ -70,6 +72,7 @@ def permute(input: Tensor, dims: Sequence[int]) -> Tensor:
 
 def transpose(input: Tensor, dim0: int, dim1: int) -> Tensor:
     """Two axes exchanged; a view."""
+    validate.one_backend("transpose", input=input)
     order = list(range(input.ndim))
     a, b = (validate.axis("transpose", d, input.ndim) for d in (dim0, dim1))
     order[a], order[b] = b, a
@@ -78,12 +81,14 @@ def transpose(input: Tensor, dim0: int, dim1: int) -> Tensor:
 
 def squeeze(input: Tensor, dim: int | None = None) -> Tensor:
     """Without its axes of length 1, or without axis `dim` if that has length 1."""
+    validate.one_backend("squeeze", input=input)
     chosen = range(input.ndim) if dim is None else (validate.axis("squeeze", dim, input.ndim),)
     return reshape(input, [n for i, n in enumerate(input.shape) if not (i in chosen and n == 1)])
 
 
 def unsqueeze(input: Tensor, dim: int) -> Tensor:
     """With a new axis of length 1 at `dim`."""
+    validate.one_backend("unsqueeze", input=input)
     at = validate.axis("unsqueeze", dim, input.ndim + 1)
     return reshape(input, (*input.shape[:at], 1, *input.shape[at:]))
 
@@ -101,7 +106,7 @@ def expand(input: Tensor, shape: Sequence[int]) -> Tensor:
         or any(n != m and m != 1 for n, m in zip(wanted[extra:], before, strict=True))
     ):
         raise ValueError(f"expand: shape {before} can't be repeated to {shape}")
-    y = backend.contiguous(backend.xp.broadcast_to(input.array, wanted).copy())
+    y = backend.contiguous(backend.xp.broadcast_to(input.array, checked_shape(wanted)).copy())
     return record(backend, y, (input, lambda dy: _sum_to(backend, dy, before)))
 
 
@@ -200,7 +205,7 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
     shape = tuple(n + a + b for n, (a, b) in zip(input.shape, sides, strict=True))
     inside = tuple(slice(max(a, 0), n - max(b, 0)) for n, (a, b) in zip(shape, sides, strict=True))
     kept = tuple(slice(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(input.shape, sides, strict=True))
-    y = backend.contiguous(backend.xp.empty(shape, input.dtype))
+    y = backend.contiguous(backend.xp.empty(checked_shape(shape), input.dtype))
     y[...] = value
     y[inside] = input.array[kept]
     before = input.shape

@@ -12,16 +12,24 @@ from gpucnn.backends import Backend
 from gpucnn.dtypes import is_floating
 from gpucnn.tensor import Tensor
 
+# What an op can do without; a weight of `rank` is none of these.
+MAY_BE_NONE = {"weight", "bias", "running_mean", "running_var", "scale", "residual", "pos_weight"}
+
+
+def _is_tensor(op: str, name: str, tensor: Any) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{op}: {name} must be a gpucnn.Tensor, got {type(tensor).__name__}; use gpucnn.tensor()")
+
 
 def one_backend(op: str, **tensors: Tensor | None) -> Backend:
     """The backend that all tensors share. Raises TypeError for what is no tensor, ValueError for two backends."""
     backend: Backend | None = None
     first = ""
     for name, tensor in tensors.items():
-        if tensor is None:
+        if tensor is None and name in MAY_BE_NONE:
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{op}: {name} must be a gpucnn.Tensor, got {type(tensor).__name__}; use gpucnn.tensor()")
+        _is_tensor(op, name, tensor)
+        assert tensor is not None
         if backend is None:
             backend, first = tensor.backend, name
         elif tensor.backend is not backend:
@@ -29,7 +37,8 @@ def one_backend(op: str, **tensors: Tensor | None) -> Backend:
                 f"{op}: {first} is on {backend.name}, {name} on {tensor.backend.name}; "
                 f"move one of them, for instance {name}.to({backend.name!r})"
             )
-    assert backend is not None, "an op has at least one tensor"
+    if backend is None:
+        raise TypeError(f"{op}: at least one operand must be a gpucnn.Tensor")
     return backend
 
 
@@ -47,7 +56,8 @@ def floating(op: str, **tensors: Tensor | None) -> Backend:
 
 
 def rank(op: str, name: str, tensor: Tensor, ndim: int, axes: str) -> None:
-    """Raises ValueError unless the tensor has `ndim` axes."""
+    """Raises ValueError unless the tensor has `ndim` axes, TypeError for what is none."""
+    _is_tensor(op, name, tensor)
     if tensor.ndim != ndim:
         hint = "; add the batch axis with unsqueeze(0)" if ndim == 4 and tensor.ndim == 3 and name == "input" else ""
         raise ValueError(f"{op}: {name} must have {ndim} axes {axes}, got shape {tensor.shape}{hint}")
@@ -61,6 +71,8 @@ def shape(op: str, name: str, tensor: Tensor | None, expected: tuple[int, ...], 
 
 def number(op: str, name: str, value: Any) -> float:
     """A number, also NumPy's or a tensor of one, as a float. Raises TypeError for anything else, such as its digits."""
+    if type(value) is float:  # SupportsFloat takes a while to look at
+        return value
     if not isinstance(value, SupportsFloat) or (isinstance(value, np.ndarray) and value.ndim):
         raise TypeError(f"{op}: {name} must be a number, got {value!r:.100}")
     try:
@@ -107,5 +119,5 @@ def axes(op: str, dim: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]
 
 def choice(op: str, name: str, value: str, choices: Sequence[str]) -> None:
     """Raises ValueError unless value is one of the choices."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

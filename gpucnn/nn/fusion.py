@@ -21,8 +21,6 @@ from gpucnn.nn.layers import BatchNorm1d, BatchNorm2d, Conv2d, MaxPool2d, ReLU
 from gpucnn.nn.module import Module
 from gpucnn.tensor import Tensor, is_grad_enabled
 
-FEW_CHANNELS = 4  # of a filter: kernels convolve so few directly
-
 Groups = list[tuple[Module, ...]]
 _watched: ContextVar[Groups | None] = ContextVar("computed as one", default=None)
 
@@ -47,15 +45,15 @@ def _computed_as_one(*modules: Module) -> None:
 def fused(modules: list[Module]) -> Iterator[Callable[[Any], Any]]:
     """What a chain of modules computes, step by step: a module itself, or several as one.
 
-    - Conv2d of few channels applies the MaxPool2d behind it too, and the ReLU between them: see `pools_along`.
+    - Conv2d of few channels applies the MaxPool2d behind it too, and the ReLU between them: see `pools_along`. The
+      gradients of weight and bias are the same sums in another order; in NumPy the results are, too.
     - ReLU before MaxPool2d runs after it, on fewer elements: the largest element is the same, and where it is not
       positive no gradient comes back either way.
     - Conv2d applies the ReLU behind it to its results on their way to memory.
     - A batch norm applies the ReLU behind it to its results, and that of the gradients as it reads them.
     - Conv2d takes in the BatchNorm2d behind it, and the ReLU behind that: see `conv_norm`.
 
-    All but the last change no bit of a result; the first may change the last bits of the gradients of weight and bias,
-    whose sums have another order, the others no bit of a gradient.
+    The others but the last change no bit of a result or a gradient.
     """
     i = 0
     while i < len(modules):
@@ -94,15 +92,15 @@ def starts(modules: list[Module], kind: type[Module]) -> bool:
 def pools_along(conv: Module, behind: list[Module]) -> bool:
     """Whether a convolution should compute the pooling that comes first behind it too, and not write its own plane.
 
-    A GPU does with few channels, for which it computes an output without a matrix product, and where the pooling's
-    windows do not overlap: else it would compute what they share more than once.
+    A backend does with few channels, for which a GPU computes an output without a matrix product, and where the
+    pooling's windows do not overlap: else it would compute what they share more than once.
     """
     if not (starts([conv], Conv2d) and starts(behind, MaxPool2d)) or behind[0].return_indices:  # type: ignore[attr-defined]
         return False
     channels, pool = conv.weight.shape[1], behind[0]  # type: ignore[attr-defined]
     window = Window.of(pool.kernel_size, pool.stride, 0, pool.dilation)  # type: ignore[attr-defined]
     return (
-        channels <= FEW_CHANNELS
+        channels <= conv.weight.backend.pools_along  # type: ignore[attr-defined]
         and math.prod(conv.weight.shape[1:]) <= MOST_WEIGHTS  # type: ignore[attr-defined]
         and window.taps <= NO_TAP
         and all(stride >= extent for stride, extent in zip(window.stride, window.extent, strict=True))

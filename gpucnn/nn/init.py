@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 
+from gpucnn.functional import validate
 from gpucnn.random import Generator, get_generator
 from gpucnn.tensor import Tensor
 
 Mode = Literal["fan_in", "fan_out"]
 
 
-def _fill(tensor: Tensor, values: np.ndarray[Any, Any]) -> Tensor:
-    return tensor.copy_(values.astype(tensor.dtype))
+Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray[Any, Any]]
 
 
-def _host(generator: Generator | None) -> np.random.Generator:
-    return get_generator(generator).host
+def _fill(op: str, tensor: Tensor, draw: Draw, generator: Generator | None = None) -> Tensor:
+    validate.one_backend(op, tensor=tensor)
+    if generator is not None and not isinstance(generator, Generator):
+        raise TypeError(f"{op}: generator must be a gpucnn.Generator, got {type(generator).__name__}")
+    values = draw(get_generator(generator).host, tensor.shape)
+    with np.errstate(all="ignore"):
+        return tensor.copy_(values.astype(tensor.dtype))
+
+
+def _finite(op: str, name: str, value: Any, least: float = -math.inf) -> float:
+    found = validate.number(op, name, value)
+    if not least <= found < math.inf or found == -math.inf:
+        raise ValueError(f"{op}: {name} must be finite{' and not negative' * (least == 0)}, got {value!r}")
+    return found
 
 
 def fans(tensor: Tensor) -> tuple[int, int]:
@@ -26,6 +39,7 @@ def fans(tensor: Tensor) -> tuple[int, int]:
 
     Raises ValueError for fewer than two axes.
     """
+    validate.one_backend("fans", tensor=tensor)
     if tensor.ndim < 2:
         raise ValueError(f"fan in and fan out need a weight with at least 2 axes, got shape {tensor.shape}")
     taps = math.prod(tensor.shape[2:])
@@ -34,27 +48,32 @@ def fans(tensor: Tensor) -> tuple[int, int]:
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     """The factor that keeps the variance through a nonlinearity: torch.nn.init.calculate_gain."""
-    if nonlinearity == "leaky_relu":
-        return math.sqrt(2 / (1 + (0.01 if param is None else param) ** 2))
     gains = {"linear": 1.0, "conv2d": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "selu": 0.75}
-    if nonlinearity not in gains:
-        raise ValueError(f"nonlinearity must be one of {', '.join([*gains, 'leaky_relu'])}, got {nonlinearity!r}")
+    validate.choice("calculate_gain", "nonlinearity", nonlinearity, [*gains, "leaky_relu"])
+    if nonlinearity == "leaky_relu":
+        slope = 0.01 if param is None else _finite("calculate_gain", "param", param)
+        return math.sqrt(2 / (1 + slope * slope))
     return gains[nonlinearity]
 
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: Generator | None = None) -> Tensor:
-    """Uniform in [a, b)."""
-    return _fill(tensor, _host(generator).uniform(a, b, tensor.shape))
+    """Uniform in [a, b). Raises ValueError unless both are finite and a <= b."""
+    a, b = _finite("uniform_", "a", a), _finite("uniform_", "b", b)
+    if not 0 <= b - a < math.inf:
+        raise ValueError(f"uniform_: a must be at most b, and their difference finite, got {a} and {b}")
+    return _fill("uniform_", tensor, lambda host, shape: host.uniform(a, b, shape), generator)
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: Generator | None = None) -> Tensor:
-    """Normal."""
-    return _fill(tensor, _host(generator).normal(mean, std, tensor.shape))
+    """Normal. Raises ValueError for a negative standard deviation."""
+    mean, std = _finite("normal_", "mean", mean), _finite("normal_", "std", std, least=0)
+    return _fill("normal_", tensor, lambda host, shape: host.normal(mean, std, shape), generator)
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:
     """Every element `val`."""
-    return _fill(tensor, np.full(tensor.shape, val))
+    value = validate.number("constant_", "val", val)
+    return _fill("constant_", tensor, lambda host, shape: np.full(shape, value))
 
 
 def zeros_(tensor: Tensor) -> Tensor:
@@ -69,19 +88,20 @@ def ones_(tensor: Tensor) -> Tensor:
 
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
     """Uniform, variance gain² · 2 / (fan_in + fan_out). Glorot & Bengio 2010."""
-    bound = gain * math.sqrt(6 / sum(fans(tensor)))
+    bound = _finite("xavier_uniform_", "gain", gain, least=0) * math.sqrt(6 / max(sum(fans(tensor)), 1))
     return uniform_(tensor, -bound, bound, generator)
 
 
 def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
     """Normal, variance gain² · 2 / (fan_in + fan_out)."""
-    return normal_(tensor, 0.0, gain * math.sqrt(2 / sum(fans(tensor))), generator)
+    std = _finite("xavier_normal_", "gain", gain, least=0) * math.sqrt(2 / max(sum(fans(tensor)), 1))
+    return normal_(tensor, 0.0, std, generator)
 
 
 def _kaiming_std(tensor: Tensor, a: float, mode: Mode, nonlinearity: str) -> float:
-    if mode not in ("fan_in", "fan_out"):
-        raise ValueError(f"mode must be 'fan_in' or 'fan_out', got {mode!r}")
-    return calculate_gain(nonlinearity, a) / math.sqrt(fans(tensor)[mode == "fan_out"])
+    validate.choice("kaiming", "mode", mode, ("fan_in", "fan_out"))
+    fan = fans(tensor)[mode == "fan_out"]
+    return calculate_gain(nonlinearity, a) / math.sqrt(max(fan, 1))
 
 
 def kaiming_uniform_(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn import functional as F
+from gpucnn.functional import validate
 from gpucnn.geometry import Padding, pair
 from gpucnn.nn import init
 from gpucnn.nn.module import Buffer, Module, Parameter
@@ -261,7 +262,7 @@ class PReLU(Module):
 
     def __init__(self, num_parameters: int = 1, init: float = 0.25) -> None:
         _positive("PReLU", num_parameters=num_parameters)
-        self.weight = Parameter(ones(num_parameters) * init)
+        self.weight = Parameter(ones(num_parameters) * validate.number("PReLU", "init", init))
 
     def forward(self, input: Tensor) -> Tensor:
         return F.prelu(input, self.weight)
@@ -356,7 +357,7 @@ class Dropout(Module):
     """`functional.dropout` while training, nothing in evaluation mode."""
 
     def __init__(self, p: float = 0.5) -> None:
-        if not 0 <= p <= 1:
+        if not 0 <= validate.number("Dropout", "p", p) <= 1:
             raise ValueError(f"Dropout: p is the probability to drop an element, 0 to 1, got {p}")
         self.p = p
 
@@ -452,7 +453,8 @@ class LayerNorm(Module):
         elementwise_affine: bool = True,
         bias: bool = True,
     ) -> None:
-        self.normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        lengths = normalized_shape if isinstance(normalized_shape, Sequence) else [normalized_shape]
+        self.normalized_shape = validate.integers("LayerNorm", "normalized_shape", lengths)
         self.eps = eps
         self.weight = Parameter(ones(self.normalized_shape)) if elementwise_affine else None
         self.bias = Parameter(zeros(self.normalized_shape)) if elementwise_affine and bias else None
@@ -495,7 +497,8 @@ class Unflatten(Module):
     """`functional.unflatten`: from a dense layer back to maps, for instance Unflatten(1, (16, 5, 5))."""
 
     def __init__(self, dim: int, unflattened_size: Sequence[int]) -> None:
-        self.dim, self.unflattened_size = dim, tuple(unflattened_size)
+        self.dim = dim
+        self.unflattened_size = validate.integers("Unflatten", "unflattened_size", unflattened_size)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.unflatten(input, self.dim, self.unflattened_size)
@@ -505,7 +508,8 @@ class _Pad2d(Module):
     _mode: str
 
     def __init__(self, padding: int | Sequence[int]) -> None:
-        sides = (padding,) * 4 if isinstance(padding, int) else tuple(padding)
+        sides = padding if isinstance(padding, Sequence) else (padding,) * 4
+        sides = validate.integers(type(self).__name__, "padding", sides)
         if len(sides) != 4:
             raise ValueError(
                 f"{type(self).__name__}: padding must be an int or (left, right, top, bottom), got {padding!r}"

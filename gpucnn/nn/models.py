@@ -41,9 +41,10 @@ class LeNet5(Sequential):
         image_size: Sequence[int] = (28, 28),
         batch_norm: bool = False,
     ) -> None:
-        h, w = ((n // 2 - 4) // 2 for n in image_size)
-        if h < 1 or w < 1:
-            raise ValueError(f"LeNet5 needs images of at least 12×12, got {image_size[0]}×{image_size[1]}")
+        size = validate.integers("LeNet5", "image_size", image_size)
+        if len(size) != 2 or min(size) < 12:
+            raise ValueError(f"LeNet5 needs images of at least 12×12, got {'×'.join(map(str, size))}")
+        h, w = ((n // 2 - 4) // 2 for n in size)
 
         def block(channels: int, filters: int, padding: int) -> list[Module]:
             norm: list[Module] = [BatchNorm2d(filters)] if batch_norm else []
@@ -132,7 +133,7 @@ class VGGSmall(Sequential):
     ) -> None:
         layers: list[Module] = []
         channels = in_channels
-        for width in widths:
+        for width in validate.integers("VGGSmall", "widths", widths):
             for _ in range(2):
                 layers += [Conv2d(channels, width, 3, padding=1, bias=False), BatchNorm2d(width), ReLU()]
                 channels = width
@@ -147,7 +148,11 @@ class PadShortcut(Module):
     """The shortcut without parameters ("option A"): every stride-th pixel, new channels are zero."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        self.extra, self.stride = out_channels - in_channels, stride
+        given = {"in_channels": in_channels, "out_channels": out_channels, "stride": stride}
+        before, after, self.stride = (validate.integer("PadShortcut", n, value, least=1) for n, value in given.items())
+        if after < before:
+            raise ValueError(f"PadShortcut: out_channels={after} must not be fewer than in_channels={before}")
+        self.extra = after - before
 
     def forward(self, input: Tensor) -> Tensor:
         return F.pad(input[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
@@ -156,6 +161,12 @@ class PadShortcut(Module):
 def _projection(in_channels: int, out_channels: int, stride: int) -> Module:
     """The 1×1 shortcut ("option B") of torchvision's ResNets."""
     return Sequential(Conv2d(in_channels, out_channels, 1, stride, bias=False), BatchNorm2d(out_channels))
+
+
+def _shortcut(downsample: Module | None) -> Module | None:
+    if downsample is not None and not isinstance(downsample, Module):
+        raise TypeError(f"downsample must be a Module or None, got {type(downsample).__name__}")
+    return downsample
 
 
 class BasicBlock(Module):
@@ -168,7 +179,7 @@ class BasicBlock(Module):
         self.bn1 = BatchNorm2d(width)
         self.conv2 = Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = BatchNorm2d(width)
-        self.downsample = downsample
+        self.downsample = _shortcut(downsample)
 
     def forward(self, input: Tensor) -> Tensor:
         shortcut = input if self.downsample is None else self.downsample(input)
@@ -188,7 +199,7 @@ class Bottleneck(Module):
         self.bn2 = BatchNorm2d(width)
         self.conv3 = Conv2d(width, width * self.expansion, 1, bias=False)
         self.bn3 = BatchNorm2d(width * self.expansion)
-        self.downsample = downsample
+        self.downsample = _shortcut(downsample)
 
     def forward(self, input: Tensor) -> Tensor:
         shortcut = input if self.downsample is None else self.downsample(input)
@@ -218,8 +229,9 @@ class ResNet(Module):
         validate.choice("ResNet", "block", block, ("basic", "bottleneck"))
         validate.choice("ResNet", "stem", stem, ("imagenet", "cifar"))
         validate.choice("ResNet", "shortcut", shortcut, ("projection", "pad"))
+        layers, widths = (validate.integers("ResNet", *given) for given in (("layers", layers), ("widths", widths)))
         if not layers or len(layers) != len(widths):
-            raise ValueError(f"ResNet: layers {tuple(layers)} and widths {tuple(widths)} must name the same stages")
+            raise ValueError(f"ResNet: layers {layers} and widths {widths} must name the same stages")
         kind: type[BasicBlock | Bottleneck] = {"basic": BasicBlock, "bottleneck": Bottleneck}[block]  # type: ignore[assignment]
         make_shortcut: Callable[[int, int, int], Module] = {"projection": _projection, "pad": PadShortcut}[shortcut]
         channels = widths[0]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from gpucnn.backends import Backend, get_backend
-from gpucnn.tensor import Tensor, no_grad
+from gpucnn.functional import validate
+from gpucnn.tensor import Tensor, checked_dtype, checked_shape, no_grad
 
 if TYPE_CHECKING:
     from gpucnn.data import Normalize
@@ -25,6 +26,7 @@ class Parameter(Tensor):
     __slots__ = ()
 
     def __init__(self, data: Tensor, requires_grad: bool = True) -> None:
+        validate.one_backend("Parameter", data=data)
         super().__init__(data.array, data.backend, requires_grad)
 
 
@@ -34,6 +36,7 @@ class Buffer(Tensor):
     __slots__ = ()
 
     def __init__(self, data: Tensor) -> None:
+        validate.one_backend("Buffer", data=data)
         super().__init__(data.array, data.backend)
 
 
@@ -142,24 +145,31 @@ class Module:
         Raises ValueError that names the keys that are missing or not expected (unless strict=False) and those with
         another shape.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"load_state_dict: state_dict must be a mapping, got {type(state_dict).__name__}")
         own = dict(self._named_tensors((Parameter, Buffer)))
+        given = {name: state_dict[name] for name in own if name in state_dict}
+        for name, value in given.items():
+            if not hasattr(value, "__array__"):  # PyTorch's tensors have it too
+                raise TypeError(f"load_state_dict: {name} must be a tensor or an array, got {type(value).__name__}")
+            if not isinstance(value, Tensor):
+                checked_dtype(np.asarray(value).dtype)
         missing = [name for name in own if name not in state_dict]
         unexpected = [name for name in state_dict if name not in own]
         problems = []
         if strict and missing:
             problems.append(f"missing: {', '.join(missing)}")
         if strict and unexpected:
-            problems.append(f"not expected: {', '.join(unexpected)}")
+            problems.append(f"not expected: {', '.join(map(str, unexpected))}")
         problems += [
-            f"{name} has shape {tuple(state_dict[name].shape)}, the module's is {value.shape}"
-            for name, value in own.items()
-            if name in state_dict and tuple(state_dict[name].shape) != value.shape
+            f"{name} has shape {tuple(value.shape)}, the module's is {own[name].shape}"
+            for name, value in given.items()
+            if tuple(value.shape) != own[name].shape
         ]
         if problems:
             raise ValueError(f"this state does not fit {type(self).__name__}: {'; '.join(problems)}")
-        for name, value in own.items():
-            if name in state_dict:
-                value.copy_(state_dict[name])
+        for name, value in given.items():
+            own[name].copy_(value)
 
     def save_pretrained(
         self,
@@ -230,6 +240,7 @@ class Module:
 
     def apply(self, function: Callable[[Module], Any]) -> Self:
         """Call function on this module and all below; returns self."""
+        _callable("apply: function", function)
         for module in list(self.modules()):
             function(module)
         return self
@@ -238,6 +249,7 @@ class Module:
 
     def register_forward_hook(self, hook: Hook) -> RemovableHandle:
         """Call hook(module, inputs, output) after each forward; the handle's remove() ends that."""
+        _callable("register_forward_hook: hook", hook)
         hooks: list[Hook] = vars(self).setdefault("_hooks", [])
         hooks.append(hook)
         return RemovableHandle(hooks, hook)
@@ -255,6 +267,7 @@ class Module:
         """
         from gpucnn.nn.fusion import watching_fusion  # it knows the layers, which are modules
 
+        input_shape = checked_shape([validate.integer("summary", "a length", n, least=1) for n in input_shape])
         rows: dict[str, SummaryRow] = {}
         own: dict[str, int] = {}  # parameters of each module itself; one that two modules share counts at the first
         for name, parameter in self.named_parameters():
@@ -338,6 +351,11 @@ class Module:
         from gpucnn.notebook import module_html
 
         return module_html(self)
+
+
+def _callable(what: str, function: Any) -> None:
+    if not callable(function):
+        raise TypeError(f"{what} must be callable, got {function!r:.100}")
 
 
 class RemovableHandle:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Any
 
 from gpucnn.nn.fusion import fused
@@ -38,5 +39,8 @@ class Sequential(Module):
         return self.children()
 
     def __getitem__(self, index: int | slice) -> Any:
+        whole = isinstance(index, Integral) and -len(self) <= index < len(self)
+        if not whole and not isinstance(index, slice):
+            raise IndexError(f"Sequential: there is no module {index!r:.100} among {len(self)}")
         chosen = list(self.children())[index]
         return Sequential(*chosen) if isinstance(chosen, list) else chosen

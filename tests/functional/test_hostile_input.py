@@ -7,21 +7,25 @@ import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn import data, metrics, optim
+from gpucnn import attribution, data, metrics, nn, optim, train
 from gpucnn import functional as F
 
 ONE_NAME_EACH = list({id(entry): name for name, entry in reversed(hostile_input.ENTRIES.items())}.values())
 
 
 def test_everything_public_is_called_or_it_is_said_why_not():
-    called, left_out = set(hostile_input.ENTRIES), set(hostile_input.NOT_CALLED)
-    assert hostile_input.public() == called | left_out
-    assert not called & left_out
+    names, called = hostile_input.public(), set(hostile_input.ENTRIES)
+    assert called <= names
+    assert {name for name in names - called if not hostile_input.left_out(name)} == set()
+    assert {hostile_input.left_out(name) for name in names - called} == set(hostile_input.NOT_CALLED)
+    homes = {name.rpartition(".")[0] for name in names}
+    assert {"gpucnn", "data", "functional", "nn", "nn.init", "nn.models", "optim", "train", "Tensor"} <= homes
 
 
 @pytest.mark.parametrize("name", sorted(ONE_NAME_EACH))
 def test_an_odd_call_is_right_or_refused(name, backend):
-    _, _, wrong = hostile_input.tried(name, backend, calls=8, seed=0)
+    calls = 3 if name.startswith("nn.") else 8  # a layer's function is called by its own name too
+    _, _, wrong = hostile_input.tried(name, backend, calls, seed=0)
     assert not wrong, wrong
 
 
@@ -41,6 +45,7 @@ def test_an_odd_call_is_right_or_refused(name, backend):
         ("neg", lambda input: warnings.warn("odd", UserWarning, stacklevel=1) or RIGHT["neg"](input)),
         ("flatten", lambda input, *dims: RIGHT["flatten"](input, *map(int, dims))),  # Python's error, not gpucnn's
         ("abs", lambda input: input.array.fill(0) or RIGHT["abs"](input)),
+        ("conv2d", lambda *given: without_slope(*given) if given[0].dtype == np.float32 else RIGHT["conv2d"](*given)),
     ],
 )
 def test_a_wrong_answer_a_crash_a_warning_or_a_changed_argument_is_found(name, wrong, monkeypatch):
@@ -48,7 +53,29 @@ def test_a_wrong_answer_a_crash_a_warning_or_a_changed_argument_is_found(name, w
     assert hostile_input.tried(f"functional.{name}", "numpy", calls=40, seed=0, simplest=False)[2]
 
 
-RIGHT = {name: getattr(F, name) for name in ("relu", "sum", "neg", "flatten", "abs")}
+RIGHT = {name: getattr(F, name) for name in ("relu", "sum", "neg", "flatten", "abs", "conv2d")}
+
+
+def without_slope(*given):
+    """The right output, with the gradients that a convolution without its activation has."""
+    plain = RIGHT["conv2d"](*given[:7], None, *given[8:])
+    return plain + (RIGHT["conv2d"](*given) - plain).detach()
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        ("MaxPool2d", lambda self, input: F.max_pool2d(input, self.kernel_size, self.stride, self.padding)),
+        (
+            "BatchNorm2d",
+            lambda self, input: F.batch_norm(input, None, None, self.weight, self.bias, True, 0.1, self.eps),
+        ),
+    ],
+)
+def test_a_layer_that_forgets_an_argument_is_found(kind, wrong, monkeypatch):
+    monkeypatch.setattr(getattr(nn, kind), "forward", wrong)
+    assert hostile_input.tried(f"nn.{kind}", "numpy", calls=40, seed=0, simplest=False)[2]
+
 
 # -- what it has found, one by one -------------------------------------------------------------------------------------
 
@@ -70,6 +97,10 @@ def test_what_is_divided_by_gets_its_gradient_where_its_square_overflows():
 def test_a_row_that_is_ignored_counts_nothing_even_if_it_is_nan():
     logits = gpucnn.tensor([[np.nan, np.inf], [0.0, 1.0]])
     assert F.cross_entropy(logits, [-100, 1]).item() == pytest.approx(np.log1p(np.exp(-1)), rel=1e-6)
+    logits.requires_grad_()
+    loss = F.nll_loss(logits, [-100, 1])
+    loss.backward()
+    assert (loss.item(), logits.grad.tolist()) == (-1, [[0, 0], [0, -1]])
 
 
 def test_a_bias_that_overflows_is_infinite_and_no_warning():
@@ -85,6 +116,14 @@ def test_a_window_wholly_in_the_padding_has_no_index():
     assert index.tolist() == [[[[-1]]]]
 
 
+def test_a_plane_without_columns_is_padding_alone():
+    x, w = (gpucnn.full(n, 2.0, requires_grad=True) for n in ((1, 1, 3, 0), (1, 1, 1, 2)))
+    y = F.conv2d(x, w, gpucnn.ones(1), padding=(0, 1))
+    assert y.tolist() == [[[[1]] * 3]]
+    y.sum().backward()
+    assert (x.grad.shape, w.grad.tolist()) == (x.shape, [[[[0, 0]]]])
+
+
 @pytest.mark.parametrize("shape", [(2, 0, 3, 4), (0, 3, 3, 4), (2, 0)])
 def test_no_channels_and_no_images_are_no_error(shape):
     x = gpucnn.zeros(shape, requires_grad=True)
@@ -97,8 +136,96 @@ def test_no_channels_and_no_images_are_no_error(shape):
 
 
 @pytest.mark.parametrize(
+    ("stride", "output_padding", "dilation"), [(1, 1, 2), ((1, 2), (2, 2), (3, 3)), (2, (2, 0), 3)]
+)
+def test_an_output_padding_of_a_stride_or_more_changes_no_gradient(stride, output_padding, dilation):
+    rng = np.random.default_rng(0)  # <u, y> is linear in x as well as in w: <x, dx> and <w, dw> are the same number
+    x, w = (gpucnn.tensor(rng.integers(-3, 4, n) * 1.0, requires_grad=True) for n in ((2, 4, 3, 5), (4, 3, 2, 3)))
+    y = F.conv_transpose2d(x, w, None, stride, 1, output_padding, 2, dilation)
+    u = gpucnn.tensor(rng.integers(-3, 4, y.shape) * 1.0)
+    y.backward(u)
+    assert x.grad.shape == x.shape
+    assert (u * y).sum().item() == (x * x.grad).sum().item() == (w * w.grad).sum().item() != 0
+
+
+def test_a_convolution_that_pools_nan_in_bfloat16_raises_no_warning():
+    x = gpucnn.tensor([[[[np.nan, 1.0, 2.0]]]]).bfloat16()
+    x.requires_grad_()
+    w = gpucnn.ones(1, 1, 1, 1).bfloat16()
+    y = F.conv2d_max_pool2d(x, w, activation="relu", max_pool={"kernel_size": (1, 2), "stride": 1})
+    y.sum().backward()
+    assert np.isnan(y.numpy().astype(float)).tolist() == [[[[True, False]]]]
+    assert x.grad.tolist() == [[[[0, 0, 1]]]]
+
+
+def test_a_state_that_is_not_whole_changes_neither_a_generator_nor_a_module():
+    generator, net = gpucnn.Generator(3), nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    state, weights = generator.state(), net.state_dict()
+    before = [value.numpy().copy() for value in weights.values()]
+    for wrong in ({}, {**state, "seed": 5, "counter": None}, {**state, "offset": "x"}):
+        with pytest.raises(ValueError, match="this is no state of a Generator"):
+            generator.set_state(wrong)
+        assert generator.state() == state
+    changed = {name: value.numpy() + 1 for name, value in weights.items()}
+    for wrong in ([1.0], changed["1.bias"] * 1j):
+        with pytest.raises(TypeError, match=r"1.bias must be a tensor|can't hold complex"):
+            net.load_state_dict({**changed, "1.bias": wrong})
+        for value, was in zip(net.state_dict().values(), before, strict=True):
+            np.testing.assert_array_equal(value.numpy(), was)
+
+
+@pytest.mark.parametrize(("name", "gradient"), [("relu", [0, 1, 1]), ("relu6", [0, 1, 0])])
+def test_the_slope_of_an_activation_goes_by_what_was_rounded(name, gradient):
+    values = ([-1.0, 2, 3], [1.0], [0.0, 1, 4])
+    x, w, r = (gpucnn.tensor(np.reshape(v, (-1, 1, 1, 1)), requires_grad=True) for v in values)
+    F.conv2d(x, w, activation=name, residual=r).sum().backward()
+    assert x.grad.flatten().tolist() == r.grad.flatten().tolist() == gradient
+    assert w.grad.item() == np.dot([-1, 2, 3], gradient)
+
+
+@pytest.mark.parametrize(
     ("refused", "error", "message"),
     [
+        (lambda x: F.linear(x, None), TypeError, "linear: weight must be a gpucnn.Tensor, got NoneType"),
+        (lambda x: F.relu(None), TypeError, "relu: input must be a gpucnn.Tensor, got NoneType"),
+        (lambda x: F.squeeze(None), TypeError, "squeeze: input must be a gpucnn.Tensor, got NoneType"),
+        (lambda x: F.mse_loss(x, None), TypeError, "mse_loss: target must be a gpucnn.Tensor, got NoneType"),
+        (lambda x: F.where(None, x, x), TypeError, "where: condition must be a gpucnn.Tensor, got NoneType"),
+        (lambda x: F.add(1, 2), TypeError, "add: at least one operand must be a gpucnn.Tensor"),
+        (lambda x: F.batch_norm(None, x[0], x[0], x[0]), TypeError, "batch_norm: input must be a gpucnn.Tensor"),
+        (lambda x: F.conv2d(x[None, None], x[None, None], padding=2**31 - 1), ValueError, "4294967296×4294967296 pix"),
+        (lambda x: F.conv_transpose2d(x[None, None], x[None, None], stride=2**30), ValueError, "is too large: a side"),
+        (lambda x: F.pad(x, (2**31,) * 4), ValueError, r"no array of the shape \(4294967298, 4294967298\), it is too"),
+        (lambda x: x[0, 0].expand(2**62), ValueError, "it is too large"),
+        (lambda x: nn.LayerNorm(1.5), TypeError, r"LayerNorm: normalized_shape must be .* of ints, got \[1.5\]"),
+        (lambda x: nn.ZeroPad2d(1.5), TypeError, "ZeroPad2d: padding must be a sequence of ints"),
+        (lambda x: nn.Unflatten(1, "22"), TypeError, "Unflatten: unflattened_size must be .* of ints, got '22'"),
+        (lambda x: nn.Dropout("0.5"), TypeError, "Dropout: p must be a number, got '0.5'"),
+        (lambda x: nn.PReLU(1, "x"), TypeError, "PReLU: init must be a number, got 'x'"),
+        (lambda x: nn.Parameter([1.0]), TypeError, "Parameter: data must be a gpucnn.Tensor, got list"),
+        (lambda x: nn.CrossEntropyLoss([1.0]), TypeError, "Buffer: data must be a gpucnn.Tensor, got list"),
+        (lambda x: nn.init.uniform_(x, 0, np.inf), ValueError, "uniform_: b must be finite, got inf"),
+        (lambda x: nn.init.uniform_(x, 1, 0), ValueError, "uniform_: a must be at most b.*got 1.0 and 0.0"),
+        (lambda x: nn.init.normal_(x, std=-1), ValueError, "normal_: std must be finite and not negative, got -1"),
+        (lambda x: nn.init.ones_([1.0]), TypeError, "constant_: tensor must be a gpucnn.Tensor, got list"),
+        (lambda x: nn.init.normal_(x, generator=3), TypeError, "generator must be a gpucnn.Generator, got int"),
+        (lambda x: nn.init.calculate_gain([]), ValueError, r"calculate_gain: nonlinearity must be one of .*, got \[\]"),
+        (lambda x: nn.models.LeNet5(image_size=28), TypeError, "LeNet5: image_size must be a sequence of ints, got 28"),
+        (lambda x: nn.models.VGGSmall(widths=3), TypeError, "VGGSmall: widths must be a sequence of ints, got 3"),
+        (lambda x: nn.models.ResNet("basic", 2), TypeError, "ResNet: layers must be a sequence of ints, got 2"),
+        (lambda x: nn.models.ResNet(None, (1,), (1,)), ValueError, "ResNet: block must be one of .*, got None"),
+        (lambda x: nn.models.BasicBlock(1, 2, 1, 3), TypeError, "downsample must be a Module or None, got int"),
+        (lambda x: nn.models.PadShortcut(4, 2, 1), ValueError, "out_channels=2 must not be fewer than in_channels=4"),
+        (lambda x: nn.ReLU().apply(None), TypeError, "apply: function must be callable, got None"),
+        (lambda x: nn.ReLU().register_forward_hook(3), TypeError, "hook must be callable, got 3"),
+        (lambda x: nn.ReLU().load_state_dict(3), TypeError, "load_state_dict: state_dict must be a mapping, got int"),
+        (lambda x: nn.ReLU().summary(1, 2.5), TypeError, "summary: a length must be an int, got 2.5"),
+        (lambda x: nn.Sequential(nn.ReLU())["0"], IndexError, "Sequential: there is no module '0' among 1"),
+        (lambda x: nn.Sequential(nn.ReLU()).explain(x, 0, 0), ValueError, "Sequential has no layer 0; it has '0'"),
+        (lambda x: nn.Linear(2, 2).explain(x[:1], "", None), IndexError, "has no unit None"),
+        (lambda x: attribution.saliency(nn.ReLU(), x, samples="2"), TypeError, "samples must be an int, got '2'"),
+        (lambda x: attribution.occlusion(3, x), TypeError, "model must be a gpucnn.nn.Module, got int"),
+        (lambda x: train.predict(nn.ReLU(), np.ones((1, 1, 1, 1), "f"), 1.5), TypeError, "batch_size must be an int"),
         (lambda x: F.leaky_relu(x, "0.1"), TypeError, "leaky_relu: negative_slope must be a number, got '0.1'"),
         (lambda x: F.clamp(x, min="0"), TypeError, "clamp: min must be a number, got '0'"),
         (lambda x: F.softplus(x, beta=np.inf), ValueError, "softplus: beta must be positive and finite, got inf"),
@@ -123,6 +250,8 @@ def test_no_channels_and_no_images_are_no_error(shape):
         (lambda x: gpucnn.tensor(None, dtype="float32"), ValueError, "None is no number"),
         (lambda x: gpucnn.tensor(["1"], dtype="float32"), ValueError, r"\['1'\] is no number"),
         (lambda x: gpucnn.tensor([1j], dtype="float32"), TypeError, "a tensor can't hold complex128"),
+        (lambda x: gpucnn.tensor(np.zeros(2, "i4,f4"), "float32"), TypeError, "a tensor can't hold .*'f0', '<i4'"),
+        (lambda x: gpucnn.precision([]).__enter__(), ValueError, r"precision is \[\], but the precisions are fp32"),
         (lambda x: gpucnn.tensor([300], dtype="int8"), ValueError, "can't make a tensor of this data"),
         (lambda x: gpucnn.zeros(2**40, 2**40), ValueError, "it is too large"),
         (lambda x: optim.SGD([x], lr="0.1"), TypeError, "SGD: lr must be a number, got '0.1'"),

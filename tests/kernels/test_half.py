@@ -330,7 +330,7 @@ def test_the_emulator_catches_a_broken_pipeline_of_copies(old: str, new: str, me
 @pytest.mark.parametrize(("old", "new"), [
     ("half * 16 + (of_b ? second : third);", "(of_b ? half : 1 - half) * 16 + (of_b ? second : third);"),
     ("{b[y][2 * j], b[y][2 * j + 1]}", "{b[y][2 * j + 1], b[y][2 * j]}"),
-    ("lane / 4 + (lower ? 8 : 0)", "lane / 4 + (lower ? 0 : 8)"),
+    ("store(x * 2 + lower,", "store(x * 2 + !lower,"),
     ("eight = of_b ? third : second", "eight = of_b ? second : third"),
     ("k() < left && chunk.inside", "chunk.inside && k() < left + 8 * (left > 0)"),
 ])  # fmt: skip

@@ -157,7 +157,7 @@ def test_the_emulator_catches_a_broken_pipeline_of_copies(old: str, new: str, me
     ("forward", "Place::STEP - (TAPS - 1) * channels", "Place::STEP / 2 - (TAPS - 1) * channels"),
     ("forward", "(first + i * ROWS) < (unsigned int)H", "(first + i * ROWS) < (unsigned int)H - 1"),
     ("forward", "tiles.halo[current] + r * Halo::ROW", "tiles.halo[current] + (r ^ 1) % KERNEL_H * Halo::ROW"),
-    ("forward", "store(m / 8 + x * 4 + t, lane / 4,", "store(m / 8 + x * 4 + (t ^ 1), lane / 4,"),
+    ("forward", "store(m / 8 + tile, g,", "store(m / 8 + (tile ^ 1), g,"),
     ("backward_input", "min(n, channels - CHUNK)", "min(n ^ CHUNK, channels - CHUNK)"),
 ])  # fmt: skip
 def test_a_wrong_place_or_tap_is_beyond_the_bound(what: str, old: str, new: str, planted: Any) -> None:

@@ -215,7 +215,7 @@ def test_the_emulator_catches_a_broken_pipeline_of_copies(old: str, new: str, me
 @pytest.mark.parametrize(("old", "new"), [
     ("place(first + lane % 8 * 4 + lane / 8 % 2,", "place(first + (lane % 8 ^ 1) * 4 + lane / 8 % 2,"),
     ("small[i / 4][i % 4] = all - x;", "small[i / 4][i % 4] = 0;"),
-    ("row = m + x * 32 + lane / 4 * 4 + t;", "row = m + x * 32 + lane / 4 * 4 + (t ^ 1);"),
+    ("g * 4 + tile % 4, place.n", "g * 4 + (tile % 4 ^ 1), place.n"),
 ])  # fmt: skip
 def test_a_wrong_swizzle_place_or_split_is_beyond_the_bound(old: str, new: str, planted: Any) -> None:
     exact = A.astype(np.float64) @ B.T.astype(np.float64)

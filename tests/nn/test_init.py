@@ -124,8 +124,8 @@ def test_spread_is_pytorchs(name: str, torch: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda t: init.kaiming_normal_(t, mode="fan"), "mode must be 'fan_in' or 'fan_out', got 'fan'"),
-        (lambda t: init.kaiming_uniform_(t, nonlinearity="swish"), "relu, selu, leaky_relu, got 'swish'"),
+        (lambda t: init.kaiming_normal_(t, mode="fan"), "mode must be one of 'fan_in', 'fan_out', got 'fan'"),
+        (lambda t: init.kaiming_uniform_(t, nonlinearity="swish"), "'relu', 'selu', 'leaky_relu', got 'swish'"),
         (lambda t: init.xavier_uniform_(t[0]), r"at least 2 axes, got shape \(3,\)"),
     ],
 )

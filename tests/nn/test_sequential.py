@@ -34,7 +34,8 @@ CHAINS: dict[str, Callable[[], list[nn.Module]]] = {
 }
 
 
-POOLED = ("conv relu pool", "conv pool", "conv pool relu, dilated")  # the convolution pools along
+# The convolution pools along, in NumPy also that of 6 channels.
+POOLED = ("conv relu pool", "conv pool", "conv pool relu, dilated", "conv of many channels relu pool")
 
 
 @pytest.mark.parametrize("chain", CHAINS)
@@ -60,9 +61,11 @@ def test_a_fused_chain_has_the_bits_of_its_modules_one_by_one(chain: str, backen
 
     ours, theirs = run(model), run(one_by_one)
     if chain in POOLED:  # at most 198 terms x · dy, |dy| < 4, in another order
-        for a, b in zip(ours[2:], theirs[2:], strict=True):
-            assert_within(a, b, 2 * 200 * 2.0**-24 * 198 * 4 * np.abs(values).max())
-        ours, theirs = ours[:2], theirs[:2]
+        bound = 2 * 200 * 2.0**-24 * 198 * 4 * np.abs(values).max()
+        same = 0 if backend == "numpy" else 2  # it computes the results and dx in another order too
+        for a, b in zip(ours[same:], theirs[same:], strict=True):
+            assert_within(a, b, bound)
+        ours, theirs = ours[:same], theirs[:same]
     assert [np.ascontiguousarray(a).tobytes() for a in ours] == [np.ascontiguousarray(a).tobytes() for a in theirs]
 
 
@@ -71,7 +74,7 @@ def test_a_fused_chain_has_the_bits_of_its_modules_one_by_one(chain: str, backen
     [
         (nn.Conv2d(4, 2, 3), nn.MaxPool2d(2), True),
         (nn.Conv2d(8, 2, 3, groups=2), nn.MaxPool2d((3, 2), (3, 4)), True),
-        (nn.Conv2d(5, 2, 3), nn.MaxPool2d(2), False),  # many channels
+        (nn.Conv2d(9, 2, 3), nn.MaxPool2d(2), False),  # many channels
         (nn.Conv2d(1, 2, 3), nn.MaxPool2d(3, 2), False),  # windows that overlap
         (nn.Conv2d(1, 2, 3), nn.MaxPool2d((2, 3), (2, 4), dilation=(1, 2)), False),
         (nn.Conv2d(1, 2, 3), nn.MaxPool2d(2, return_indices=True), False),

@@ -1,0 +1,130 @@
+// One tile of a matrix product y[m, n] = sum over k of a(m, k) * b(k, n) on Hopper's tensor cores, of float16 or
+// bfloat16 with sums in float; half_tile.cuh is its portable sibling.
+//
+// Roles    Two warpgroups multiply, half of the tile's rows each, 64 at a time. The warp behind them copies: one of its
+//          threads tells the copy engine what to bring, and nobody else computes an address.
+// Ring     STAGES steps of 64 k. A stage is `full` when its bytes have come, `empty` when all eight warps are done with
+//          it, which they know a step later: the tensor cores have begun with the next one then.
+//
+//              copies       0  1  2  3 |  4  |  5  |  6  |         4 waits until 0 is empty, 5 for 1, ...
+//              multiplies      |  0  |  1  |  2  |  3  |  4  |     0 waits until it is full, ...
+//
+// Threads  288. Shared: STAGES * 128 * (TILE_M + TILE_N) bytes and the mbarriers, of dynamic shared memory.
+// Grid     As in gemm_tile.cuh.
+// Order    By k: each product of 16 k is added to the sum by the tensor core, which cuts its sums off.
+#pragma once
+#include "wgmma.cuh"
+
+#if !defined(TILE_M) || !defined(TILE_N) || !defined(STAGES) || !defined(DYNAMIC_SHARED)
+#error "compile with -DTILE_M, -DTILE_N, -DSTAGES and -DDYNAMIC_SHARED"
+#endif
+#if TILE_M % 128 || (TILE_N != 64 && TILE_N != 128 && TILE_N != 256)
+#error "a tile has a multiple of 128 rows, and 64, 128 or 256 columns"
+#endif
+
+#define WGMMA_STEP 64  // k: 128 bytes of a row
+#define ROWS_64 (TILE_M / 128)  // a warpgroup's
+#define MULTIPLYING_WARPS 8
+#define WGMMA_THREADS ((MULTIPLYING_WARPS + 1) * 32)
+#define WGMMA_BLOCKS (DYNAMIC_SHARED <= 112 * 1024 ? 2 : 1)  // that a multiprocessor has room for
+
+struct __align__(1024) WgmmaTiles {
+    SCALAR a[STAGES][TILE_M * WGMMA_STEP];
+    SCALAR b[STAGES][TILE_N * WGMMA_STEP];
+    Mbarrier full[STAGES], empty[STAGES];
+};
+static_assert(sizeof(WgmmaTiles) <= DYNAMIC_SHARED, "a block is launched with less shared memory than it uses");
+
+// A block's shared memory. More than 48 KiB must be dynamic; the emulator's is static, of the size that is used.
+#ifdef EMULATOR
+__shared__ WgmmaTiles wgmma_tiles;
+#else
+extern __shared__ __align__(1024) unsigned char dynamic_shared[];
+#define wgmma_tiles (*(WgmmaTiles*)dynamic_shared)
+#endif
+
+// Which tile and layer of a rows x columns product this block computes.
+struct WgmmaPlace {
+    int m, n, layer;  // the tile's first row and column
+};
+
+static __device__ __forceinline__ WgmmaPlace wgmma_place(int rows, int columns) {
+    const int tiles_m = ceil_div(rows, TILE_M), tiles_n = ceil_div(columns, TILE_N), block = (int)blockIdx.x;
+    return {block % tiles_m * TILE_M, block / tiles_m % tiles_n * TILE_N, block / tiles_m / tiles_n};
+}
+
+// load(a, b, full, step) is called by one thread for each step: it starts copies of a whole stage. There an operand
+// "along" has rows of 64 k, one "across" 64 k of 64 rows, then of the next 64. store(m, n, four) is called for each four
+// neighbouring outputs from row m and column n of the tile; those beyond the matrix too.
+template <bool A_ALONG, bool B_ALONG, class Load, class Store>
+static __device__ __forceinline__ void wgmma_tile(int steps, Load load, Store store) {
+    WgmmaTiles& tiles = wgmma_tiles;
+    const int lane = threadIdx.x % 32;
+    const int warp = __shfl_sync(0xffffffffu, (int)threadIdx.x / 32, 0);  // the same for all, as the compiler sees then
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < STAGES; ++stage) {
+            mbarrier_init(tiles.full[stage], 1);
+            mbarrier_init(tiles.empty[stage], MULTIPLYING_WARPS);
+        }
+        mbarrier_fence();
+    }
+    __syncthreads();
+
+    if (warp == MULTIPLYING_WARPS) {
+        if (lane > 0) return;
+        int stage = 0, round = 0;
+        for (int step = 0; step < steps; ++step) {
+            mbarrier_wait(tiles.empty[stage], (round & 1) ^ 1);
+            mbarrier_expect(tiles.full[stage], (int)(sizeof(tiles.a[0]) + sizeof(tiles.b[0])));
+            load(tiles.a[stage], tiles.b[stage], tiles.full[stage], step);
+            if (++stage == STAGES) {
+                stage = 0;
+                ++round;
+            }
+        }
+        return;
+    }
+
+    float sums[ROWS_64][TILE_N / 2] = {};
+    const int first_row = warp / 4 * (TILE_M / 2);
+    const Operand first_a = wgmma_operand(&tiles.a[0][first_row * WGMMA_STEP], 0);
+    const Operand first_b = wgmma_operand(tiles.b[0], 64 * WGMMA_STEP * (int)sizeof(SCALAR));
+    int stage = 0, round = 0, last = 0;
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+        mbarrier_wait(tiles.full[stage], round & 1);
+        const Operand a = first_a + stage * (sizeof(tiles.a[0]) >> 4), b = first_b + stage * (sizeof(tiles.b[0]) >> 4);
+        wgmma_fence(sums);
+#pragma unroll
+        for (int k = 0; k < WGMMA_STEP / 16; ++k)
+#pragma unroll
+            for (int x = 0; x < ROWS_64; ++x)
+                wgmma<TILE_N, A_ALONG, B_ALONG>(
+                    sums[x], a + k * (A_ALONG ? NEXT_ALONG : NEXT_ACROSS) + x * NEXT_ROWS,
+                    b + k * (B_ALONG ? NEXT_ALONG : NEXT_ACROSS), SCALAR());
+        wgmma_commit();
+        wgmma_wait<1>();  // the step before is done
+        if (step > 0 && lane == 0) mbarrier_arrive(tiles.empty[last]);
+        last = stage;
+        if (++stage == STAGES) {
+            stage = 0;
+            ++round;
+        }
+    }
+    wgmma_finish(sums);
+
+    // A lane has two neighbouring results of rows g and g + 8. It gives one row's to the next lane and takes the other
+    // row's: then it has four neighbours, for one store.
+    const bool lower = lane % 2;  // of the rows it keeps the latter
+    const int row = first_row + warp % 4 * 16 + lane / 4 + (lower ? 8 : 0);
+#pragma unroll
+    for (int x = 0; x < ROWS_64; ++x)
+#pragma unroll
+        for (int j = 0; j < TILE_N / 8; ++j) {
+            const float* own = &sums[x][4 * j];
+            const float first = __shfl_xor_sync(0xffffffffu, lower ? own[0] : own[2], 1);
+            const float second = __shfl_xor_sync(0xffffffffu, lower ? own[1] : own[3], 1);
+            const Four four = lower ? Four{{first, second, own[2], own[3]}} : Four{{own[0], own[1], first, second}};
+            store(row + x * 64, j * 8 + lane % 4 / 2 * 4, four);
+        }
+}
