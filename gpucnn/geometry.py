@@ -1,4 +1,5 @@
-"""Window: the one geometry value of convolution and pooling, with every output-size formula and every shape error.
+"""Window: the one geometry value of convolution and pooling, with every output-size formula and every shape error; and
+Pixels, a walk over the places of a window.
 
 Sizes are written (height, width); padding is (top, bottom, left, right). A Window is immutable and hashable, so a
 backend may key plans and compiled kernels by it.
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Size = tuple[int, int]
 MOST = 2**31 - 1  # of a length: kernels count with 32 bits
@@ -149,3 +150,17 @@ class Window:
                 f"{what} of {size[0]}×{size[1]} pixels, padding {self.padding} included, is too large: a side may have "
                 f"{MOST}, all together {MOST_PIXELS}"
             )
+
+
+class Pixels(NamedTuple):
+    """A walk of Hopper's copy engine over the pixels of an image (devices/tensor_map.py), each as (rows, columns): the
+    first one, counted from the image's first; the last one, counted from the image's last; the step."""
+
+    lower: tuple[int, int]
+    upper: tuple[int, int]
+    stride: tuple[int, int]
+
+    def is_encodable(self) -> bool:
+        """Whether a map has room for it: corners of 8 bits, steps up to 8."""
+        corners_fit = all(-128 <= corner <= 127 for corner in (*self.lower, *self.upper))
+        return corners_fit and all(1 <= step <= 8 for step in self.stride)

@@ -17,9 +17,8 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from gpucnn.backends.precision import PRECISIONS
-from gpucnn.devices.tensor_map import Pixels
 from gpucnn.dtypes import HALVES
-from gpucnn.geometry import Window
+from gpucnn.geometry import Pixels, Window
 
 Operation = Literal["conv2d_forward", "conv2d_backward_input", "conv2d_backward_weight", "matmul"]
 Tile = dict[str, int]

@@ -42,7 +42,8 @@ import numpy as np
 from gpucnn import dtypes
 from gpucnn.devices import tensor_map
 from gpucnn.devices.graph import Arena, Graph
-from gpucnn.devices.tensor_map import Pixels, TensorMap
+from gpucnn.devices.tensor_map import TensorMap
+from gpucnn.geometry import Pixels
 from gpucnn.live import CaptureError, Live
 
 Constants = Mapping[str, int | float | str]

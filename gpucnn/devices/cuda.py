@@ -35,7 +35,8 @@ from gpucnn.devices.base import (
     needed_architecture,
 )
 from gpucnn.devices.graph import HOST_READ, Arena, Graph
-from gpucnn.devices.tensor_map import MAP_BYTES, Pixels, TensorMap, encoded
+from gpucnn.devices.tensor_map import MAP_BYTES, TensorMap, encoded
+from gpucnn.geometry import Pixels
 from gpucnn.live import CaptureError
 
 OLDEST_DRIVER = (12, 0)  # the CUDA that a driver must know, for the CuPy of gpucnn[cuda12]

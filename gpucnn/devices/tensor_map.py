@@ -19,27 +19,15 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
+
+from gpucnn.geometry import Pixels
 
 ROW_BYTES = 128  # of a box's innermost axis: the swizzle's
 MAP_BYTES = 128  # of a map as the hardware reads it
 # Of the CUDA driver's cuda.h.
 _DATA_TYPES = {"float16": 6, "bfloat16": 9}  # of two bytes
 _NO_INTERLEAVE, _SWIZZLE_128B, _L2_PROMOTION_256B, _ZEROS_OUTSIDE = 0, 3, 3, 0
-
-
-class Pixels(NamedTuple):
-    """A walk over the pixels of an image, each as (rows, columns): the first one, counted from the image's first; the
-    last one, counted from the image's last; the step."""
-
-    lower: tuple[int, int]
-    upper: tuple[int, int]
-    stride: tuple[int, int]
-
-    def is_encodable(self) -> bool:
-        """Whether a map has room for it: corners of 8 bits, steps up to 8."""
-        corners_fit = all(-128 <= corner <= 127 for corner in (*self.lower, *self.upper))
-        return corners_fit and all(1 <= step <= 8 for step in self.stride)
 
 
 @dataclass(frozen=True)

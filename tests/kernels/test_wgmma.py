@@ -20,8 +20,7 @@ from gpucnn.devices import KernelError, Signature, tensor_map
 from gpucnn.devices.base import kernel_folder, needed_architecture
 from gpucnn.devices.emulator import EmulatorDevice, compiler
 from gpucnn.devices.recorder import RecorderDevice
-from gpucnn.devices.tensor_map import Pixels
-from gpucnn.geometry import Window
+from gpucnn.geometry import Pixels, Window
 from gpucnn.testing import (
     WGMMA,
     WGMMA_FILLED,
