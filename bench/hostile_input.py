@@ -639,8 +639,11 @@ def one(t: Trial, least: int = 0, most: int = 4, dtypes: Sequence[str] = (), val
 
 def elementwise(op: str, bounds: Bounds | None, exact: Callable[..., Any] | None = None, **parameters: Any) -> Drawn:
     def draw(t: Trial) -> Call:
-        arguments = {name: t.twisted(t.pick(*good), *ODD_FLOATS) for name, good in parameters.items() if t.chance(2)}
-        return Call(op, (one(t),), arguments, bounds, exact)
+        x = one(t)
+        # 1e308 is infinite in float32, and 0 · ∞ is NaN there.
+        odd = [v for v in ODD_FLOATS if v != 1e308 or x.dtype == np.float64]
+        arguments = {name: t.twisted(t.pick(*good), *odd) for name, good in parameters.items() if t.chance(2)}
+        return Call(op, (x,), arguments, bounds, exact)
 
     return draw
 

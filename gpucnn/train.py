@@ -200,8 +200,9 @@ def _check(
         if loader is not None and not len(loader):
             raise ValueError(f"fit: {name} has no batches: {loader!r}")
     for name, count in {"epochs": epochs, "checkpoint_every": checkpoint_every, "accumulate": accumulate}.items():
-        if count is not None and (not isinstance(count, int) or count < 1):
-            raise ValueError(f"fit: {name} must be a positive int, got {count!r}")
+        needed = count is not None or name != "checkpoint_every"
+        if needed and (not isinstance(count, int) or count < 1):
+            raise ValueError(f"fit: {name} must be a positive int, got {count!r:.100}")
     if clip_norm is not None and not validate.number("fit", "clip_norm", clip_norm) > 0:
         raise ValueError(f"fit: clip_norm must be positive, got {clip_norm}")
     if precision is not None:

@@ -316,6 +316,7 @@ def test_losses_of_the_outputs_shape_get_labels_as_zeros_and_ones(name, outputs)
             r"train has no batches: Loader\(Dataset\('noise'"),
         ({"epochs": 0}, ValueError, "epochs must be a positive int, got 0"),
         ({"epochs": 1.5}, ValueError, "epochs must be a positive int, got 1.5"),
+        ({"epochs": None}, ValueError, "epochs must be a positive int, got None"),
         ({"accumulate": 0}, ValueError, "accumulate must be a positive int, got 0"),
         ({"clip_norm": 0.0}, ValueError, "clip_norm must be positive, got 0.0"),
         ({"resume": True}, ValueError, "resume and checkpoint_every need a folder="),

@@ -204,10 +204,14 @@ def conv_transpose2d(
     back = window.output_size(size) if 0 not in before else before
 
     def vjp_input(dy: Array) -> Array:
+        if 0 in before:  # the output may be smaller than a window
+            return backend.contiguous(backend.xp.zeros(x.shape, dy.dtype))
         dx = backend.conv2d_forward(dy, w, None, window, groups)
         return dx if back == before else backend.contiguous(dx[:, :, : before[0], : before[1]].copy())
 
     def vjp_weight(dy: Array) -> Array:
+        if 0 in before:
+            return backend.contiguous(backend.xp.zeros(w.shape, dy.dtype))
         taken = x
         if back != before:  # an output_padding of a stride or more has room for windows that no input made
             taken = backend.contiguous(backend.xp.zeros((*x.shape[:2], *back), x.dtype))

@@ -206,7 +206,8 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
     inside = tuple(slice(max(a, 0), n - max(b, 0)) for n, (a, b) in zip(shape, sides, strict=True))
     kept = tuple(slice(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(input.shape, sides, strict=True))
     y = backend.contiguous(backend.xp.empty(checked_shape(shape), input.dtype))
-    y[...] = value
+    with np.errstate(all="ignore"):  # a value may be infinite in the input's type
+        y[...] = value
     y[inside] = input.array[kept]
     before = input.shape
 

@@ -135,6 +135,20 @@ def test_no_channels_and_no_images_are_no_error(shape):
     assert F.linear(gpucnn.zeros(3, 0), gpucnn.zeros(2, 0), gpucnn.ones(2)).tolist() == [[1, 1]] * 3
 
 
+def test_what_no_pixel_made_has_zero_gradients_and_is_the_bias():
+    x, w, b = (gpucnn.ones(*shape, requires_grad=True) for shape in ((2, 1, 3, 0), (1, 2, 1, 3), (2,)))
+    y = F.conv_transpose2d(x, w, b)
+    np.testing.assert_array_equal(y.numpy(), np.ones((2, 2, 3, 2)))
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    np.testing.assert_array_equal(w.grad.numpy(), np.zeros(w.shape))
+    np.testing.assert_array_equal(b.grad.numpy(), [12, 12])
+
+
+def test_padding_by_a_value_beyond_the_types_largest_is_infinite_and_no_warning():
+    np.testing.assert_array_equal(F.pad(gpucnn.ones(2), (1, 0), value=-1e308).numpy(), [-np.inf, 1, 1])
+
+
 @pytest.mark.parametrize(
     ("stride", "output_padding", "dilation"), [(1, 1, 2), ((1, 2), (2, 2), (3, 3)), (2, (2, 0), 3)]
 )
