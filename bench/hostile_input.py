@@ -405,8 +405,9 @@ def expectations(call: Call, first: Any, results: list[Array], dy: Array, dz: Ar
     if call.op == "conv2d_max_pool2d":  # it may leave out pixels under elements that have lost: 0 times NaN
         exact[1:] = [np.where(np.isnan(right), got, right) for got, right in zip(results[1:], exact[1:], strict=True)]
     errors = bounds_of(sums, str(y.dtype), dz, exact)
-    if sums.op != call.op:
-        errors[0] = bounds_of(call, str(y.dtype), dy, exact)[0]
+    if sums.op != call.op:  # pooled: an element whose sum overflows may win, or lose
+        overflows = np.any(errors[0][1] >= LARGEST[str(y.dtype)])
+        errors[0] = (np.inf, np.inf) if overflows else bounds_of(call, str(y.dtype), dy, exact)[0]
     if call.sums is not None:
         errors = [(e + more, m + more) for (e, m), more in zip(errors, slack_of(call, y, dy, dz), strict=True)]
     if call.op == "div":  # the gradient of what divides is −dy · (a / b / b), as in PyTorch
