@@ -15,7 +15,7 @@ import numpy as np
 from gpucnn.backends.base import Array
 from gpucnn.backends.numpy_activation import clamp_block
 from gpucnn.backends.numpy_columns import Columns, channels_last
-from gpucnn.backends.numpy_elementwise import pixels, select
+from gpucnn.backends.numpy_elementwise import ones, pixels, select
 from gpucnn.backends.numpy_parallel import cut, scratch, workers
 from gpucnn.backends.numpy_pool import first_best
 from gpucnn.backends.numpy_product import product, product_over_rows
@@ -129,7 +129,7 @@ def backward(
         if matrix is not None:
             product_over_rows(lines, matrix, partial[i])
         if needed[2]:
-            np.matmul(np.ones(lines.size // (side * k), dy.dtype), lines.reshape(-1, side * k), out=sums[i])
+            np.matmul(ones(lines.size // (side * k), dy.dtype), lines.reshape(-1, side * k), out=sums[i])
         if dx is not None and cells is not None:
             rows = scratch("rows", (*mine.shape[:3], pool.taps, k), dy.dtype)
             np.copyto(pixels(rows), pixels(shares).transpose(1, 2, 3, 0))

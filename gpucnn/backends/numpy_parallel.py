@@ -109,32 +109,22 @@ class Workers:
 
     def run(self, job: Job, blocks: int) -> None:
         """job(0), …, job(blocks − 1), in any order and in parallel. Floating-point errors silently give inf and NaN."""
-        if _thread.in_a_row:
-            self._run(job, blocks)
-            return
-        self._hold_blas()
-        try:
-            with np.errstate(all="ignore"):
-                self._run(job, blocks)
-        finally:
-            self._release_blas()
-
-    def _run(self, job: Job, blocks: int) -> None:
-        helpers = min(self.threads, blocks) - 1
-        if helpers < 1:
-            for block in range(blocks):
-                job(block)
-            return
-        self._start()
-        task = _Task(job, blocks)
-        for _ in range(helpers):
-            self._tasks.put(task)
-        task.work()
-        task.wait()
+        with self.in_a_row():
+            helpers = min(self.threads, blocks) - 1
+            if helpers < 1:
+                for block in range(blocks):
+                    job(block)
+                return
+            self._start()
+            task = _Task(job, blocks)
+            for _ in range(helpers):
+                self._tasks.put(task)
+            task.work()
+            task.wait()
 
     @contextmanager
     def in_a_row(self) -> Iterator[None]:
-        """Inside, the runs of this thread leave BLAS at one thread between them: a small one is over in 10 µs."""
+        """BLAS at one thread, also between the runs of this thread inside, of which a small one is over in 10 µs."""
         if _thread.in_a_row:
             yield
             return

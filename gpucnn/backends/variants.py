@@ -308,15 +308,14 @@ def _wgmma_fits(problem: Problem) -> bool:
     if isinstance(s, Product):
         return s.depth > 0
     walks = problem.operation != "conv2d_backward_input" or s.window.stride == (1, 1)
-    reach = [step * (length - 1) for step, length in zip(s.window.dilation, s.window.kernel, strict=True)]
-    return walks and s.groups == 1 and max(reach) <= 255 and walk(problem).is_encodable()
+    return walks and s.groups == 1 and max(s.window.extent) <= 256 and walk(problem).is_encodable()
 
 
 def walk(problem: Problem) -> Pixels:
     """The pixels of x, or of dy for the input's gradient, that a filter begins at."""
     s = problem.shape
     assert isinstance(s, Convolution)
-    reach = [step * (length - 1) for step, length in zip(s.window.dilation, s.window.kernel, strict=True)]
+    reach = [extent - 1 for extent in s.window.extent]
     top, bottom, left, right = s.window.padding
     if problem.operation != "conv2d_backward_input":
         return Pixels((-top, -left), (bottom - reach[0], right - reach[1]), s.window.stride)
