@@ -24,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) conv2d_forward(
     __shared__ GemmTiles tiles;
     const int channels = C / groups, filters = K / groups;
     const int depth = KERNEL_H * KERNEL_W * channels;
-    const GemmPlace place = gemm_place(N * P * Q, filters);
+    const TilePlace place = tile_place(N * P * Q, filters);
     const int group = place.layer;
     const SCALAR* wg = w + (long long)group * filters * depth;
     gemm_tile(
@@ -53,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) conv2d_backward_in
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     __shared__ GemmTiles tiles;
     const int channels = C / groups, filters = K / groups;
-    const GemmPlace place = gemm_place(N * H * W, channels);
+    const TilePlace place = tile_place(N * H * W, channels);
     const int group = place.layer;
     gemm_tile(
         tiles, place, N * H * W, channels, 0, KERNEL_H * KERNEL_W * filters,
@@ -84,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) conv2d_backward_we
     __shared__ GemmTiles tiles;
     const int channels = C / groups, filters = K / groups;
     const int depth = KERNEL_H * KERNEL_W * channels;
-    const GemmPlace place = gemm_place(filters, depth);
+    const TilePlace place = tile_place(filters, depth);
     const int group = place.layer % groups, part = place.layer / groups;
     const int first = part * length, last = min(first + length, N * P * Q);
     Scalar* out = dw + ((long long)part * K + group * filters) * depth;

@@ -24,7 +24,7 @@ extern "C" __global__ void __launch_bounds__(FMA_THREADS, FMA_BLOCKS) conv2d_fma
     __shared__ FmaTiles tiles;
     const int channels = C / groups, filters = K / groups, pixels = N * P * Q;
     const int depth = KERNEL_H * KERNEL_W * channels;
-    const FmaPlace place = fma_place(pixels, filters);
+    const TilePlace place = tile_place(pixels, filters);
     const int group = place.layer;
     fma_tile<true, true>(
         tiles, place, depth,
@@ -47,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(FMA_THREADS, FMA_BLOCKS) conv2d_fma
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     __shared__ FmaTiles tiles;
     const int channels = C / groups, filters = K / groups, pixels = N * H * W;
-    const FmaPlace place = fma_place(pixels, channels);
+    const TilePlace place = tile_place(pixels, channels);
     const int group = place.layer;
     fma_tile<true, false>(
         tiles, place, KERNEL_H * KERNEL_W * filters,
@@ -69,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(FMA_THREADS, FMA_BLOCKS) conv2d_fma
     __shared__ FmaTiles tiles;
     const int channels = C / groups, filters = K / groups;
     const int depth = KERNEL_H * KERNEL_W * channels;
-    const FmaPlace place = fma_place(filters, depth);
+    const TilePlace place = tile_place(filters, depth);
     const int group = place.layer % groups, part = place.layer / groups;
     const int from = part * length, to = min(from + length, N * P * Q);
     SCALAR* out = dw + ((long long)part * K + group * filters) * depth;

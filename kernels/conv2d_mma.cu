@@ -29,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(MMA_THREADS, 1) conv2d_mma_forward(
     __shared__ MmaTiles tiles;
     const int channels = C / groups, filters = K / groups, pixels = N * P * Q;
     const int depth = KERNEL_H * KERNEL_W * channels;
-    const MmaPlace place = mma_place(pixels, filters);
+    const TilePlace place = tile_place(pixels, filters);
     const int group = place.layer;
     mma_tile<true, true>(
         tiles, place, depth,
@@ -52,7 +52,7 @@ extern "C" __global__ void __launch_bounds__(MMA_THREADS, 1) conv2d_mma_backward
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     __shared__ MmaTiles tiles;
     const int channels = C / groups, filters = K / groups, pixels = N * H * W;
-    const MmaPlace place = mma_place(pixels, channels);
+    const TilePlace place = tile_place(pixels, channels);
     const int group = place.layer;
     mma_tile<true, false>(
         tiles, place, KERNEL_H * KERNEL_W * filters,
@@ -74,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(MMA_THREADS, 1) conv2d_mma_backward
     __shared__ MmaTiles tiles;
     const int channels = C / groups, filters = K / groups;
     const int depth = KERNEL_H * KERNEL_W * channels;
-    const MmaPlace place = mma_place(filters, depth);
+    const TilePlace place = tile_place(filters, depth);
     const int group = place.layer % groups, part = place.layer / groups;
     const int from = part * length, to = min(from + length, N * P * Q);
     Scalar* out = dw + ((long long)part * K + group * filters) * depth;

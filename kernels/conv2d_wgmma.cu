@@ -29,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(WGMMA_THREADS, WGMMA_BLOCKS) conv2d
     RESULT* __restrict__ y,                       // [N, P, Q, K]
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     const int pixels = N * P * Q, slices = ceil_div(C, WGMMA_STEP);
-    const WgmmaPlace place = wgmma_place(pixels, K);
+    const TilePlace place = tile_place(pixels, K);
     wgmma_tile<true, true>(
         TAPS * slices,
         [&](SCALAR* to_a, SCALAR* to_b, Mbarrier& full, int step) {
@@ -58,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(WGMMA_THREADS, WGMMA_BLOCKS) conv2d
     RESULT* __restrict__ dx,                       // [N, H, W, C]
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     const int pixels = N * H * W, slices = ceil_div(K, WGMMA_STEP);
-    const WgmmaPlace place = wgmma_place(pixels, C);
+    const TilePlace place = tile_place(pixels, C);
     wgmma_tile<true, false>(
         TAPS * slices,
         [&](SCALAR* to_a, SCALAR* to_b, Mbarrier& full, int step) {
@@ -87,7 +87,7 @@ extern "C" __global__ void __launch_bounds__(WGMMA_THREADS, WGMMA_BLOCKS) conv2d
     Scalar* __restrict__ dw,                       // [parts, K, KERNEL_H, KERNEL_W, C]
     int N, int H, int W, int C, int K, int P, int Q, int groups, int parts, int length) {
     const int width = ceil_div(C, TILE_N) * TILE_N;
-    const WgmmaPlace place = wgmma_place(K, TAPS * width);
+    const TilePlace place = tile_place(K, TAPS * width);
     const int from = place.layer * length, to = min(from + length, N * P * Q);
     const int tap = place.n / width, first_c = place.n % width;
     Scalar* out = dw + ((long long)place.layer * K * TAPS + tap) * C + first_c;

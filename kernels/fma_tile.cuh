@@ -25,6 +25,7 @@
 // Order    Each output sums k = 0, 1, 2, ... in one chain of multiply-adds, as in gemm_tile.cuh: the same bits.
 #pragma once
 #include "sources.cuh"
+#include "tile.cuh"
 
 #if !defined(TILE_M) || !defined(TILE_N) || !defined(THREAD_M) || !defined(THREAD_N)
 #error "compile with -DTILE_M, -DTILE_N, -DTHREAD_M and -DTHREAD_N"
@@ -97,20 +98,10 @@ struct __align__(16) FmaTiles {
     Chunks<TILE_N, true>::Tile b[2];
 };
 
-// Which tile and layer of a rows x columns product this block computes.
-struct FmaPlace {
-    int m, n, layer;  // the tile's first row and column
-};
-
-static __device__ __forceinline__ FmaPlace fma_place(int rows, int columns) {
-    const int tiles_m = ceil_div(rows, TILE_M), tiles_n = ceil_div(columns, TILE_N), block = (int)blockIdx.x;
-    return {block % tiles_m * TILE_M, block / tiles_m % tiles_n * TILE_N, block / tiles_m / tiles_n};
-}
-
 // store(m, n, four) is called for each four neighbouring outputs of the tile; those beyond the matrix too.
 template <bool A_ALONG, bool B_ALONG, class SourceA, class SourceB, class Store>
 static __device__ __forceinline__ void fma_tile(
-    FmaTiles& tiles, const FmaPlace& place, int terms, SourceA source_a, SourceB source_b, Store store) {
+    FmaTiles& tiles, const TilePlace& place, int terms, SourceA source_a, SourceB source_b, Store store) {
     typedef Chunks<TILE_M, A_ALONG> A;
     typedef Chunks<TILE_N, B_ALONG> B;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -14,7 +14,7 @@
 // Grid     x alone (y and z end at 65535): tiles along m first, then along n, then layers (groups, parts, batch).
 // Order    Each output sums k = 0, 1, 2, ... in one chain of multiply-adds, whatever the tile.
 #pragma once
-#include "common.cuh"
+#include "tile.cuh"
 
 #if !defined(TILE_M) || !defined(TILE_N) || !defined(TILE_K) || !defined(THREAD_M) || !defined(THREAD_N)
 #error "compile with -DTILE_M, -DTILE_N, -DTILE_K, -DTHREAD_M and -DTHREAD_N"
@@ -30,25 +30,15 @@ struct GemmTiles {
     Scalar b[TILE_K][TILE_N];
 };
 
-// Which tile and layer of a rows x columns product this block computes.
-struct GemmPlace {
-    int tile_m, tile_n, layer;
-};
-
-static __device__ __forceinline__ GemmPlace gemm_place(int rows, int columns) {
-    const int tiles_m = ceil_div(rows, TILE_M), tiles_n = ceil_div(columns, TILE_N), block = (int)blockIdx.x;
-    return {block % tiles_m, block / tiles_m % tiles_n, block / tiles_m / tiles_n};
-}
-
 // load_a(m, k) and load_b(k, n) are called only inside 0 <= m < rows, first <= k < last, 0 <= n < columns.
 // store(m, n, sum) is called for every output of the tile inside the matrix.
 template <class LoadA, class LoadB, class Store>
 static __device__ __forceinline__ void gemm_tile(
-    GemmTiles& tiles, const GemmPlace& place, int rows, int columns, int first, int last,
+    GemmTiles& tiles, const TilePlace& place, int rows, int columns, int first, int last,
     LoadA load_a, LoadB load_b, Store store) {
     const int thread = threadIdx.x;
     const int thread_m = thread / THREADS_N, thread_n = thread % THREADS_N;
-    const int m0 = place.tile_m * TILE_M, n0 = place.tile_n * TILE_N;
+    const int m0 = place.m, n0 = place.n;
 
     Scalar sum[THREAD_M][THREAD_N];
 #pragma unroll

@@ -4,8 +4,6 @@
 // Step     32 k: as many bytes as there. A warp's step is WARP_M / 16 * WARP_N / 8 * 2 products of 16 x 16 by 16 x 8.
 // Chunks   16 bytes, eight scalars that are neighbours along k ("along") or along m or n ("across"), are swapped (xor)
 //          so that the eight rows of a tile lie in different banks. What lies across is turned as it is read.
-// Sums     A lane has two neighbouring results of rows g and g + 8. It gives one row's to the next lane and takes the
-//          other row's: then it has four neighbours, for one store.
 // Order    By k: each product of 16 k is added to the sum by the tensor core, which cuts its sums off.
 #pragma once
 #include "mma_block.cuh"
@@ -86,25 +84,20 @@ static __device__ __forceinline__ void multiply_step(Sums& sums, const SCALAR* t
 template <class Store>
 static __device__ __forceinline__ void store_sums(const Sums& sums, Store store) {
     const int lane = threadIdx.x % 32;
-    const bool lower = lane % 2;  // of the rows g and g + 8 it keeps the latter
+    const bool lower = lane % 2;  // of rows g and g + 8
 #pragma unroll
     for (int x = 0; x < ROWS_16; ++x)
 #pragma unroll
         for (int y = 0; y < COLUMNS_16; ++y)
 #pragma unroll
-            for (int j = 0; j < 2; ++j) {
-                const float(&own)[4] = sums[x][y][j];
-                const float first = __shfl_xor_sync(0xffffffffu, lower ? own[0] : own[2], 1);
-                const float second = __shfl_xor_sync(0xffffffffu, lower ? own[1] : own[3], 1);
-                const Four four = lower ? Four{{first, second, own[2], own[3]}} : Four{{own[0], own[1], first, second}};
-                store(x * 2 + lower, lane / 4, y * 16 + j * 8 + lane % 4 / 2 * 4, four);
-            }
+            for (int j = 0; j < 2; ++j)
+                store(x * 2 + lower, lane / 4, y * 16 + j * 8 + lane % 4 / 2 * 4, four_of_a_row(sums[x][y][j], lower));
 }
 
 // store(m, n, four) is called for each four neighbouring outputs of the tile; those beyond the matrix too.
 template <bool A_ALONG, bool B_ALONG, class SourceA, class SourceB, class Store>
 static __device__ __forceinline__ void mma_tile(
-    MmaTiles& tiles, const MmaPlace& place, int terms, SourceA source_a, SourceB source_b, Store store) {
+    MmaTiles& tiles, const TilePlace& place, int terms, SourceA source_a, SourceB source_b, Store store) {
     typedef Chunks<TILE_M, A_ALONG> A;
     typedef Chunks<TILE_N, B_ALONG> B;
     const int warp = threadIdx.x / 32;

@@ -20,7 +20,7 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) matmul(
     Scalar* __restrict__ y,           // [parts, batch, M, N]
     int a_matrices, int b_matrices, int batch, int M, int N, int K, int parts, int length) {
     __shared__ GemmTiles tiles;
-    const GemmPlace place = gemm_place(M, N);
+    const TilePlace place = tile_place(M, N);
     const int matrix = place.layer % batch, part = place.layer / batch;
     const SCALAR* left = a + (long long)(a_index ? a_index[matrix] : matrix) * M * K;
     const SCALAR* right = b + (long long)(b_index ? b_index[matrix] : matrix) * K * N;

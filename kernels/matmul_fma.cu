@@ -21,7 +21,7 @@ extern "C" __global__ void __launch_bounds__(FMA_THREADS, FMA_BLOCKS) matmul_fma
     SCALAR* __restrict__ y,           // [parts, batch, M, N]
     int a_matrices, int b_matrices, int batch, int M, int N, int K, int parts, int length) {
     __shared__ FmaTiles tiles;
-    const FmaPlace place = fma_place(M, N);
+    const TilePlace place = tile_place(M, N);
     const int matrix = place.layer % batch, part = place.layer / batch;
     const SCALAR* left = a + (a_index ? a_index[matrix] : matrix) * M * K;
     const SCALAR* right = b + (b_index ? b_index[matrix] : matrix) * K * N;

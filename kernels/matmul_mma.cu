@@ -25,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(MMA_THREADS, 1) matmul_mma(
     Scalar* __restrict__ y,           // [parts, batch, M, N]
     int a_matrices, int b_matrices, int batch, int M, int N, int K, int parts, int length) {
     __shared__ MmaTiles tiles;
-    const MmaPlace place = mma_place(M, N);
+    const TilePlace place = tile_place(M, N);
     const int matrix = place.layer % batch, part = place.layer / batch;
     const SCALAR* left = a + (a_index ? a_index[matrix] : matrix) * M * K;
     const SCALAR* right = b + (b_index ? b_index[matrix] : matrix) * K * N;

@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(WGMMA_THREADS, WGMMA_BLOCKS) matmul
     const int* __restrict__ b_index,              // [batch] or null
     Scalar* __restrict__ y,                       // [parts, batch, M, N]
     int a_matrices, int b_matrices, int batch, int M, int N, int K, int parts, int length) {
-    const WgmmaPlace place = wgmma_place(M, N);
+    const TilePlace place = tile_place(M, N);
     const int matrix = place.layer % batch, from = place.layer / batch * length, to = min(from + length, K);
     const int left = a_index ? a_index[matrix] : matrix, right = b_index ? b_index[matrix] : matrix;
     wgmma_tile<!TRANS_A, TRANS_B>(

@@ -175,7 +175,7 @@ static __device__ __forceinline__ void store_sums(const Sums& sums, Store store)
 // store(m, n, four) is called for each four neighbouring outputs of the tile; those beyond the matrix too.
 template <bool A_ALONG, bool B_ALONG, class SourceA, class SourceB, class Store>
 static __device__ __forceinline__ void mma_tile(
-    MmaTiles& tiles, const MmaPlace& place, int terms, SourceA source_a, SourceB source_b, Store store) {
+    MmaTiles& tiles, const TilePlace& place, int terms, SourceA source_a, SourceB source_b, Store store) {
     typedef Chunks<TILE_M, A_ALONG> A;
     typedef Chunks<TILE_N, B_ALONG> B;
     const int warp = threadIdx.x / 32;

@@ -13,6 +13,7 @@
 // Grid     As in gemm_tile.cuh.
 // Order    By k: each product of 16 k is added to the sum by the tensor core, which cuts its sums off.
 #pragma once
+#include "tile.cuh"
 #include "wgmma.cuh"
 
 #if !defined(TILE_M) || !defined(TILE_N) || !defined(STAGES) || !defined(DYNAMIC_SHARED)
@@ -42,16 +43,6 @@ __shared__ WgmmaTiles wgmma_tiles;
 extern __shared__ __align__(1024) unsigned char dynamic_shared[];
 #define wgmma_tiles (*(WgmmaTiles*)dynamic_shared)
 #endif
-
-// Which tile and layer of a rows x columns product this block computes.
-struct WgmmaPlace {
-    int m, n, layer;  // the tile's first row and column
-};
-
-static __device__ __forceinline__ WgmmaPlace wgmma_place(int rows, int columns) {
-    const int tiles_m = ceil_div(rows, TILE_M), tiles_n = ceil_div(columns, TILE_N), block = (int)blockIdx.x;
-    return {block % tiles_m * TILE_M, block / tiles_m % tiles_n * TILE_N, block / tiles_m / tiles_n};
-}
 
 // load(a, b, full, step) is called by one thread for each step: it starts copies of a whole stage. There an operand
 // "along" has rows of 64 k, one "across" 64 k of 64 rows, then of the next 64. store(m, n, four) is called for each four
@@ -113,18 +104,11 @@ static __device__ __forceinline__ void wgmma_tile(int steps, Load load, Store st
     }
     wgmma_finish(sums);
 
-    // A lane has two neighbouring results of rows g and g + 8. It gives one row's to the next lane and takes the other
-    // row's: then it has four neighbours, for one store.
-    const bool lower = lane % 2;  // of the rows it keeps the latter
+    const bool lower = lane % 2;  // of rows g and g + 8
     const int row = first_row + warp % 4 * 16 + lane / 4 + (lower ? 8 : 0);
 #pragma unroll
     for (int x = 0; x < ROWS_64; ++x)
 #pragma unroll
-        for (int j = 0; j < TILE_N / 8; ++j) {
-            const float* own = &sums[x][4 * j];
-            const float first = __shfl_xor_sync(0xffffffffu, lower ? own[0] : own[2], 1);
-            const float second = __shfl_xor_sync(0xffffffffu, lower ? own[1] : own[3], 1);
-            const Four four = lower ? Four{{first, second, own[2], own[3]}} : Four{{own[0], own[1], first, second}};
-            store(row + x * 64, j * 8 + lane % 4 / 2 * 4, four);
-        }
+        for (int j = 0; j < TILE_N / 8; ++j)
+            store(row + x * 64, j * 8 + lane % 4 / 2 * 4, four_of_a_row(&sums[x][4 * j], lower));
 }
