@@ -47,6 +47,7 @@ static __device__ __forceinline__ Scalar sloped(Scalar dy, Scalar x, const Chann
 
 #ifdef COLUMNS
 #include "column_sum.cuh"
+#include "moments.cuh"
 
 #ifdef KIND
 
@@ -85,41 +86,8 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_backward_sums(
 
 #else
 
-// A count of numbers, their mean, and the sum of their squared distances from it.
-struct Moments {
-    Scalar count, mean, square;
-
-    // Those of all of both, by the formula of Chan, Golub and LeVeque (1979).
-    __device__ __forceinline__ void operator+=(const Moments& more) {
-        if (count == 0) *this = more;
-        else if (more.count > 0) {
-            const Scalar both = count + more.count, share = more.count / both, step = more.mean - mean;
-            mean = multiply_add(step, share, mean);
-            square += multiply_add(step * step, share * count, more.square);
-            count = both;
-        }
-    }
-};
-
-// Of `count` numbers, at most 8 and C apart, counted from `origin`. First their mean is found, then their squares.
-static __device__ __forceinline__ Moments moments(const SCALAR* from, int C, int count, Scalar origin) {
-    Scalar value[8], sum = 0, square = 0;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) value[i] = i < count ? from[i * C] - origin : Scalar(0);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) sum += value[i];
-    const Scalar mean = sum / (Scalar)count;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-        const Scalar deviation = i < count ? value[i] - mean : Scalar(0);
-        square = multiply_add(deviation, deviation, square);
-    }
-    return {(Scalar)count, mean, square};
-}
-
-// Of each part of the rows: the mean, counted from the column's first number, and the sum of squared distances from it.
-// Rows are taken by eights. A mean far larger than the deviation costs no digits then, and neither does a first number far
-// from all others: it is off the mean by sqrt(rows) deviations at most.
+// Of each part of the rows: the mean, counted from the part's first number, and the sum of squared distances from it.
+// Rows are taken by eights.
 extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics(
     const SCALAR* __restrict__ x,  // [rows, C]
     Scalar* __restrict__ means,    // [parts, C]
@@ -127,11 +95,9 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics(
     int rows, int C, int parts, int length) {
     __shared__ Moments partial[256];
     const ColumnPart at = column_part(ceil_div(rows, 8), C, length / 8);
-    const Scalar origin = x[min(at.column, C - 1)];
+    const Scalar origin = x[(long long)at.part * length * C + min(at.column, C - 1)];
     const Moments of_all = column_sum<1>(partial, at, [=](int eight) -> Moments {
-        const int first = eight * 8, left = rows - first;
-        const SCALAR* from = x + (long long)first * C + at.column;
-        return left >= 8 ? moments(from, C, 8, origin) : moments(from, C, left, origin);
+        return next_moments(x + (long long)eight * 8 * C + at.column, C, rows - eight * 8, origin);
     });
     if (at.inside && at.lane == 0) {
         means[(long long)at.part * C + at.column] = of_all.mean;
@@ -139,23 +105,29 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics(
     }
 }
 
-// Mean and variance of all rows from those of the parts.
+// Of `every` parts each: the mean, counted from the first number of the first of them, and the sum of squared distances;
+// of all parts, if it is so many, the mean itself and the variance. On the way means are counted from the first part's.
 extern "C" __global__ void __launch_bounds__(256) batch_norm_statistics_combine(
     const SCALAR* __restrict__ x,        // [rows, C]
     const Scalar* __restrict__ means,    // [parts, C]
     const Scalar* __restrict__ squares,  // [parts, C]
-    Scalar* __restrict__ mean,           // [C]
-    Scalar* __restrict__ variance,       // [C]
-    int rows, int C, int parts, int length) {
+    Scalar* __restrict__ mean,           // [(parts - 1) / every + 1, C]
+    Scalar* __restrict__ variance,       // [(parts - 1) / every + 1, C]
+    int rows, int C, int parts, int length, int every) {
     __shared__ Moments partial[256];
-    const ColumnPart at = column_part(parts, C, parts);
-    const Moments of_all = column_sum<1>(partial, at, [=](int part) -> Moments {
+    const ColumnPart at = column_part(parts, C, every);
+    const int column = min(at.column, C - 1);
+    const Scalar from = x[(long long)at.first * length * C + column], origin = means[(long long)at.first * C + column];
+    const Moments of_all = column_sum<4>(partial, at, [=](int part) -> Moments {
         const long long i = (long long)part * C + at.column;
-        return {(Scalar)min(length, rows - part * length), means[i], squares[i]};
+        const Scalar further = x[(long long)part * length * C + at.column] - from;
+        return {(Scalar)min(length, rows - part * length), further + means[i] - origin, squares[i]};
     });
     if (at.inside && at.lane == 0) {
-        mean[at.column] = x[at.column] + of_all.mean;
-        variance[at.column] = of_all.square / (Scalar)rows;
+        const long long i = (long long)at.part * C + at.column;
+        const Scalar further = origin + of_all.mean;
+        mean[i] = every < parts ? further : from + further;
+        variance[i] = every < parts ? of_all.square : of_all.square / (Scalar)rows;
     }
 }
 

@@ -14,10 +14,12 @@
 #else
 #include "mma_tile.cuh"
 #endif
+#include "moments.cuh"
 
 // y[n,p,q,k] = f(b[k] + scale[k] * sum over r, s, c of x[n, row_of(p, r), column_of(q, s), c] * w[k,r,s,c]
 //                + residual[n,p,q,k]).
-// GEMM: rows (n,p,q), columns k of the group, sum over (r,s,c).
+// GEMM: rows (n,p,q), columns k of the group, sum over (r,s,c). `means` and `squares` are, for a batch
+// norm behind, those of as many pixels at a time as a thread has sums.
 extern "C" __global__ void __launch_bounds__(MMA_THREADS, 1) conv2d_mma_forward(
     const SCALAR* __restrict__ x,         // [N, H, W, C]
     const SCALAR* __restrict__ w,         // [K, KERNEL_H, KERNEL_W, C / groups]
@@ -25,6 +27,8 @@ extern "C" __global__ void __launch_bounds__(MMA_THREADS, 1) conv2d_mma_forward(
     const RESULT* __restrict__ scale,     // [K] or null
     const RESULT* __restrict__ residual,  // [N, P, Q, K] or null
     RESULT* __restrict__ y,               // [N, P, Q, K]
+    Scalar* __restrict__ means,           // [(N * P * Q - 1) / (WARP_M * WARP_N / 32) + 1, K] or null
+    Scalar* __restrict__ squares,         // [(N * P * Q - 1) / (WARP_M * WARP_N / 32) + 1, K] or null
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     __shared__ MmaTiles tiles;
     const int channels = C / groups, filters = K / groups, pixels = N * P * Q;
@@ -41,6 +45,9 @@ extern "C" __global__ void __launch_bounds__(MMA_THREADS, 1) conv2d_mma_forward(
             const long long i = (long long)m * K + k;
             put_four(y + i, conv2d_results(four, b, scale, residual, i, k));
         });
+    if (means)
+        tile_moments<TILE_N, WARP_M * WARP_N / 32>(
+            y, place.m, group * filters + place.n, pixels, filters - place.n, K, means, squares);
 }
 
 // dx[n,h,v,c] = sum over r, s, k of dy[n,p,q,k] * w[k,r,s,c], where row_of(p, r) = h and column_of(q, s) = v; terms

@@ -177,6 +177,13 @@ class Backend(ABC):
         backward pass needs only the output (see ACTIVATIONS).
         """
 
+    def conv2d_statistics(
+        self, x: Array, w: Array, b: Array | None, window: Window, groups: int
+    ) -> tuple[Array, Array, Array]:
+        """(y, mean, variance): conv2d_forward, and batch_norm_statistics of its result."""
+        y = self.conv2d_forward(x, w, b, window, groups)
+        return y, *self.batch_norm_statistics(y)
+
     @abstractmethod
     def conv2d_backward_input(self, dy: Array, w: Array, window: Window, groups: int, size: Size) -> Array:
         """dx [N,C,H,W] for dy [N,K,P,Q], where size = (H, W). The transpose of conv2d_forward as a function of x.

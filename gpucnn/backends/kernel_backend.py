@@ -47,6 +47,9 @@ _SOURCES = {
     "int64": "long long",
 }
 
+# Families whose convolution computes the statistics of its results too, if asked to: their tiles have many rows.
+_WITH_STATISTICS = ("fma", "mma")
+
 _BLOCK_ELEMENTS = 1024  # of a block of an optimiser kernel
 
 
@@ -338,16 +341,45 @@ class KernelBackend(Backend):
         scale: Array | None = None,
         residual: Array | None = None,
     ) -> Array:
+        return self._conv2d_forward(x, w, b, window, groups, activation, scale, residual)[0]
+
+    def conv2d_statistics(
+        self, x: Array, w: Array, b: Array | None, window: Window, groups: int
+    ) -> tuple[Array, Array, Array]:
+        y, parts = self._conv2d_forward(x, w, b, window, groups, statistics=True)
+        return y, *(self.batch_norm_statistics(y) if parts is None else self._statistics_of_parts(y, *parts))
+
+    def _conv2d_forward(
+        self,
+        x: Array,
+        w: Array,
+        b: Array | None,
+        window: Window,
+        groups: int,
+        activation: str | None = None,
+        scale: Array | None = None,
+        residual: Array | None = None,
+        statistics: bool = False,
+    ) -> tuple[Array, tuple[Array, Array, int] | None]:
+        """y; and if its statistics are wanted, by a kernel that has them: means and squares of parts of that length."""
         (n, c, h, width), k = x.shape, w.shape[0]
         p, q = window.output_size((h, width))
         y, storage = self._empty((n, k, p, q), x.dtype)
-        if y.size:
-            shape, constants = Convolution(n, h, width, c, k, p, q, groups, window), _convolution(x, window, activation)
-            problem = self._problem("conv2d_forward", shape, constants)
-            given = [None if a is None else self._storage(a) for a in (b, scale, residual)]
-            operands, numbers = (self._storage(x), self._storage(w)), shape[:-1]
-            self._compute(problem, self.choose(problem), constants, operands, *given, storage, *numbers)
-        return y
+        if not y.size:
+            return y, None
+        shape, constants = Convolution(n, h, width, c, k, p, q, groups, window), _convolution(x, window, activation)
+        problem = self._problem("conv2d_forward", shape, constants)
+        variant = self.choose(problem)
+        given = [None if a is None else self._storage(a) for a in (b, scale, residual)]
+        operands, numbers = (self._storage(x), self._storage(w)), shape[:-1]
+        sums: list[Array | None] = [None, None] if variant.family in _WITH_STATISTICS else []
+        parts = None
+        if statistics and sums:
+            length = variant.constants["TILE_M"] * variant.constants["TILE_N"] // variant.threads
+            sums = [self.xp.empty((ceil_div(n * p * q, length), k), _arithmetic(y.dtype)) for _ in sums]
+            parts = (sums[0], sums[1], length)
+        self._compute(problem, variant, constants, operands, *given, storage, *sums, *numbers)
+        return y, parts
 
     def conv2d_backward_input(self, dy: Array, w: Array, window: Window, groups: int, size: Size) -> Array:
         (n, k, p, q), c = dy.shape, w.shape[1] * groups
@@ -562,23 +594,30 @@ class KernelBackend(Backend):
         """`_columns` of a kernel of batch_norm.cu with two results, in more parts: they are few blocks."""
         return self._columns("batch_norm.cu", name, rows, c, 2, *arguments, constants=constants, most=256)
 
-    def _combine(self, name: str, x: Array, c: int, *arguments: Any) -> None:
+    def _combine(self, name: str, x: Array, c: int, *arguments: Any, results: int = 1) -> None:
         """Launch a kernel of batch_norm.cu that sums up parts: made of column_sum too, with many lanes for few rows."""
-        constants, grid = _scalar(x) | {"COLUMNS": 8}, (ceil_div(c, 8), 1, 1)
+        constants, grid = _scalar(x) | {"COLUMNS": 8}, (ceil_div(c, 8) * results, 1, 1)
         self.device.launch("batch_norm.cu", name, constants, grid, (256, 1, 1), *arguments)
 
     def batch_norm_statistics(self, x: Array) -> tuple[Array, Array]:
         c = x.shape[1]
         rows = x.size // max(c, 1)
-        dtype = _arithmetic(x.dtype)
         if not rows:
+            dtype = _arithmetic(x.dtype)
             return self.xp.zeros(c, dtype), self.xp.zeros(c, dtype)
-        x = self._storage(x)
-        (means, squares), parts, length = self._norm_sums("batch_norm_statistics", rows, c, x)
-        mean, variance = self.xp.empty(c, dtype), self.xp.empty(c, dtype)
-        arguments = (x, means, squares, mean, variance, rows, c, parts, length)
-        self._combine("batch_norm_statistics_combine", x, c, *arguments)
-        return mean, variance
+        (means, squares), _, length = self._norm_sums("batch_norm_statistics", rows, c, self._storage(x))
+        return self._statistics_of_parts(x, means, squares, length)
+
+    def _statistics_of_parts(self, x: Array, means: Array, squares: Array, length: int) -> tuple[Array, Array]:
+        """Mean and variance of the rows of x from those of parts of that length; of many parts in two steps."""
+        storage, (parts, c) = self._storage(x), means.shape
+        for every in (ceil_div(parts, 256), 256) if parts > 1024 else (parts,):
+            together = ceil_div(parts, every)
+            of_them = [self.xp.empty((together, c), means.dtype) for _ in range(2)]
+            arguments = (storage, means, squares, *of_them, x.size // c, c, parts, length, every)
+            self._combine("batch_norm_statistics_combine", x, c, *arguments, results=together)
+            (means, squares), parts, length = of_them, together, length * every
+        return means[0], squares[0]
 
     def batch_norm_forward(
         self,

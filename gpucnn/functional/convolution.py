@@ -20,7 +20,8 @@ MOST_WEIGHTS = 4096
 FUSED = [kind for kind, saved in ACTIVATIONS.items() if saved == "output"]
 
 
-def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int, transposed: bool) -> None:
+def check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int, transposed: bool) -> None:
+    """Raises TypeError or ValueError for operands of a convolution that do not go together."""
     validate.floating(op, input=input, weight=weight, bias=bias)
     layout = "[C, K/groups, R, S]" if transposed else "[K, C/groups, R, S]"
     validate.rank(op, "input", input, 4, "[N, C, H, W]")
@@ -70,7 +71,7 @@ def conv2d(
     Raises ValueError for depths that differ, groups that do not divide, a window larger than the padded input;
     TypeError for dtypes that differ. See torch.nn.functional.conv2d.
     """
-    _check("conv2d", input, weight, bias, groups, transposed=False)
+    check("conv2d", input, weight, bias, groups, transposed=False)
     if activation is not None:
         validate.choice("conv2d", "activation", activation, FUSED)
     if scale is not None:
@@ -87,6 +88,21 @@ def conv2d(
         validate.shape("conv2d", "residual", residual, shape, "the output's")
     b, factor, more = (None if t is None else t.array for t in (bias, scale, residual))
     y = backend.conv2d_forward(x, w, b, window, groups, activation, factor, more)
+    return recorded(y, input, weight, bias, window, groups, activation, residual)
+
+
+def recorded(
+    y: Array,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window,
+    groups: int,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The computed output of a convolution of these, with its gradients on the tape."""
+    backend, x, w, size = input.backend, input.array, weight.array, input.array.shape[2:]
     of_input, of_weight, of_bias = (t is not None and t.requires_grad for t in (input, weight, bias))
     if activation is None:
         products: list[Edge] = [
@@ -139,7 +155,7 @@ def conv2d_max_pool2d(
     >>> F.conv2d_max_pool2d(images, weight, bias, padding=2, activation="relu", max_pool={"kernel_size": 2})
     """
     op = "conv2d_max_pool2d"
-    _check(op, input, weight, bias, groups, transposed=False)
+    check(op, input, weight, bias, groups, transposed=False)
     if activation is not None:
         validate.choice(op, "activation", activation, ("relu",))
     backend, x, w = input.backend, input.array, weight.array
@@ -184,7 +200,7 @@ def conv_transpose2d(
     Raises as conv2d does. See torch.nn.functional.conv_transpose2d.
     """
     op = "conv_transpose2d"
-    _check(op, input, weight, bias, groups, transposed=True)
+    check(op, input, weight, bias, groups, transposed=True)
     if isinstance(padding, str):
         raise ValueError(f"{op}: padding must be numbers, got {padding!r}")
     backend, x, w = input.backend, input.array, weight.array

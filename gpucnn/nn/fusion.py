@@ -15,6 +15,8 @@ from typing import Any
 
 from gpucnn import functional as F
 from gpucnn.backends import NO_TAP
+from gpucnn.dtypes import is_half
+from gpucnn.functional.casting import is_autocast_enabled
 from gpucnn.functional.convolution import MOST_WEIGHTS
 from gpucnn.geometry import Window
 from gpucnn.nn.layers import BatchNorm1d, BatchNorm2d, Conv2d, MaxPool2d, ReLU
@@ -135,20 +137,29 @@ def conv_norm(
     """norm(conv(input)) + residual, activated by a ReLU module or the function of that name.
 
     Where nothing is learned (evaluation mode, inside `no_grad`), the normalisation is a scale and a bias of the
-    convolution's results, and all is computed in one pass over memory: the same up to rounding. Else the batch norm
-    adds and activates what it writes: the same to the bit, or in a half type up to its rounding.
+    convolution's results, and all is computed in one pass over memory. Else the batch norm adds and activates what it
+    writes; in training the convolution sums up the statistics of its results. All are the same up to rounding.
     """
-    if (
-        starts([conv], Conv2d)
-        and starts([norm], BatchNorm2d)
-        and (residual is None or residual.dtype == input.dtype)
-        and not (norm.training or is_grad_enabled() or norm.running_var is None)  # type: ignore[attr-defined]
-    ):
-        scale, shift = norm.affine_transform()  # type: ignore[attr-defined]
-        behind = [activation] if isinstance(activation, Module) else []
-        _computed_as_one(conv, norm, *behind)
-        return _forward(conv, input, "relu" if behind else activation, scale, shift, residual)
-    return _norm(norm, conv(input), activation, residual)
+    if not (starts([conv], Conv2d) and starts([norm], BatchNorm2d) and _adds(residual, input)):
+        return _norm(norm, conv(input), activation, residual)
+    behind = [activation] if isinstance(activation, Module) else []
+    kind = "relu" if behind else activation
+    if norm.training:
+        if behind:
+            _computed_as_one(norm, *behind)
+        return _forward(norm, input, kind, residual, conv)
+    if is_grad_enabled() or norm.running_var is None:  # type: ignore[attr-defined]
+        return _norm(norm, conv(input), activation, residual)
+    scale, shift = norm.affine_transform()  # type: ignore[attr-defined]
+    _computed_as_one(conv, norm, *behind)
+    return _forward(conv, input, kind, scale, shift, residual)
+
+
+def _adds(residual: Tensor | None, input: Tensor) -> bool:
+    """Whether a residual has the type of what a convolution of the input comes to."""
+    if residual is None:
+        return True
+    return residual.dtype == input.dtype and (is_half(input.dtype) or not is_autocast_enabled())
 
 
 def _norm(

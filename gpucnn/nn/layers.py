@@ -10,6 +10,7 @@ import numpy as np
 
 from gpucnn import functional as F
 from gpucnn.functional import validate
+from gpucnn.functional.normalization import conv2d_batch_norm
 from gpucnn.geometry import Padding, pair
 from gpucnn.nn import init
 from gpucnn.nn.module import Buffer, Module, Parameter
@@ -387,17 +388,30 @@ class _BatchNorm(Module):
         self.running_var = Buffer(ones(num_features)) if track_running_stats else None
         self.num_batches_tracked = Buffer(zeros((), dtype=np.int64)) if track_running_stats else None
 
-    def forward(self, input: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
-        """batch_norm of the input, plus `residual`, activated."""
+    def forward(
+        self,
+        input: Tensor,
+        activation: str | None = None,
+        residual: Tensor | None = None,
+        conv: Conv2d | None = None,
+    ) -> Tensor:
+        """batch_norm of the input, or of `conv` of the input, plus `residual`, activated."""
         if input.ndim != self._ndim:
             raise ValueError(f"{type(self).__name__}: input must have {self._ndim} axes, got shape {input.shape}")
         momentum = self.momentum
         if momentum is None:  # the running statistics are the mean over all batches
             momentum = 0.0 if self.num_batches_tracked is None else 1 / (self.num_batches_tracked.item() + 1)
-        output = F.batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias,
-            self.training or self.running_mean is None, momentum, self.eps, residual, activation,
-        )  # fmt: skip
+        norm = {
+            "running_mean": self.running_mean, "running_var": self.running_var, "weight": self.weight,
+            "bias": self.bias, "training": self.training or self.running_mean is None, "momentum": momentum,
+            "eps": self.eps, "residual": residual, "activation": activation,
+        }  # fmt: skip
+        if conv is None:
+            output = F.batch_norm(input, **norm)  # type: ignore[arg-type]
+        else:
+            output = conv2d_batch_norm(
+                input, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups, batch_norm=norm
+            )
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.array += 1
         return output
