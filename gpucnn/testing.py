@@ -1221,7 +1221,7 @@ WINOGRAD = [
 WGMMA = [
     conv((2, 72, 9, 7), (24, 72, 3, 3), bias=True, padding=1),
     conv((3, 8, 9, 7), (136, 8, 2, 3), pytorch=False, stride=(2, 1), dilation=(1, 2), padding=(1, 0, 2, 3)),
-    conv((1, 136, 5, 11), (72, 136, 1, 2), pytorch=False, dilation=(1, 4), padding=(0, 2, 5, 0)),
+    conv((1, 136, 5, 11), (72, 136, 2, 2), pytorch=False, dilation=(1, 4), padding=(0, 2, 5, 0)),
     conv_finished((1, 16, 7, 5), (24, 16, 3, 2), "relu"),
     dense("matmul", (2, 1, 72, 24), (3, 24, 200)),
     dense("linear", (136, 40), (72, 40), (72,)),
