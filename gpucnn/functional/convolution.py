@@ -20,8 +20,7 @@ MOST_WEIGHTS = 4096
 FUSED = [kind for kind, saved in ACTIVATIONS.items() if saved == "output"]
 
 
-def check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int, transposed: bool) -> None:
-    """Raises TypeError or ValueError for operands of a convolution that do not go together."""
+def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int, transposed: bool) -> None:
     validate.floating(op, input=input, weight=weight, bias=bias)
     layout = "[C, K/groups, R, S]" if transposed else "[K, C/groups, R, S]"
     validate.rank(op, "input", input, 4, "[N, C, H, W]")
@@ -71,7 +70,7 @@ def conv2d(
     Raises ValueError for depths that differ, groups that do not divide, a window larger than the padded input;
     TypeError for dtypes that differ. See torch.nn.functional.conv2d.
     """
-    check("conv2d", input, weight, bias, groups, transposed=False)
+    _check("conv2d", input, weight, bias, groups, transposed=False)
     if activation is not None:
         validate.choice("conv2d", "activation", activation, FUSED)
     if scale is not None:
@@ -88,10 +87,28 @@ def conv2d(
         validate.shape("conv2d", "residual", residual, shape, "the output's")
     b, factor, more = (None if t is None else t.array for t in (bias, scale, residual))
     y = backend.conv2d_forward(x, w, b, window, groups, activation, factor, more)
-    return recorded(y, input, weight, bias, window, groups, activation, residual)
+    return _conv2d(y, input, weight, bias, window, groups, activation, residual)
 
 
-def recorded(
+@in_half
+def conv2d_with_statistics(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int],
+    groups: int,
+) -> tuple[Tensor, tuple[Array, Array]]:
+    """conv2d, and (mean, variance) of each filter's results for a batch norm. Raises as conv2d does."""
+    _check("conv2d", input, weight, bias, groups, transposed=False)
+    window = Window.of(weight.shape[2:], stride, padding, dilation, size=input.array.shape[2:])
+    b = None if bias is None else bias.array
+    y, mean, variance = input.backend.conv2d_statistics(input.array, weight.array, b, window, groups)
+    return _conv2d(y, input, weight, bias, window, groups), (mean, variance)
+
+
+def _conv2d(
     y: Array,
     input: Tensor,
     weight: Tensor,
@@ -101,7 +118,7 @@ def recorded(
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """The computed output of a convolution of these, with its gradients on the tape."""
+    """y, the convolution of these, with its gradients on the tape."""
     backend, x, w, size = input.backend, input.array, weight.array, input.array.shape[2:]
     of_input, of_weight, of_bias = (t is not None and t.requires_grad for t in (input, weight, bias))
     if activation is None:
@@ -155,7 +172,7 @@ def conv2d_max_pool2d(
     >>> F.conv2d_max_pool2d(images, weight, bias, padding=2, activation="relu", max_pool={"kernel_size": 2})
     """
     op = "conv2d_max_pool2d"
-    check(op, input, weight, bias, groups, transposed=False)
+    _check(op, input, weight, bias, groups, transposed=False)
     if activation is not None:
         validate.choice(op, "activation", activation, ("relu",))
     backend, x, w = input.backend, input.array, weight.array
@@ -200,7 +217,7 @@ def conv_transpose2d(
     Raises as conv2d does. See torch.nn.functional.conv_transpose2d.
     """
     op = "conv_transpose2d"
-    check(op, input, weight, bias, groups, transposed=True)
+    _check(op, input, weight, bias, groups, transposed=True)
     if isinstance(padding, str):
         raise ValueError(f"{op}: padding must be numbers, got {padding!r}")
     backend, x, w = input.backend, input.array, weight.array

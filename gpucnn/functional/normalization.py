@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,10 +11,9 @@ from gpucnn.backends import Array
 from gpucnn.dtypes import float32, is_half
 from gpucnn.functional import validate
 from gpucnn.functional.arithmetic import mean
-from gpucnn.functional.casting import in_float32, in_half, widened
-from gpucnn.functional.convolution import FUSED, check, recorded
+from gpucnn.functional.casting import in_float32, widened
+from gpucnn.functional.convolution import FUSED
 from gpucnn.functional.shape import pad
-from gpucnn.geometry import Padding, Window
 from gpucnn.tensor import Tensor, record
 
 
@@ -43,108 +41,70 @@ def batch_norm(
 
     Raises ValueError for one value per channel in training, whose variance means nothing.
     """
-    norm = _BatchNorm(running_mean, running_var, weight, bias, training, momentum, eps, residual, activation)
-    norm = norm.checked("batch_norm", input, input.shape)
-    return norm.of(input, input.backend.batch_norm_statistics(input.array) if training else None)
+    given = (running_mean, running_var, weight, bias, training, momentum, eps, residual, activation)
+    return _batch_norm(input, None, *given)
 
 
-@in_half
-def conv2d_batch_norm(
+def _batch_norm(
     input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: Padding = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    *,
-    batch_norm: Mapping[str, Any],
+    statistics: tuple[Array, Array] | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    residual: Tensor | None,
+    activation: str | None,
 ) -> Tensor:
-    """batch_norm(conv2d(input, weight, bias, ...), **batch_norm), as gpucnn/nn/fusion.py has them computed.
-
-    In training most of a GPU's convolutions sum up the statistics of what they store, which need not be read once more
-    for them: these differ by rounding. Raises as both do, before either is computed.
-    """
-    op = "conv2d_batch_norm"
-    check(op, input, weight, bias, groups, transposed=False)
-    backend, x, w, b = input.backend, input.array, weight.array, None if bias is None else bias.array
-    window = Window.of(w.shape[2:], stride, padding, dilation, size=x.shape[2:])
-    try:
-        norm = _BatchNorm(**batch_norm)
-    except TypeError as error:
-        raise TypeError(f"{op}: batch_norm must have the arguments of batch_norm but its input: {error}") from None
-    norm = norm.checked(op, input, (len(x), len(w), *window.output_size(x.shape[2:])))
-    if norm.training:
-        y, *statistics = backend.conv2d_statistics(x, w, b, window, groups)
-        return norm.of(recorded(y, input, weight, bias, window, groups), statistics)
-    y = backend.conv2d_forward(x, w, b, window, groups)
-    return norm.of(recorded(y, input, weight, bias, window, groups), None)
-
-
-class _BatchNorm(NamedTuple):
-    """The arguments of batch_norm but its input."""
-
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    training: bool = False
-    momentum: float = 0.1
-    eps: float = 1e-5
-    residual: Tensor | None = None
-    activation: str | None = None
-
-    def checked(self, op: str, input: Tensor, shape: tuple[int, ...]) -> _BatchNorm:
-        """Fit for what has that shape, and the input's dtype and backend. Raises TypeError or ValueError if not."""
-        per_channel = {name: getattr(self, name) for name in ("running_mean", "running_var", "weight", "bias")}
-        momentum, eps = validate.number(op, "momentum", self.momentum), validate.number(op, "eps", self.eps)
-        validate.one_backend(op, input=input, **per_channel)
-        if is_half(input.dtype):
-            for name, value in per_channel.items():
-                if value is not None and value.dtype != float32 and not is_half(value.dtype):
-                    raise TypeError(f"{op}: with a {input.dtype} input {name} must be float32, got {value.dtype}")
-        else:
-            validate.floating(op, input=input, **per_channel)
-        if len(shape) not in (2, 4):
-            raise ValueError(f"{op}: input must be [N, C] or [N, C, H, W], got shape {shape}")
+    """batch_norm of what has these statistics, (mean, variance), if they are known."""
+    op = "batch_norm"
+    eps, momentum = validate.number(op, "eps", eps), validate.number(op, "momentum", momentum)
+    per_channel = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    backend = validate.one_backend(op, input=input, **per_channel)
+    if is_half(input.dtype):
         for name, value in per_channel.items():
-            validate.shape(op, name, value, (shape[1],), "one per channel")
-        if self.activation is not None:
-            validate.choice(op, "activation", self.activation, FUSED)
-        if self.residual is not None:
-            validate.floating(op, input=input, residual=self.residual)
-            validate.shape(op, "residual", self.residual, shape, "the input's")
-        if self.training and math.prod(shape) // max(shape[1], 1) < 2:
-            raise ValueError(f"{op}: training needs more than one value per channel, got input shape {shape}")
-        if not self.training and (self.running_mean is None or self.running_var is None):
-            raise ValueError(f"{op}: with training=False, running_mean and running_var must be given")
-        return self._replace(momentum=momentum, eps=eps)
-
-    def of(self, input: Tensor, statistics: Sequence[Array] | None) -> Tensor:
-        """Normalised by the batch's (mean, variance), towards which the running ones move, or by these if None."""
-        backend, x = input.backend, input.array
-        if statistics is None:
-            average, variance = (widened(running).array for running in (self.running_mean, self.running_var))
-            average = average.copy()  # the gradient's, should a training step move it in between
-        else:
-            average, variance = statistics
-            count = math.prod(x.shape) // x.shape[1]
+            if value is not None and value.dtype != float32 and not is_half(value.dtype):
+                raise TypeError(f"{op}: with a {input.dtype} input {name} must be float32, got {value.dtype}")
+        weight, bias = widened(weight), widened(bias)
+    else:
+        validate.floating(op, input=input, **per_channel)
+    if input.ndim not in (2, 4):
+        raise ValueError(f"{op}: input must be [N, C] or [N, C, H, W], got shape {input.shape}")
+    channels = input.shape[1]
+    for name, value in per_channel.items():
+        validate.shape(op, name, value, (channels,), "one per channel")
+    x = input.array
+    if activation is not None:
+        validate.choice(op, "activation", activation, FUSED)
+    if residual is not None:
+        validate.floating(op, input=input, residual=residual)
+        validate.shape(op, "residual", residual, input.shape, "the input's")
+    count = math.prod(x.shape) // max(channels, 1)
+    if training:
+        if count < 2:
+            raise ValueError(f"{op}: training needs more than one value per channel, got input shape {input.shape}")
+        average, variance = backend.batch_norm_statistics(x) if statistics is None else statistics
+        if running_mean is not None:
+            running_mean.array[...] = running_mean.array + momentum * (average - running_mean.array)
+        if running_var is not None:
             unbiased = variance * (count / (count - 1))
-            for running, now in ((self.running_mean, average), (self.running_var, unbiased)):
-                if running is not None:
-                    running.array[...] = running.array + self.momentum * (now - running.array)
-        with np.errstate(all="ignore"):
-            invstd = 1 / backend.xp.sqrt(variance + self.eps)
-        weight, bias = widened(self.weight), widened(self.bias)
-        w, b, more = (None if t is None else t.array for t in (weight, bias, self.residual))
-        y = backend.batch_norm_forward(x, average, invstd, w, b, more, self.activation)
-        output, added = None if self.activation is None else y, self.residual is not None
+            running_var.array[...] = running_var.array + momentum * (unbiased - running_var.array)
+    elif running_mean is None or running_var is None:
+        raise ValueError(f"{op}: with training=False, running_mean and running_var must be given")
+    else:
+        average, variance = widened(running_mean).array.copy(), widened(running_var).array
+    with np.errstate(all="ignore"):
+        invstd = 1 / backend.xp.sqrt(variance + eps)
+    w, b, more = (None if t is None else t.array for t in (weight, bias, residual))
+    y = backend.batch_norm_forward(x, average, invstd, w, b, more, activation)
+    output, added = None if activation is None else y, residual is not None
 
-        def vjp(dy: Array) -> tuple[Array | None, ...]:
-            of_norm = (average, invstd, w, self.training, b, output, self.activation, added)
-            return backend.batch_norm_backward(dy, x, *of_norm)
+    def vjp(dy: Array) -> tuple[Array | None, ...]:
+        return backend.batch_norm_backward(dy, x, average, invstd, w, training, b, output, activation, added)
 
-        return record(backend, y, ((input, weight, bias, self.residual), vjp))
+    return record(backend, y, ((input, weight, bias, residual), vjp))
 
 
 @in_float32

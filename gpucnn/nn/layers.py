@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from gpucnn import functional as F
-from gpucnn.functional import validate
-from gpucnn.functional.normalization import conv2d_batch_norm
+from gpucnn.functional import normalization, validate
+from gpucnn.functional.convolution import conv2d_with_statistics
 from gpucnn.geometry import Padding, pair
 from gpucnn.nn import init
 from gpucnn.nn.module import Buffer, Module, Parameter
@@ -401,17 +401,14 @@ class _BatchNorm(Module):
         momentum = self.momentum
         if momentum is None:  # the running statistics are the mean over all batches
             momentum = 0.0 if self.num_batches_tracked is None else 1 / (self.num_batches_tracked.item() + 1)
-        norm = {
-            "running_mean": self.running_mean, "running_var": self.running_var, "weight": self.weight,
-            "bias": self.bias, "training": self.training or self.running_mean is None, "momentum": momentum,
-            "eps": self.eps, "residual": residual, "activation": activation,
-        }  # fmt: skip
-        if conv is None:
-            output = F.batch_norm(input, **norm)  # type: ignore[arg-type]
-        else:
-            output = conv2d_batch_norm(
-                input, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups, batch_norm=norm
-            )
+        statistics = None
+        if conv is not None:
+            of_conv = (conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+            input, statistics = conv2d_with_statistics(input, *of_conv)
+        output = normalization._batch_norm(
+            input, statistics, self.running_mean, self.running_var, self.weight, self.bias,
+            self.training or self.running_mean is None, momentum, self.eps, residual, activation,
+        )  # fmt: skip
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.array += 1
         return output
