@@ -339,6 +339,18 @@ def test_there_is_one_explanation_at_a_time_and_it_can_be_closed(tab):
 # -- choosing --------------------------------------------------------------------------------------
 
 
+def test_a_picture_chosen_while_its_network_is_on_its_way_is_shown_to_that(tab):
+    one, held = tab(), []
+    one.page.route("**/api/network?*", lambda route: held.append(route))
+    one.page.locator("#network").select_option(index=1)
+    one.page.locator("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": png((12, 16))})
+    one.page.wait_for_timeout(300)
+    assert held
+    for route in held:
+        route.continue_()
+    sync_api.expect(one.page.locator("#time")).to_contain_text("on numpy")
+
+
 def test_another_backend_gives_the_same_answer_and_the_emulator_is_no_measure_of_speed(tab):
     if "emulator" not in available_backends():
         pytest.skip("the emulator needs a C++ compiler")

@@ -80,14 +80,15 @@ const ask = latest(async (asked, signal) => {
   }
 });
 
-/** The image is another one: ask about it. */
+/** The image is another one: ask about it, or once the chosen network is known. */
 function changed() {
   at("hint").hidden = !drawing.empty;
   at("undo").disabled = drawing.marks.length === 0;
   at("clear").disabled = drawing.empty;
-  const asked = network && image();
+  const choosing = network?.id !== at("network").value;
+  const asked = !choosing && image();
   questions += 1;
-  busy(Boolean(asked));
+  busy(choosing || Boolean(asked));
   if (!asked) return;
   ask({ image: asked, chosen: chosen(), empty: network.channels === 1 && drawing.empty, number: questions });
 }
@@ -137,7 +138,7 @@ async function choose() {
   ask.drop();
   askWhy.drop();
   busy(true);
-  const wanted = chosen();
+  const wanted = chosen(), before = upload;
   at("time").textContent = "";
   const found = await shown(() => server.network(wanted));
   if (wanted.network !== chosen().network) return;
@@ -150,18 +151,19 @@ async function choose() {
   const resized = sizes(network) !== sizes(found);
   network = { ...found, id: wanted.network };
   if (other) showSamples();
-  if (resized) prepareEasel();
+  if (resized) prepareEasel(before);
   if (other) at("centre").checked = network.digits;
   changed();
 }
 
-function prepareEasel() {
+/** For an image of the network's size; a picture that is not the one before it was chosen stays. */
+function prepareEasel(before) {
   const colour = network.channels === 3;
   at("easel").hidden = colour;
   at("upload").hidden = !colour;
   at("easel-title").textContent = colour ? "Choose a picture" : network.digits ? "Draw a digit" : "Draw";
   at("input-size").textContent = `${network.height}×${network.width}`;
-  upload = null;
+  if (upload === before) upload = null;
   if (!colour) drawing.setSize(network.height, network.width);
   drawing.repaint();
   if (colour) {
