@@ -56,7 +56,10 @@ Pipe = Connection  # through which a verdict comes
 
 # -- making mutants ----------------------------------------------------------------------------------------------------
 
-FOR_THE_GPU = re.compile(r"^#ifdef EMULATOR\n.*?^#else\n(.*?)^#endif", re.MULTILINE | re.DOTALL)
+FOR_THE_GPU = re.compile(
+    r"^\#ifdef\ EMULATOR\n.*?^\#else\n(.*?)^\#endif | ^\#if[^\n]*\b__CUDA_ARCH__\b[^\n]*\n(.*?)^\#(?:else|endif)",
+    re.MULTILINE | re.DOTALL | re.VERBOSE,
+)
 TOKEN = re.compile(
     r"""(?P<blank>\s+|//[^\n]*|/\*.*?\*/)
     | (?P<directive>\#(?:\\\n|[^\n])*)
@@ -155,7 +158,7 @@ def _is_plain(declaration: list[Token], body: list[Token]) -> bool:
 
 def mutants(file: str, text: str) -> list[Mutant]:
     """Every mutant of a kernel file, in the order of the text; of what the emulator does not compile there is none."""
-    unseen = [branch.span(1) for branch in FOR_THE_GPU.finditer(text)]
+    unseen = [branch.span(branch.lastindex or 0) for branch in FOR_THE_GPU.finditer(text)]
     found = {}
     for function, declaration, body in functions(text):
         names = {token.text for token in (*declaration, *body)}

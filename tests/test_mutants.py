@@ -54,6 +54,28 @@ def test_a_sample_has_the_mutants_that_the_rules_say_and_none_in_comments_direct
     ]
 
 
+def test_what_only_a_gpu_compiles_has_no_mutants() -> None:
+    text = """
+static float twice(float x) {
+#ifdef EMULATOR
+    x = x + 1;
+#else
+    x = x - 1;
+#endif
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("neg.f32 %0, %0;" : "+f"(x));
+#else
+    x = -x;
+#endif
+#ifdef __CUDA_ARCH__
+    asm("neg.f32 %0, %0;" : "+f"(x));
+#endif
+    return 2 * x;
+}
+"""
+    assert {m.line for m in mutants.mutants("sample.cuh", text)} == {4, 11, 16}
+
+
 def test_a_mutant_is_the_file_with_one_change_and_is_named_by_its_line_and_not_by_its_number() -> None:
     first, *_ = mutants.mutants("sample.cu", SAMPLE)
     assert str(first) == "sample.cu LENGTH: #define LENGTH (LIMIT ⟦- → +⟧ CHOICE)"
