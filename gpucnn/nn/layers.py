@@ -401,14 +401,16 @@ class _BatchNorm(Module):
         momentum = self.momentum
         if momentum is None:  # the running statistics are the mean over all batches
             momentum = 0.0 if self.num_batches_tracked is None else 1 / (self.num_batches_tracked.item() + 1)
-        statistics = None
-        if conv is not None:
-            of_conv = (conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-            input, statistics = conv2d_with_statistics(input, *of_conv)
-        output = normalization._batch_norm(
-            input, statistics, self.running_mean, self.running_var, self.weight, self.bias,
-            self.training or self.running_mean is None, momentum, self.eps, residual, activation,
+        norm = (
+            self.running_mean, self.running_var, self.weight, self.bias, self.training or self.running_mean is None,
+            momentum, self.eps, residual, activation,
         )  # fmt: skip
+        if conv is None:
+            output = F.batch_norm(input, *norm)
+        else:
+            of_conv = (conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+            y, statistics = conv2d_with_statistics(input, *of_conv)
+            output = normalization._batch_norm(y, statistics, *norm)
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.array += 1
         return output
