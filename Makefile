@@ -29,8 +29,6 @@ test: .venv/.ready-test ## lint, types and tests, as CI runs them
 	$(PYTHON_HERE) -m mypy
 	$(PYTHON_HERE) bench/compile_gate.py --check
 	$(PYTHON_HERE) -m pytest -n 3 --dist worksteal
-	$(PYTHON_HERE) -m pytest -n 3 --dist worksteal --backend emulator tests/functional/test_every_op.py tests/test_end_to_end.py \
-		-k 'not finite_differences and not two_runs and not two_trainings'  # tests/kernels has any order of the threads
 
 docs: .venv/.ready-docs ## build the site of docs/ into site/, a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(PYTHON_HERE) -m mkdocs build --strict

@@ -1,4 +1,5 @@
-"""`pytest --backend NAME` (repeatable) picks what is under test; numpy is the default."""
+"""`pytest --backend NAME` (repeatable) picks what is under test. numpy is the default, and the emulator for what is
+marked `emulated`, where there is a compiler for it."""
 
 import gc
 import os
@@ -14,7 +15,10 @@ os.environ["GPUCNN_TUNING"] = "off"  # what was measured here changes no test
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--backend", action="append", metavar="NAME", help="a backend to test; may be repeated (default: numpy)"
+        "--backend",
+        action="append",
+        metavar="NAME",
+        help="a backend to test; may be repeated (default: numpy, and the emulator for what is marked `emulated`)",
     )
 
 
@@ -26,7 +30,9 @@ def pytest_collection_finish() -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", metafunc.config.getoption("--backend") or ["numpy"], scope="session")
+        emulated = metafunc.definition.get_closest_marker("emulated") and "emulator" in gpucnn.available_backends()
+        usual = ["numpy", "emulator"] if emulated else ["numpy"]
+        metafunc.parametrize("backend", metafunc.config.getoption("--backend") or usual, scope="session")
 
 
 @pytest.fixture

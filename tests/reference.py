@@ -6,6 +6,7 @@ and this file cannot be wrong in the same way. Names, arguments, defaults and se
 finite differences and by the adjoint identity (see `numerics.py`).
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,6 +15,11 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Pair = int | Sequence[int]
+
+
+def indices(*lengths: int) -> Iterator[tuple[int, ...]]:
+    """np.ndindex, which takes several times as long."""
+    return itertools.product(*map(range, lengths))
 
 
 def float64(array: Any) -> Array:
@@ -111,10 +117,10 @@ def conv2d(
     out_w = output_size(width, columns, stride_w, left, right, dilation_w)
     y = np.zeros((batch, filters, out_h, out_w))
     pixels, taps = x.tolist(), w.tolist()  # Python's floats, whose loops are several times as fast as of NumPy's
-    for n, k, p, q in np.ndindex(*y.shape):
+    for n, k, p, q in indices(*y.shape):
         first_channel = k // (filters // groups) * depth
         total = 0.0
-        for c, r, s in np.ndindex(depth, rows, columns):
+        for c, r, s in indices(depth, rows, columns):
             h = p * stride_h - top + r * dilation_h
             v = q * stride_w - left + s * dilation_w
             if 0 <= h < height and 0 <= v < width:
@@ -156,15 +162,15 @@ def conv_transpose2d(
     out_h = (height - 1) * stride_h - 2 * pad_h + dilated(rows, dilation_h) + extra_h
     out_w = (width - 1) * stride_w - 2 * pad_w + dilated(columns, dilation_w) + extra_w
     y = np.zeros((batch, filters_per_group * groups, out_h, out_w))
-    for n, c, h, v in np.ndindex(*x.shape):
+    for n, c, h, v in indices(*x.shape):
         first_filter = c // (channels // groups) * filters_per_group
-        for k, r, s in np.ndindex(filters_per_group, rows, columns):
+        for k, r, s in indices(filters_per_group, rows, columns):
             p = h * stride_h - pad_h + r * dilation_h
             q = v * stride_w - pad_w + s * dilation_w
             if 0 <= p < out_h and 0 <= q < out_w:
                 y[n, first_filter + k, p, q] += x[n, c, h, v] * w[c, k, r, s]
     if bias is not None:
-        for n, k, p, q in np.ndindex(*y.shape):
+        for n, k, p, q in indices(*y.shape):
             y[n, k, p, q] += float(bias[k])
     return y
 
@@ -191,9 +197,9 @@ def _extreme_pool2d(
     out_w = output_size(width, columns, stride_w, pad_w, pad_w, dilation_w, ceil_mode)
     y = np.zeros((batch, channels, out_h, out_w))
     places = np.zeros((batch, channels, out_h, out_w), dtype=np.int64)
-    for n, c, p, q in np.ndindex(*y.shape):
+    for n, c, p, q in indices(*y.shape):
         value, place = worst, -1
-        for r, s in np.ndindex(rows, columns):
+        for r, s in indices(rows, columns):
             h, v = p * stride_h - pad_h + r * dilation_h, q * stride_w - pad_w + s * dilation_w
             if not (0 <= h < height and 0 <= v < width):
                 continue
@@ -252,9 +258,9 @@ def avg_pool2d(
     out_h = output_size(height, rows, stride_h, pad_h, pad_h, 1, ceil_mode)
     out_w = output_size(width, columns, stride_w, pad_w, pad_w, 1, ceil_mode)
     y = np.zeros((batch, channels, out_h, out_w))
-    for n, c, p, q in np.ndindex(*y.shape):
+    for n, c, p, q in indices(*y.shape):
         total, real, padded = 0.0, 0, 0
-        for r, s in np.ndindex(rows, columns):
+        for r, s in indices(rows, columns):
             h, v = p * stride_h - pad_h + r, q * stride_w - pad_w + s
             if -pad_h <= h < height + pad_h and -pad_w <= v < width + pad_w:
                 padded += 1
@@ -276,8 +282,8 @@ def sum_pool2d(
     out_h = output_size(height, rows, stride_h, pad_h, pad_h, 1, ceil_mode)
     out_w = output_size(width, columns, stride_w, pad_w, pad_w, 1, ceil_mode)
     y = np.zeros((batch, channels, out_h, out_w))
-    for n, c, p, q in np.ndindex(*y.shape):
-        for r, s in np.ndindex(rows, columns):
+    for n, c, p, q in indices(*y.shape):
+        for r, s in indices(rows, columns):
             h, v = p * stride_h - pad_h + r, q * stride_w - pad_w + s
             if 0 <= h < height and 0 <= v < width:
                 y[n, c, p, q] += x[n, c, h, v]
@@ -290,7 +296,7 @@ def _adaptive_windows(
     """Each output place (p, q) with the input places it covers: rows floor(p·H/P) up to ceil((p + 1)·H/P)."""
     height, width = shape[-2:]
     out_h, out_w = adaptive_size(shape, output_size)
-    for p, q in np.ndindex(out_h, out_w):
+    for p, q in indices(out_h, out_w):
         rows = range(math.floor(p * height / out_h), math.ceil((p + 1) * height / out_h))
         columns = range(math.floor(q * width / out_w), math.ceil((q + 1) * width / out_w))
         yield p, q, [(h, v) for h in rows for v in columns]
@@ -304,7 +310,7 @@ def adaptive_size(shape: tuple[int, ...], output_size: int | Sequence[int | None
 def adaptive_avg_pool2d(input: Array, output_size: int | Sequence[int | None]) -> Array:
     x = float64(input)
     y = np.zeros((*x.shape[:2], *adaptive_size(x.shape, output_size)))
-    for n, c in np.ndindex(*x.shape[:2]):
+    for n, c in indices(*x.shape[:2]):
         for p, q, places in _adaptive_windows(x.shape, output_size):
             y[n, c, p, q] = sum(x[n, c, h, v] for h, v in places) / len(places)
     return y
@@ -315,16 +321,16 @@ def adaptive_max_pool2d(
 ) -> Array | tuple[Array, Array]:
     x = float64(input)
     y = np.zeros((*x.shape[:2], *adaptive_size(x.shape, output_size)))
-    indices = np.zeros(y.shape, dtype=np.int64)
-    for n, c in np.ndindex(*x.shape[:2]):
+    chosen = np.zeros(y.shape, dtype=np.int64)
+    for n, c in indices(*x.shape[:2]):
         for p, q, places in _adaptive_windows(x.shape, output_size):
             best = places[0]
             for h, v in places[1:]:
                 candidate, value = x[n, c, h, v], x[n, c, best[0], best[1]]
                 if candidate > value or (math.isnan(candidate) and not math.isnan(value)):
                     best = (h, v)
-            y[n, c, p, q], indices[n, c, p, q] = x[n, c, best[0], best[1]], best[0] * x.shape[3] + best[1]
-    return (y, indices) if return_indices else y
+            y[n, c, p, q], chosen[n, c, p, q] = x[n, c, best[0], best[1]], best[0] * x.shape[3] + best[1]
+    return (y, chosen) if return_indices else y
 
 
 # --- activations ------------------------------------------------------------------------------------------------------
@@ -334,7 +340,7 @@ def each(function: Callable[[float], float], input: Array) -> Array:
     """`function` of every element, one by one."""
     x = float64(input)
     y = np.zeros(x.shape)
-    for place in np.ndindex(*x.shape):
+    for place in indices(*x.shape):
         y[place] = function(float(x[place]))
     return y
 
@@ -366,7 +372,7 @@ def leaky_relu(input: Array, negative_slope: float = 0.01) -> Array:
 def prelu(input: Array, weight: Array) -> Array:
     x, slope = float64(input), float64(weight)
     y = np.zeros(x.shape)
-    for place in np.ndindex(*x.shape):
+    for place in indices(*x.shape):
         a = slope[0] if slope.size == 1 else slope[place[1]]
         y[place] = x[place] if x[place] > 0 else a * x[place]
     return y
@@ -414,7 +420,7 @@ def log_softmax(input: Array, dim: int) -> Array:
     x = float64(input)
     dim %= x.ndim
     y = np.zeros(x.shape)
-    for place in np.ndindex(*x.shape):
+    for place in indices(*x.shape):
         line = [float(x[(*place[:dim], i, *place[dim + 1 :])]) for i in range(x.shape[dim])]
         highest = max(line)
         y[place] = x[place] - highest - math.log(sum(math.exp(value - highest) for value in line))
@@ -451,7 +457,7 @@ def batch_norm(
     new_mean = None if running_mean is None else float64(running_mean).copy()
     new_var = None if running_var is None else float64(running_var).copy()
     for c in range(x.shape[1]):
-        places = [place for place in np.ndindex(*x.shape) if place[1] == c]
+        places = [place for place in indices(*x.shape) if place[1] == c]
         if training or running_mean is None or running_var is None:
             mean, variance = _mean_and_variance([float(x[place]) for place in places])
         else:
@@ -472,8 +478,8 @@ def group_norm(
     x = float64(input)
     y = np.zeros(x.shape)
     channels = x.shape[1] // num_groups
-    for n, g in np.ndindex(x.shape[0], num_groups):
-        places = [place for place in np.ndindex(*x.shape) if place[0] == n and place[1] // channels == g]
+    for n, g in indices(x.shape[0], num_groups):
+        places = [place for place in indices(*x.shape) if place[0] == n and place[1] // channels == g]
         mean, variance = _mean_and_variance([float(x[place]) for place in places])
         for place in places:
             c = place[1]
@@ -492,8 +498,8 @@ def layer_norm(
     x = float64(input)
     y = np.zeros(x.shape)
     outer = x.shape[: x.ndim - len(normalized_shape)]
-    for lead in np.ndindex(*outer):
-        tails = list(np.ndindex(*normalized_shape))
+    for lead in indices(*outer):
+        tails = list(indices(*normalized_shape))
         mean, variance = _mean_and_variance([float(x[lead + tail]) for tail in tails])
         for tail in tails:
             value = (x[lead + tail] - mean) / math.sqrt(variance + eps)
@@ -506,7 +512,7 @@ def local_response_norm(input: Array, size: int, alpha: float = 1e-4, beta: floa
     """x / (k + alpha/size · Σ x²)^beta over `size` neighbouring channels, of which size // 2 come before."""
     x = float64(input)
     y = np.zeros(x.shape)
-    for place in np.ndindex(*x.shape):
+    for place in indices(*x.shape):
         n, c, *spot = place
         squares = 0.0
         for neighbour in range(c - size // 2, c - size // 2 + size):
@@ -522,7 +528,7 @@ def local_response_norm(input: Array, size: int, alpha: float = 1e-4, beta: floa
 def linear(input: Array, weight: Array, bias: Array | None = None) -> Array:
     x, w = float64(input), float64(weight)
     y = np.zeros((*x.shape[:-1], w.shape[0]))
-    for *lead, k in np.ndindex(*y.shape):
+    for *lead, k in indices(*y.shape):
         total = 0.0
         for c in range(w.shape[1]):
             total += x[(*lead, c)] * w[k, c]
@@ -535,9 +541,9 @@ def matmul(a: Array, b: Array) -> Array:
     left, right = float64(a), float64(b)
     lead = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     y = np.zeros((*lead, left.shape[-2], right.shape[-1]))
-    for outer in np.ndindex(*lead):
+    for outer in indices(*lead):
         rows, columns = left[*_squeeze(outer, left)].tolist(), right[*_squeeze(outer, right)].T.tolist()
-        for m, n in np.ndindex(*y.shape[-2:]):
+        for m, n in indices(*y.shape[-2:]):
             y[*outer, m, n] = sum(one * other for one, other in zip(rows[m], columns[n], strict=True))
     return y
 
@@ -561,7 +567,7 @@ def pad(input: Array, pad: Sequence[int], mode: str = "constant", value: float =
         before[axis] = pad[2 * i]
         shape[axis] += pad[2 * i] + pad[2 * i + 1]
     y = np.zeros(shape)
-    for place in np.ndindex(*shape):
+    for place in indices(*shape):
         source = []
         inside = True
         for axis, i in enumerate(place):
@@ -598,7 +604,7 @@ def interpolate(
         out_h, out_w = math.floor(height * factor_h), math.floor(width * factor_w)
         step_h, step_w = 1 / factor_h, 1 / factor_w
     y = np.zeros((batch, channels, out_h, out_w))
-    for n, c, p, q in np.ndindex(*y.shape):
+    for n, c, p, q in indices(*y.shape):
         if mode == "nearest":
             y[n, c, p, q] = x[n, c, min(math.floor(p * step_h), height - 1), min(math.floor(q * step_w), width - 1)]
             continue
@@ -626,7 +632,7 @@ def _between(i: int, size: int, outputs: int, step: float, align_corners: bool) 
 def reduce(losses: Array, reduction: str, divisor: float | None = None) -> Array:
     if reduction == "none":
         return losses
-    total = math.fsum(float(losses[place]) for place in np.ndindex(*losses.shape))
+    total = math.fsum(float(losses[place]) for place in indices(*losses.shape))
     if reduction == "sum":
         return float64(total)
     return float64(total / (losses.size if divisor is None else divisor))
@@ -651,7 +657,7 @@ def cross_entropy(
         return _picked_loss(log_probabilities, target, weight, ignore_index, reduction, label_smoothing)
     classes = log_probabilities.shape[1]
     losses = np.zeros((log_probabilities.shape[0], *log_probabilities.shape[2:]))
-    for n, *spot in np.ndindex(*losses.shape):
+    for n, *spot in indices(*losses.shape):
         for c in range(classes):
             probability = target[(n, c, *spot)] * (1 - label_smoothing) + label_smoothing / classes
             class_weight = 1.0 if weight is None else weight[c]
@@ -671,7 +677,7 @@ def _picked_loss(
     classes = log_probabilities.shape[1]
     losses = np.zeros(target.shape)
     divisor = 0.0
-    for n, *spot in np.ndindex(*target.shape):
+    for n, *spot in indices(*target.shape):
         label = int(target[(n, *spot)])
         if label == ignore_index:
             continue
@@ -689,7 +695,7 @@ def binary_cross_entropy(input: Array, target: Array, weight: Array | None = Non
     p, t = float64(input), float64(target)
     factors = np.broadcast_to(1.0 if weight is None else float64(weight), p.shape)
     losses = np.zeros(p.shape)
-    for place in np.ndindex(*p.shape):
+    for place in indices(*p.shape):
         log_p = max(math.log(p[place]), -100.0) if p[place] > 0 else -100.0
         log_not_p = max(math.log1p(-p[place]), -100.0) if p[place] < 1 else -100.0
         losses[place] = -factors[place] * (t[place] * log_p + (1 - t[place]) * log_not_p)
@@ -707,7 +713,7 @@ def binary_cross_entropy_with_logits(
     factors = np.broadcast_to(1.0 if weight is None else float64(weight), x.shape)
     positives = np.broadcast_to(1.0 if pos_weight is None else float64(pos_weight), x.shape)
     losses = np.zeros(x.shape)
-    for place in np.ndindex(*x.shape):
+    for place in indices(*x.shape):
         minus_log_p = math.log1p(math.exp(-abs(x[place]))) + max(-x[place], 0.0)
         minus_log_not_p = math.log1p(math.exp(-abs(x[place]))) + max(x[place], 0.0)
         loss = positives[place] * t[place] * minus_log_p + (1 - t[place]) * minus_log_not_p
@@ -718,7 +724,7 @@ def binary_cross_entropy_with_logits(
 def _pairwise_loss(function: Callable[[float], float], input: Array, target: Array, reduction: str) -> Array:
     x, t = float64(input), float64(target)
     losses = np.zeros(x.shape)
-    for place in np.ndindex(*x.shape):
+    for place in indices(*x.shape):
         losses[place] = function(float(x[place]) - float(t[place]))
     return reduce(losses, reduction)
 

@@ -383,17 +383,25 @@ def test_a_damaged_run_file_is_named(tmp_path):
     assert re.search(r"run\.json is damaged .*--overwrite", result.err)
 
 
+LONG = ["train", "x-or-not-x", "--epochs", "30", "--batch-size", "16", "--held-out", "1500", "--no-pictures"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a training that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("uninterrupted") / "whole"
+    assert command(*LONG, "--out", folder).code == 0
+    return folder
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_training_says_how_to_go_on_and_does_with_the_same_bits(tmp_path, number, code):
-    options = ["train", "x-or-not-x", "--epochs", "30", "--batch-size", "16", "--held-out", "1500", "--no-pictures"]
-    whole = command(*options, "--out", tmp_path / "whole")
-    assert whole.code == 0
+def test_an_interrupted_training_says_how_to_go_on_and_does_with_the_same_bits(tmp_path, number, code, whole):
     code_in_foreground = (  # a shell makes its background jobs, such as this test run, ignore SIGINT
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from gpucnn.cli import main; main()"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", code_in_foreground, *options, "--out", "cut"], cwd=tmp_path, stdout=subprocess.PIPE,
+        [sys.executable, "-c", code_in_foreground, *LONG, "--out", "cut"], cwd=tmp_path, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert child.stderr.readline().startswith("epoch 1/30")
@@ -408,8 +416,8 @@ def test_an_interrupted_training_says_how_to_go_on_and_does_with_the_same_bits(t
     assert "stopped before its end; go on with gpucnn train x-or-not-x --out cut --resume" in refused.err
     resumed = command("train", "x-or-not-x", "--out", "cut", "--resume", "--no-pictures")
     assert resumed.code == 0, resumed.err
-    assert (tmp_path / "cut" / "history.csv").read_bytes() == (tmp_path / "whole" / "history.csv").read_bytes()
-    one, two = (load_model(tmp_path / name / "model.safetensors")[0].state_dict() for name in ("cut", "whole"))
+    assert (tmp_path / "cut" / "history.csv").read_bytes() == (whole / "history.csv").read_bytes()
+    one, two = (load_model(run / "model.safetensors")[0].state_dict() for run in (tmp_path / "cut", whole))
     for name in one:
         np.testing.assert_array_equal(one[name].numpy(), two[name].numpy())
 

@@ -42,11 +42,6 @@ def tools():
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="module")
-def launched():
-    return compile_gate.launched()
-
-
 @pytest.fixture
 def place(tmp_path):
     """A table that is not there yet and a page, as arguments."""
@@ -171,14 +166,6 @@ def test_tensor_cores_have_a_share_of_their_own_for_each_number_of_products(prod
     ]
 
 
-def test_every_share_is_of_kernels_that_there_are(launched):
-    names = {one.name for one in launched}
-    kinds = [("float", ""), ("float", "1"), ("float", "3"), ("float16", ""), ("bfloat16", "")]
-    for pattern in compile_gate.LEAST_SHARES:
-        of = {name for name in names for kind in kinds if re.fullmatch(pattern, compile_gate.labelled(name, *kind))}
-        assert len(of) == (1 if "winograd" in pattern else 2 if "halo" in pattern else 4), pattern
-
-
 def test_too_few_products_fail_the_gate_and_the_check(tools, axpy, place, monkeypatch):
     compile_gate.gate([axpy], tools, *place)
     before = place[1].read_text()
@@ -237,7 +224,8 @@ def test_a_page_without_the_marks_is_an_error_before_anything_is_compiled(tools,
 # -- what is compiled ----------------------------------------------------------------------------------
 
 
-def test_every_kernel_is_launched_by_a_case_and_what_runs_everywhere_in_both_types(launched):
+def test_a_case_launches_every_kernel_what_runs_everywhere_in_both_types_and_what_each_share_is_of():
+    launched = compile_gate.launched()
     assert compile_gate.never_launched(launched, kernel_folder()) == []
     everywhere = [
         one for one in launched if len(compile_gate.architectures(kernel_folder() / one.file)) == len(ARCHITECTURES)
@@ -248,6 +236,11 @@ def test_every_kernel_is_launched_by_a_case_and_what_runs_everywhere_in_both_typ
     }
     assert by_type["float"] == by_type["double"]
     assert len(by_type["float"]) > 20
+    names = {one.name for one in launched}
+    kinds = [("float", ""), ("float", "1"), ("float", "3"), ("float16", ""), ("bfloat16", "")]
+    for pattern in compile_gate.LEAST_SHARES:
+        of = {name for name in names for kind in kinds if re.fullmatch(pattern, compile_gate.labelled(name, *kind))}
+        assert len(of) == (1 if "winograd" in pattern else 2 if "halo" in pattern else 4), pattern
 
 
 def test_a_kernel_that_no_case_launches_is_named(tmp_path):

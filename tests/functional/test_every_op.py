@@ -1,5 +1,6 @@
 """What holds for every op: right values in float32 and float64, right gradients, whatever the arrays' strides."""
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -24,19 +25,24 @@ def largest(array: Array) -> float:
     return float(np.abs(array).max(initial=1.0))
 
 
-def call(case: Case, dtype: str, backend: str, *floats: Tensor) -> Tensor:
-    """The op with `floats` for its differentiable inputs and tensors without gradient for its other arrays."""
+def function(case: Case, dtype: str, backend: str) -> Callable[..., Tensor]:
+    """The op as a function of its differentiable inputs; its other arrays become tensors without gradient."""
     inputs = case.made_inputs(dtype)
-    for i, value in zip(case.differentiable, floats, strict=True):
-        inputs[i] = value
-    return case.apply(backend, inputs, case.made_arguments(dtype))
+
+    def call(*floats: Tensor) -> Tensor:
+        for i, value in zip(case.differentiable, floats, strict=True):
+            inputs[i] = value
+        return case.apply(backend, inputs, case.made_arguments(dtype))
+
+    return call
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("position", range(len(REFERENCED)), ids=map(str, REFERENCED))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_forward_agrees_with_the_scalar_reference(position: int, dtype: str, backend: str) -> None:
     case = REFERENCED[position]
-    y = call(case, dtype, backend, *(gpucnn.tensor(array, backend=backend) for array in arrays(case, dtype)))
+    y = function(case, dtype, backend)(*(gpucnn.tensor(array, backend=backend) for array in arrays(case, dtype)))
     bound = case.bounds(evaluate(case, "numpy", dtype, precision="float64"))[0]
     assert y.dtype == dtype
     assert y.backend.name == backend
@@ -45,9 +51,10 @@ def test_forward_agrees_with_the_scalar_reference(position: int, dtype: str, bac
 
 @pytest.mark.parametrize("case", [case for case in FINITE if case not in SMALL], ids=str)  # no step is small to those
 def test_gradients_agree_with_finite_differences(case: Case, backend: str) -> None:
-    check_gradients(lambda *floats: call(case, "float64", backend, *floats), arrays(case, "float64"), backend)
+    check_gradients(function(case, "float64", backend), arrays(case, "float64"), backend)
 
 
+@pytest.mark.emulated
 @every_case
 def test_float32_gradients_agree_with_float64(case: Case, backend: str) -> None:
     exact = evaluate(case, "numpy", "float32", precision="float64")
@@ -79,17 +86,19 @@ def backwards(xp: Any, array: Any) -> Any:
     return xp.array(array[flip], order="C")[flip]
 
 
+@pytest.mark.emulated
 @every_case
 def test_strides_of_the_input_change_no_result(case: Case, backend: str) -> None:
     """A tensor is made straight around the backend's array, so that the op itself meets the strides."""
     plain = [gpucnn.tensor(array, requires_grad=True, backend=backend) for array in arrays(case, "float64")]
-    expected = call(case, "float64", backend, *plain)
+    call = function(case, "float64", backend)
+    expected = call(*plain)
     u = gpucnn.tensor(np.random.default_rng(5).standard_normal(expected.shape), backend=backend)
     expected.backward(u)
     engine = expected.backend
     for layout in (in_rows, in_columns, every_second, backwards):
         odd = [Tensor(layout(engine.xp, tensor.array), engine, requires_grad=True) for tensor in plain]
-        y = call(case, "float64", backend, *odd)
+        y = call(*odd)
         y.backward(Tensor(layout(engine.xp, u.array), engine))
         assert_within(y.numpy(), expected.numpy(), ROUNDING * largest(expected.numpy()))
         for ours, theirs in zip(odd, plain, strict=True):
@@ -98,10 +107,11 @@ def test_strides_of_the_input_change_no_result(case: Case, backend: str) -> None
             assert_within(ours.grad.numpy(), theirs.grad.numpy(), ROUNDING * largest(theirs.grad.numpy()))
 
 
+@pytest.mark.emulated
 @every_case
 def test_inputs_are_left_as_they_were(case: Case, backend: str) -> None:
     tensors = [gpucnn.tensor(array, requires_grad=True, backend=backend) for array in arrays(case, "float64")]
-    y = call(case, "float64", backend, *tensors)
+    y = function(case, "float64", backend)(*tensors)
     kept = y.numpy().copy()
     u = gpucnn.tensor(np.ones(y.shape), backend=backend)
     y.backward(u)
@@ -114,8 +124,7 @@ def test_inputs_are_left_as_they_were(case: Case, backend: str) -> None:
 @every_case
 def test_two_runs_give_equal_bits(case: Case, backend: str) -> None:
     first, second = (
-        value_and_gradients(lambda *t: call(case, "float32", backend, *t), arrays(case, "float32"), backend)
-        for _ in range(2)
+        value_and_gradients(function(case, "float32", backend), arrays(case, "float32"), backend) for _ in range(2)
     )
     np.testing.assert_array_equal(first[0], second[0])
     for ours, theirs in zip(first[2], second[2], strict=True):
@@ -136,9 +145,7 @@ def test_values_and_gradients_agree_with_pytorch(case: Case, torch: ModuleType, 
     def tensor(value: Any, requires_grad: bool = False) -> Any:
         return torch.tensor(value, requires_grad=requires_grad) if isinstance(value, np.ndarray) else value
 
-    y, u, gradients = value_and_gradients(
-        lambda *floats: call(case, "float64", backend, *floats), arrays(case, "float64"), backend
-    )
+    y, u, gradients = value_and_gradients(function(case, "float64", backend), arrays(case, "float64"), backend)
     inputs = [tensor(value, i in case.differentiable) for i, value in enumerate(case.made_inputs())]
     arguments = {name: tensor(value) for name, value in case.made_arguments().items()}
     owner = next(home for home in (torch.nn.functional, torch, torch.Tensor) if hasattr(home, case.op))
