@@ -1201,7 +1201,7 @@ HALO = [
     conv((3, 36, 1, 1), (8, 36, 3, 3), padding=1),
     conv((1, 8, 9, 7), (12, 8, 5, 5), bias=True, padding=2),
     conv((2, 16, 8, 6), (24, 8, 5, 2), pytorch=False, groups=2, padding=(1, 0, 2, 3)),
-    conv((1, 8, 4, 11), (8, 8, 2, 3)),
+    conv((1, 8, 4, 11), (8, 8, 2, 5)),
     conv_finished((1, 12, 7, 5), (20, 12, 3, 3), "relu"),
 ]
 HALO_HALF = [

@@ -70,8 +70,9 @@ def test_floats_between_half_numbers_round_to_the_nearest_even(half: str, fast: 
         numbers = np.unique(every(half).astype(np.float32)[~np.isnan(every(half))])
         middle = ((numbers[:-1].astype(np.float64) + numbers[1:]) / 2).astype(np.float32)
     beyond = np.array([65504, 65519.996, 65520, 65536, 1e38, 3.3895e38, 3.39617e38, 3.4e38, np.inf, np.nan], np.float32)
+    least_nan = np.array([0x7F800001], np.uint32).view(np.float32)
     x = np.concatenate([middle, np.nextafter(middle, np.float32(np.inf)), np.nextafter(middle, np.float32(-np.inf)),
-                        beyond, -beyond])  # fmt: skip
+                        beyond, -beyond, least_nan, -least_nan])  # fmt: skip
     with np.errstate(all="ignore"):
         assert_same(converted(fast, x, "float32", half), x.astype(named(half)))
 
