@@ -11,7 +11,7 @@ EXTRAS_audit := audit,data,viz,onnx,sklearn,half,demo
 EPOCHS := 60
 OUT := runs/demo
 
-.PHONY: help demo test docs gate bench mutants faults soak fuzz hostile audit clean
+.PHONY: help demo test lint unit docs gate bench mutants faults soak fuzz hostile audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -24,10 +24,15 @@ demo: .venv/.ready-demo ## train LeNet-5 on real handwritten digits and show wha
 # Hundreds of processes import the package and the tests: with their bytecode kept, in half of the time.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: .venv/.ready-test ## lint, types and tests, as CI runs them
+	@$(MAKE) --no-print-directory -j 2 lint unit
+
+lint: .venv/.ready-test
 	$(PYTHON_HERE) -m ruff check .
 	$(PYTHON_HERE) -m ruff format --check .
 	$(PYTHON_HERE) -m mypy
 	$(PYTHON_HERE) bench/compile_gate.py --check
+
+unit: .venv/.ready-test
 	$(PYTHON_HERE) -m pytest -n 3 --dist worksteal
 
 docs: .venv/.ready-docs ## build the site of docs/ into site/, a warning is an error

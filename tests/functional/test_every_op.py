@@ -89,14 +89,15 @@ def backwards(xp: Any, array: Any) -> Any:
 @pytest.mark.emulated
 @every_case
 def test_strides_of_the_input_change_no_result(case: Case, backend: str) -> None:
-    """A tensor is made straight around the backend's array, so that the op itself meets the strides."""
+    """A tensor is made straight around the backend's array, so that the op itself meets the strides. Kernels meet none:
+    for them arrays are copied, images in rows by a kernel and all others by the array library."""
     plain = [gpucnn.tensor(array, requires_grad=True, backend=backend) for array in arrays(case, "float64")]
     call = function(case, "float64", backend)
     expected = call(*plain)
     u = gpucnn.tensor(np.random.default_rng(5).standard_normal(expected.shape), backend=backend)
     expected.backward(u)
     engine = expected.backend
-    for layout in (in_rows, in_columns, every_second, backwards):
+    for layout in (in_rows, in_columns, every_second, backwards) if backend == "numpy" else (in_rows, every_second):
         odd = [Tensor(layout(engine.xp, tensor.array), engine, requires_grad=True) for tensor in plain]
         y = call(*odd)
         y.backward(Tensor(layout(engine.xp, u.array), engine))
