@@ -379,11 +379,11 @@ def verdict_of_the_tests(checkout: Path, keywords: str) -> tuple[str, str]:
 
 
 def keywords_of(file: str, kernels: set[tuple[str, str]], table: Iterable[Known]) -> list[str]:
-    """For pytest's -k, one run after the other: the tests that name an op or a kernel in which it takes part, the end
-    of its file's name ("mma") or math.cuh; then all tests, unless it is in a header, for which many kernels would be
+    """For pytest's -k, one run after the other: the tests that name an op or a kernel in which it takes part, the file,
+    the end of its name ("mma") or math.cuh; then all tests, unless it is in a header, for which many kernels would be
     compiled anew."""
     ends = {Path(cu).stem.rpartition("_")[2] for cu, _ in kernels}
-    words = {"math", *ends, *(name for _, name in kernels), *(one.case.op for one in table)}
+    words = {"math", Path(file).stem, *ends, *(name for _, name in kernels), *(one.case.op for one in table)}
     return [" or ".join(sorted(words)), *([] if file.endswith(".cuh") else [""])]
 
 
