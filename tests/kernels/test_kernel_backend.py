@@ -240,7 +240,7 @@ def test_matmul_has_the_same_bits_by_every_tile(
     assert_same_bits(computed(kernels, "matmul", a, b), expected)
 
 
-def test_the_variance_survives_a_mean_a_thousand_times_the_deviation(kernels: KernelBackend) -> None:
+def test_the_variance_of_batch_norm_survives_a_mean_a_thousand_times_the_deviation(kernels: KernelBackend) -> None:
     x = (4096 + np.tile([0.0, 1.0, 2.0, 3.0], 500)).reshape(2000, 1).astype(np.float32)
     mean, variance = computed(kernels, "batch_norm_statistics", x)
     assert mean.item() == 4097.5
@@ -248,7 +248,7 @@ def test_the_variance_survives_a_mean_a_thousand_times_the_deviation(kernels: Ke
 
 
 @pytest.mark.parametrize("offset", [0, 1, 1e4, 1e6])
-def test_statistics_are_exact_to_some_roundings_wherever_the_mean_lies(offset: float, kernels: KernelBackend) -> None:
+def test_batch_norm_statistics_are_exact_to_some_roundings_wherever_the_mean_lies(offset: float, kernels: KernelBackend) -> None:
     """No error grows with mean / deviation but the mean's own last digit: numbers are counted from the first."""
     for shape in ((41, 40, 7, 13), (2000, 3), (9, 2), (15, 2)):
         x = random(*shape) + np.float32(offset)
@@ -260,7 +260,7 @@ def test_statistics_are_exact_to_some_roundings_wherever_the_mean_lies(offset: f
         assert_within(mean, exact_mean, 2.0**-24 * (np.abs(exact_mean) + (8 + 64 + 32 + 15) * 4 * np.sqrt(exact)))
 
 
-def test_a_first_number_far_from_all_others_costs_the_statistics_no_digits(kernels: KernelBackend) -> None:
+def test_a_first_number_far_from_all_others_costs_batch_norm_statistics_no_digits(kernels: KernelBackend) -> None:
     x = random(1000, 3)
     x[0] = 1e6
     mean, variance = computed(kernels, "batch_norm_statistics", x)
