@@ -248,7 +248,9 @@ def test_the_variance_of_batch_norm_survives_a_mean_a_thousand_times_the_deviati
 
 
 @pytest.mark.parametrize("offset", [0, 1, 1e4, 1e6])
-def test_batch_norm_statistics_are_exact_to_some_roundings_wherever_the_mean_lies(offset: float, kernels: KernelBackend) -> None:
+def test_batch_norm_statistics_are_exact_to_some_roundings_wherever_the_mean_lies(
+    offset: float, kernels: KernelBackend
+) -> None:
     """No error grows with mean / deviation but the mean's own last digit: numbers are counted from the first."""
     for shape in ((41, 40, 7, 13), (2000, 3), (9, 2), (15, 2)):
         x = random(*shape) + np.float32(offset)
