@@ -341,27 +341,26 @@ class KernelBackend(Backend):
         scale: Array | None = None,
         residual: Array | None = None,
     ) -> Array:
-        return self._conv2d_forward(x, w, b, window, groups, activation, scale, residual)[0]
+        return self._conv2d_forward(x, w, (b, scale, residual), window, groups, activation)[0]
 
     def conv2d_statistics(
         self, x: Array, w: Array, b: Array | None, window: Window, groups: int
     ) -> tuple[Array, Array, Array]:
-        y, parts = self._conv2d_forward(x, w, b, window, groups, statistics=True)
+        y, parts = self._conv2d_forward(x, w, (b, None, None), window, groups, statistics=True)
         return y, *(self.batch_norm_statistics(y) if parts is None else self._statistics_of_parts(y, *parts))
 
     def _conv2d_forward(
         self,
         x: Array,
         w: Array,
-        b: Array | None,
+        applied: Sequence[Array | None],
         window: Window,
         groups: int,
         activation: str | None = None,
-        scale: Array | None = None,
-        residual: Array | None = None,
         statistics: bool = False,
     ) -> tuple[Array, tuple[Array, Array, int] | None]:
-        """y; and if its statistics are wanted, by a kernel that has them: means and squares of parts of that length."""
+        """y, its sums with b, scale and residual applied; and if its statistics are wanted, by a kernel that has them:
+        means and squares of parts of that length."""
         (n, c, h, width), k = x.shape, w.shape[0]
         p, q = window.output_size((h, width))
         y, storage = self._empty((n, k, p, q), x.dtype)
@@ -370,7 +369,7 @@ class KernelBackend(Backend):
         shape, constants = Convolution(n, h, width, c, k, p, q, groups, window), _convolution(x, window, activation)
         problem = self._problem("conv2d_forward", shape, constants)
         variant = self.choose(problem)
-        given = [None if a is None else self._storage(a) for a in (b, scale, residual)]
+        given = [None if a is None else self._storage(a) for a in applied]
         operands, numbers = (self._storage(x), self._storage(w)), shape[:-1]
         sums: list[Array | None] = [None, None] if variant.family in _WITH_STATISTICS else []
         parts = None

@@ -1,12 +1,16 @@
 """The kernels of the backend under test; the emulator's where that is NumPy, with which they are compared."""
 
 from collections.abc import Callable
+from pathlib import Path
+from shutil import copytree
 
 import pytest
 
 from gpucnn.backends import get_backend
 from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.backends.variants import Variant, candidates
+from gpucnn.devices.base import kernel_folder
+from gpucnn.devices.emulator import EmulatorDevice
 
 Force = Callable[[Callable[[Variant], bool]], None]
 
@@ -26,3 +30,17 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Force:
         monkeypatch.setattr(KernelBackend, "choose", lambda _, problem: next(filter(wanted, candidates(problem))))
 
     return force
+
+
+@pytest.fixture
+def plant(tmp_path: Path) -> Callable[..., EmulatorDevice]:
+    """plant(file, old, new, capability=None): an emulator of kernels where a text that the file has once is another."""
+    folder = Path(copytree(kernel_folder(), tmp_path / "kernels"))
+
+    def plant(file: str, old: str, new: str, capability: tuple[int, int] | None = None) -> EmulatorDevice:
+        text = (folder / file).read_text("utf-8")
+        assert text.count(old) == 1, f"{file} has {text.count(old)} times {old!r}"
+        (folder / file).write_text(text.replace(old, new), "utf-8")
+        return EmulatorDevice(kernels=folder, capability=capability)
+
+    return plant

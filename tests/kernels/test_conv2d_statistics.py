@@ -1,7 +1,6 @@
 """The statistics of a batch norm, summed up by the convolution before it as it stores its results (moments.cuh)."""
 
-from pathlib import Path
-from shutil import copytree
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from gpucnn import nn
 from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.backends.variants import preferring
 from gpucnn.devices import KernelError
-from gpucnn.devices.base import kernel_folder
 from gpucnn.devices.emulator import EmulatorDevice
 from gpucnn.devices.recorder import RecorderDevice
 from gpucnn.geometry import Window
@@ -47,9 +45,7 @@ def assert_statistics(backend: KernelBackend, given: tuple[Array, ...], dtype: s
 
 
 def emulated(capability: tuple[int, int] | None = None, family: str | None = None) -> KernelBackend:
-    device = EmulatorDevice()
-    device.capability = capability
-    return KernelBackend(device, None if family is None else preferring(family))
+    return KernelBackend(EmulatorDevice(capability=capability), None if family is None else preferring(family))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -164,13 +160,9 @@ def test_a_model_in_training_takes_them_from_its_convolution(
 # -- bugs that are planted in a copy of the kernels --------------------------------------------------------------------
 
 
-def planted(folder: Path, old: str, new: str) -> KernelBackend:
-    copytree(kernel_folder(), folder / "kernels")
-    path = folder / "kernels" / "moments.cuh"
-    text = path.read_text("utf-8")
-    assert text.count(old) == 1, f"moments.cuh has {text.count(old)} times {old!r}"
-    path.write_text(text.replace(old, new), "utf-8")
-    return KernelBackend(EmulatorDevice(kernels=folder / "kernels"))
+@pytest.fixture
+def planted(plant: Any) -> Callable[..., KernelBackend]:
+    return lambda old, new, capability=None: KernelBackend(plant("moments.cuh", old, new, capability))
 
 
 STRAY = "out of bounds|a race with thread|which nothing has written"
@@ -182,17 +174,15 @@ STRAY = "out of bounds|a race with thread|which nothing has written"
     ("row < min(first + LENGTH, rows)", "row <= min(first + LENGTH, rows)", STRAY),
     ("(long long)(first / LENGTH) * K + k + column", "(long long)(first / LENGTH) * K + k", "a race with thread"),
 ])  # fmt: skip
-def test_the_emulator_catches_a_broken_place(old: str, new: str, message: str, tmp_path: Path) -> None:
+def test_the_emulator_catches_a_broken_place(old: str, new: str, message: str, planted: Any) -> None:
     with pytest.raises(KernelError, match=message):
-        assert_statistics(planted(tmp_path, old, new), operands(36, 44), "float32")
+        assert_statistics(planted(old, new), operands(36, 44), "float32")
 
 
-def test_the_emulator_catches_a_part_that_is_not_there(tmp_path: Path) -> None:
+def test_the_emulator_catches_a_part_that_is_not_there(planted: Any) -> None:
     old, new = "if (first >= rows || column >= columns) return;", "if (column >= columns) return;"
-    backend = planted(tmp_path, old, new)
-    backend.device.capability = HOPPER
     with pytest.raises(KernelError, match=STRAY):
-        assert_statistics_of_few(backend, 3)
+        assert_statistics_of_few(planted(old, new, HOPPER), 3)
 
 
 @pytest.mark.parametrize(("old", "new"), [
@@ -201,6 +191,6 @@ def test_the_emulator_catches_a_part_that_is_not_there(tmp_path: Path) -> None:
     ("next_moments(from, K, rows - row, origin)", "next_moments(from, K, rows - first, origin)"),
     ("squares[i] = of_all.square;", "squares[i] = of_all.mean;"),
 ])  # fmt: skip
-def test_a_wrong_number_of_a_part_is_noticed(old: str, new: str, tmp_path: Path) -> None:
+def test_a_wrong_number_of_a_part_is_noticed(old: str, new: str, planted: Any) -> None:
     with pytest.raises((AssertionError, KernelError)):
-        assert_statistics(planted(tmp_path, old, new), operands(36, 44, offset=1e4), "float32")
+        assert_statistics(planted(old, new), operands(36, 44, offset=1e4), "float32")

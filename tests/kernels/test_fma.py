@@ -1,8 +1,6 @@
 """The large tiles of multiply-adds: the bits of the small ones at every edge, which of them is taken, planted bugs."""
 
 from collections.abc import Callable
-from pathlib import Path
-from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -10,7 +8,6 @@ import pytest
 
 from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.devices import KernelError
-from gpucnn.devices.base import kernel_folder
 from gpucnn.devices.emulator import EmulatorDevice
 from gpucnn.testing import TENSOR_CORES_FILLED, Case, conv, dense, evaluate, launches, normal
 
@@ -117,17 +114,8 @@ def test_a_graphics_card_takes_large_tiles_and_one_with_fast_tensor_cores_does_n
 
 
 @pytest.fixture
-def planted(tmp_path: Path) -> Callable[[str, str], KernelBackend]:
-    copytree(kernel_folder(), tmp_path / "kernels")
-
-    def plant(old: str, new: str) -> KernelBackend:
-        path = tmp_path / "kernels" / "fma_tile.cuh"
-        text = path.read_text("utf-8")
-        assert text.count(old) == 1, f"fma_tile.cuh has {text.count(old)} times {old!r}"
-        path.write_text(text.replace(old, new), "utf-8")
-        return KernelBackend(EmulatorDevice(kernels=tmp_path / "kernels"))
-
-    return plant
+def planted(plant: Any) -> Callable[[str, str], KernelBackend]:
+    return lambda old, new: KernelBackend(plant("fma_tile.cuh", old, new))
 
 
 A, B = normal(36, 20).make("float32"), normal(40, 20, seed=1).make("float32")

@@ -1,6 +1,5 @@
 """float16 and bfloat16 in the kernels: conversions held to NumPy and ml_dtypes, and the ops of the case table."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from gpucnn import nn, optim
 from gpucnn.backends import get_backend
 from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.devices import Device, KernelError
-from gpucnn.devices.base import kernel_folder
 from gpucnn.devices.emulator import EmulatorDevice
 from gpucnn.dtypes import named, unit_roundoff
 from gpucnn.geometry import Window
@@ -297,17 +295,8 @@ def test_what_follows_the_sums_is_applied_before_they_are_rounded(tensor_cores: 
 
 
 @pytest.fixture
-def planted(tmp_path: Path) -> Callable[[str, str], KernelBackend]:
-    shutil.copytree(kernel_folder(), tmp_path / "kernels")
-
-    def plant(old: str, new: str) -> KernelBackend:
-        path = tmp_path / "kernels" / "half_tile.cuh"
-        text = path.read_text("utf-8")
-        assert text.count(old) == 1, f"half_tile.cuh has {text.count(old)} times {old!r}"
-        path.write_text(text.replace(old, new), "utf-8")
-        return KernelBackend(EmulatorDevice(kernels=tmp_path / "kernels", capability=H100))
-
-    return plant
+def planted(plant: Any) -> Callable[[str, str], KernelBackend]:
+    return lambda old, new: KernelBackend(plant("half_tile.cuh", old, new, H100))
 
 
 A, B = normal(16, 136).make("float16"), normal(24, 136, seed=1).make("float16")
