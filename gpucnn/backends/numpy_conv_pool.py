@@ -8,13 +8,13 @@ T such arrays with dy where that tap has won.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from gpucnn.backends.base import Array
-from gpucnn.backends.numpy_activation import clamp_block
-from gpucnn.backends.numpy_columns import Columns, channels_last
+from gpucnn.backends.numpy_columns import Columns, all_finite, channels_last
 from gpucnn.backends.numpy_elementwise import ones, pixels, select
 from gpucnn.backends.numpy_parallel import cut, scratch, workers
 from gpucnn.backends.numpy_pool import first_best
@@ -83,6 +83,7 @@ def forward(
         bands[:, depth] = b  # as one more term of each sum
     y = np.empty((n, *out, k), x.dtype)
     tap = np.empty(y.shape, np.uint8) if need_tap else None
+    best_of = np.maximum.reduce if activation is None else partial(np.maximum.reduce, initial=0)
     finite: list[bool] = []
 
     def job(i: int) -> None:
@@ -91,13 +92,10 @@ def forward(
         matrix = columns.matrix(columns.blocks[i], b is not None)
         taps = scratch("taps", (pool.taps, matrix.shape[1], side * k), y.dtype)
         product(matrix, bands.reshape(pool.taps, -1, side * k), taps)
-        first_best(taps.reshape(pool.taps, *best.shape), np.maximum, best, won)
-        flat = best.reshape(-1)
-        finite.append(math.isfinite(np.dot(flat, flat)))
-        if activation is not None:
-            clamp_block(best, None)
-            if won is not None:
-                np.bitwise_or(won, (best > 0).view(np.uint8) - 1, out=won)  # with 0, or with NO_TAP
+        first_best(taps.reshape(pool.taps, *best.shape), best_of, best, won)
+        if activation is not None and won is not None:
+            np.bitwise_or(won, (best > 0).view(np.uint8) - 1, out=won)  # with 0, or with NO_TAP
+        finite.append(all_finite(best))
 
     workers.run(job, len(columns.blocks))
     if not all(finite):
@@ -112,33 +110,50 @@ def backward(
     c, size = x.shape[1], (x.shape[2], x.shape[3])
     dy, tap = channels_last(dy), channels_last(tap)
     columns = columns_of(channels_last(x), w, window, pool, (p, q))
-    blocks = cut(n, len(columns.blocks))
     side, depth = columns.side, columns.depth
-    partial = np.empty((len(blocks), pool.taps, side * k, depth), dy.dtype)
+    # The two gradients are jobs of their own, of larger blocks instead: so a thread makes fewer NumPy calls.
+    blocks = cut(n, len(columns.blocks) // (2 if needed[0] and any(needed[1:]) else 1))
+    of_bands = np.empty((len(blocks), pool.taps, side * k, depth), dy.dtype)
     sums = np.empty((len(blocks), side * k), dy.dtype)
-    cells = Cells(wide_filters(w, window, pool), columns.window) if needed[0] else None
     dx = np.empty((n, *size, c), dy.dtype) if needed[0] else None
+    cells = Cells(wide_filters(w, window, pool), columns.window) if needed[0] else None
     numbers = np.arange(pool.taps, dtype=np.uint8).reshape(-1, 1, 1, 1, 1)
 
-    def job(i: int) -> None:
-        mine, won = dy[blocks[i]], tap[blocks[i]]
-        matrix = columns.matrix((blocks[i].start, blocks[i].stop, 0, p)) if needed[1] else None
-        shares = scratch("shares", (pool.taps, *mine.shape), dy.dtype)
-        select(won == numbers, mine, shares)
-        lines = shares.reshape(pool.taps, -1, side * k)
-        if matrix is not None:
-            product_over_rows(lines, matrix, partial[i])
-        if needed[2]:
-            np.matmul(ones(lines.size // (side * k), dy.dtype), lines.reshape(-1, side * k), out=sums[i])
-        if dx is not None and cells is not None:
-            rows = scratch("rows", (*mine.shape[:3], pool.taps, k), dy.dtype)
-            np.copyto(pixels(rows), pixels(shares).transpose(1, 2, 3, 0))
-            cells.scatter(rows.reshape(*mine.shape[:3], -1), dx[blocks[i]])
+    def shares_of(block: slice) -> Array:
+        """[T,n,P,Q,K]: dy where that tap has won, else 0."""
+        shares = scratch("shares", (pool.taps, *dy[block].shape), dy.dtype)
+        select(tap[block] == numbers, dy[block], shares)
+        return shares
 
-    workers.run(job, len(blocks))
+    def input_gradient(cells: Cells, block: slice, dx: Array) -> None:
+        shares = shares_of(block)
+        rows = scratch("rows", (*shares.shape[1:4], pool.taps, k), dy.dtype)
+        np.copyto(pixels(rows), pixels(shares).transpose(1, 2, 3, 0))
+        cells.scatter(rows.reshape(*shares.shape[1:4], -1), dx)
+
+    def filter_gradient(block: slice, of_bands: Array, sums: Array) -> None:
+        lines = shares_of(block).reshape(pool.taps, -1, side * k)
+        if needed[1]:
+            product_over_rows(lines, columns.matrix((block.start, block.stop, 0, p)), of_bands)
+        if needed[2]:
+            np.matmul(ones(lines.size // (side * k), dy.dtype), lines.reshape(-1, side * k), out=sums)
+
+    jobs: list[Callable[[], None]] = []
+    for i, block in enumerate(blocks):
+        if dx is not None and cells is not None:
+            jobs.append(partial(input_gradient, cells, block, dx[block]))
+        if any(needed[1:]):
+            jobs.append(partial(filter_gradient, block, of_bands[i], sums[i]))
+    parts = cut(len(jobs), len(columns.blocks))
+
+    def run(part: int) -> None:
+        for job in jobs[parts[part]]:
+            job()
+
+    workers.run(run, len(parts))
     dw = None
     if needed[1]:
-        bands = partial.sum(axis=0).reshape(pool.taps, side, k, depth).swapaxes(0, 1)
+        bands = of_bands.sum(axis=0).reshape(pool.taps, side, k, depth).swapaxes(0, 1)
         wide = columns.unbanded(bands.reshape(1, -1, depth)).reshape(pool.taps, k, c, *columns.window.kernel)
         dw = sum(shifted(wide, window, pool))
     db = sums.reshape(-1, k).sum(axis=0) if needed[2] else None

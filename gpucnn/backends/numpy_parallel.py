@@ -11,8 +11,8 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any
@@ -122,20 +122,9 @@ class Workers:
             task.work()
             task.wait()
 
-    @contextmanager
-    def in_a_row(self) -> Iterator[None]:
+    def in_a_row(self) -> AbstractContextManager[None]:
         """BLAS at one thread, also between the runs of this thread inside, of which a small one is over in 10 µs."""
-        if _thread.in_a_row:
-            yield
-            return
-        self._hold_blas()
-        _thread.in_a_row = True
-        try:
-            with np.errstate(all="ignore"):
-                yield
-        finally:
-            _thread.in_a_row = False
-            self._release_blas()
+        return nullcontext() if _thread.in_a_row else _InARow(self)
 
     def _start(self) -> None:
         """Start the helpers, again in a forked child: threads do not survive a fork."""
@@ -158,7 +147,7 @@ class Workers:
             self._forked_within, self._running = self._forked_within or self._running > 0, 0
         self._blas_lock.release()
 
-    def _hold_blas(self) -> None:
+    def hold_blas(self) -> None:
         with self._blas_lock:
             if not self._running:
                 if not self._forked_within:
@@ -168,12 +157,30 @@ class Workers:
                     set_threads(1)
             self._running += 1
 
-    def _release_blas(self) -> None:
+    def release_blas(self) -> None:
         with self._blas_lock:
             self._running -= 1
             if not self._running:
                 for (_, set_threads), threads in zip(self._blas, self._blas_threads, strict=True):
                     set_threads(threads)
+
+
+class _InARow:
+    """What `Workers.in_a_row` returns. A class, since contextlib's generators take longer than a small product."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+        self._silent = np.errstate(all="ignore")
+
+    def __enter__(self) -> None:
+        self._workers.hold_blas()
+        _thread.in_a_row = True
+        self._silent.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self._silent.__exit__(None, None, None)
+        _thread.in_a_row = False
+        self._workers.release_blas()
 
 
 def _help(tasks: SimpleQueue[_Task]) -> None:

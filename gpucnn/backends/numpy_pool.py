@@ -111,21 +111,21 @@ def winners(frames: Frames, frame: Array, mode: str, y: Array, tap: Array) -> No
     best = np.maximum if mode == "max" else np.minimum
     taps = scratch("taps", (r * s, *y.shape), y.dtype)
     np.copyto(pixels(taps).reshape(r, s, *y.shape[:3]), frames.windows(pixels(frame)))
-    first_best(taps, best, y, tap)
+    first_best(taps, best.reduce, y, tap)
     if not np.isfinite(y).all():
         exact_winners(frames, taps, mode, y, tap)
 
 
-def first_best(taps: Array, best: Any, y: Array, tap: Array | None) -> None:
+def first_best(taps: Array, best_of: Any, y: Array, tap: Array | None) -> None:
     """y = the best of taps [T, ...], none of them NaN, and the number of the first one that equals it."""
-    best.reduce(taps, axis=0, out=y)
+    best_of(taps, axis=0, out=y)
     if tap is None:
         return
     # The number of the winner is the count of those before it, none of which equals y.
     differs = scratch("differs", (len(taps) - 1, *y.shape), np.bool_)
     np.not_equal(taps[:-1], y, out=differs)
-    tap.fill(0)
-    for before in differs.view(np.uint8)[::-1]:
+    np.copyto(tap, differs[-1] if len(differs) else 0)
+    for before in differs.view(np.uint8)[-2::-1]:
         tap += 1
         tap *= before
 

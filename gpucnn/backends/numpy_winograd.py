@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpucnn.backends.base import Array
-from gpucnn.backends.numpy_columns import Columns
+from gpucnn.backends.numpy_columns import Columns, all_finite
 from gpucnn.backends.numpy_elementwise import pixels, run_of
 from gpucnn.backends.numpy_parallel import cut, scratch, workers
 from gpucnn.backends.numpy_product import product, product_over_rows, wide_product
@@ -88,8 +88,7 @@ def correlate(x: Array, w: Array, epilogue: Epilogue, window: Window, y: Array) 
             for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
                 part = pixels(target)[:, row::2, column::2]
                 np.copyto(part, block[row, column, :, : part.shape[1], : part.shape[2]])
-        every = target.reshape(-1)
-        finite.append(math.isfinite(np.dot(every, every)))
+        finite.append(all_finite(target))
         epilogue.apply(target, slice(n0, n1), slice(2 * row0, 2 * row1))
 
     workers.run(job, len(inputs.blocks))

@@ -19,8 +19,10 @@ from gpucnn.benchmark.reference import NetworkProblem, OpProblem, Verdict
 from gpucnn.benchmark.suites import Op, Task
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 30
-TURN_SECONDS = 0.01  # that the timed runs of a turn last, at least
-WARM_SECONDS = 0.003  # of untimed runs before them
+TURN_SECONDS = 0.03  # that the timed runs of a turn last, at least
+# Of untimed runs before them. OpenMP's threads spin for some 6 ms after PyTorch's turn, and on two cores a step of
+# LeNet-5 took 1.4 times as long at first; it had its usual time after 16 ms.
+WARM_SECONDS = 0.02
 LONG_SECONDS = 0.03  # a run that lasts so long needs neither: what came before it is but a small part
 
 

@@ -251,7 +251,7 @@ def clamp(input: Tensor, min: float | None = None, max: float | None = None) -> 
 # -- reductions ------------------------------------------------------------------------------------
 
 
-def _expanded(backend: Backend, gradient: Array, x: Array, chosen: tuple[int, ...]) -> Array:
+def expanded(backend: Backend, gradient: Array, x: Array, chosen: tuple[int, ...]) -> Array:
     """A reduced gradient [with or without kept axes], repeated to x's shape in memory of its own."""
     kept = tuple(1 if i in chosen else n for i, n in enumerate(x.shape))
     full = backend.xp.empty_like(x, dtype=gradient.dtype)
@@ -267,7 +267,7 @@ def sum(input: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = F
     x = input.array
     with np.errstate(all="ignore"):
         y = x.sum(axis=chosen, keepdims=keepdim)
-    return record(backend, y, (input, lambda dy: _expanded(backend, dy, x, chosen)))
+    return record(backend, y, (input, lambda dy: expanded(backend, dy, x, chosen)))
 
 
 @through_float32
@@ -292,7 +292,7 @@ def _extreme(op: str, input: Tensor, dim: int | Sequence[int] | None, keepdim: b
 
     def vjp(dy: Array) -> Array:
         ties = x == kept
-        return _expanded(backend, dy, x, chosen) * ties / ties.sum(axis=chosen, keepdims=True).astype(dy.dtype)
+        return expanded(backend, dy, x, chosen) * ties / ties.sum(axis=chosen, keepdims=True).astype(dy.dtype)
 
     return record(backend, kept if keepdim else kept.squeeze(chosen), (input, vjp))
 

@@ -12,7 +12,7 @@ from gpucnn.backends import Array, Backend
 from gpucnn.dtypes import is_floating
 from gpucnn.functional import validate
 from gpucnn.functional.activation import log_softmax
-from gpucnn.functional.arithmetic import abs, mean, mul, sum, where
+from gpucnn.functional.arithmetic import abs, expanded, mean, mul, sum, where
 from gpucnn.functional.casting import in_float32
 from gpucnn.tensor import Tensor, in_storage_order, record
 
@@ -108,14 +108,16 @@ def _class_weight(op: str, input: Tensor, weight: Tensor | None) -> None:
 def _weighted_mean(backend: Backend, losses: Tensor, labels: Array, weight: Tensor | None, ignore_index: int) -> Tensor:
     """Σ losses / Σ weight[label], over the labels that count; NaN if none does, as in PyTorch."""
     counted = labels != ignore_index
+    scale: Any
     if backend.unread and backend.owns(labels):
-        share = 1 / counted.sum().astype(losses.dtype)  # rounded as 1 / total is below
-        return sum(losses) * Tensor(share, backend)
-    if weight is None:
-        total: float = float(counted.sum())
+        scale = 1 / counted.sum().astype(losses.dtype)  # rounded as 1 / total is below
     else:
-        total = float(weight.numpy()[labels[counted]].sum(dtype=np.float64))
-    return sum(losses) * (1 / total if total else math.nan)
+        total = counted.sum() if weight is None else weight.numpy()[labels[counted]].sum(dtype=np.float64)
+        scale = 1 / float(total) if total else math.nan
+    x = losses.array
+    with np.errstate(all="ignore"):
+        y = x.sum() * scale
+    return record(backend, y, (losses, lambda dy: expanded(backend, dy * scale, x, (0,))))
 
 
 @in_float32

@@ -25,6 +25,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "cpu_limits", lambda budget: {"flops": 1e12, "bytes": 1e11})
     monkeypatch.setattr(measure, "cpu_share", lambda: 0.99)
     monkeypatch.setattr(measure, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(measure, "WARM_SECONDS", 0.0)
 
 
 def bench(*words):
