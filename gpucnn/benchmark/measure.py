@@ -166,10 +166,11 @@ def cpu_share(seconds: float = 0.2) -> float:
     shares: list[float] = []
 
     def busy(_: int) -> None:
-        block = np.ones(1 << 16)
+        a = np.ones((512, 512), np.float32)
+        product = np.empty_like(a)
         wall, own = time.perf_counter(), time.thread_time()
-        while time.perf_counter() < wall + seconds:
-            np.multiply(block, 1.0, out=block)
+        while time.perf_counter() < wall + seconds:  # in calls of ms, so that none waits for the interpreter lock
+            np.matmul(a, a, out=product)
         shares.append((time.thread_time() - own) / (time.perf_counter() - wall))
 
     workers.run(busy, workers.threads)
