@@ -23,7 +23,7 @@ TURN_SECONDS = 0.03  # that the timed runs of a turn last, at least
 # Of untimed runs before them. OpenMP's threads spin for some 6 ms after PyTorch's turn, and on two cores a step of
 # LeNet-5 took 1.4 times as long at first; it had its usual time after 16 ms.
 WARM_SECONDS = 0.02
-LONG_SECONDS = 0.03  # a run that lasts so long needs neither: what came before it is but a small part
+LONG_SECONDS = 0.03  # a run that lasts so long is timed alone, after as long a pause
 
 
 @dataclass
@@ -114,7 +114,9 @@ def _rounds(
             break
         for c in contenders:
             name = c.provider.name
-            if not c.long:
+            if c.long:
+                time.sleep(WARM_SECONDS)  # until the threads of the one before have ceased to spin
+            else:
                 _warm_up(c)
             if c.provider.device == "gpu":
                 hosts[name].append(_host_seconds(c))
