@@ -3,6 +3,7 @@ marked `emulated`, where there is a compiler for it."""
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -11,6 +12,9 @@ import pytest
 import gpucnn
 
 os.environ["GPUCNN_TUNING"] = "off"  # what was measured here changes no test
+gc.disable()  # until all tests are collected
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,8 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_finish() -> None:
     """Ten thousand tests are a million objects, which the garbage collector would look at again and again."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -36,7 +36,7 @@ from gpucnn.backends import Backend
 from gpucnn.backends.numpy_backend import NumpyBackend
 from gpucnn.data import x_or_not_x
 
-STEPS, BATCH, BATCHES, RUNS = 20, 4, 4, 4
+STEPS, BATCH, BATCHES, RUNS = 20, 2, 4, 4
 PRIMITIVES = Backend.__abstractmethods__ - {"asarray", "to_numpy", "synchronize"}
 
 
