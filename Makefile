@@ -32,6 +32,8 @@ lint: .venv/.ready-test
 	$(PYTHON_HERE) -m mypy
 	$(PYTHON_HERE) bench/compile_gate.py --check
 
+# Three processes share the cores: more threads of OpenBLAS would but spin while they wait for each other.
+unit: export OPENBLAS_NUM_THREADS := 1
 unit: .venv/.ready-test
 	$(PYTHON_HERE) -m pytest -n 3 --dist worksteal
 
