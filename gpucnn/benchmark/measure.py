@@ -20,8 +20,8 @@ from gpucnn.benchmark.suites import Op, Task
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 30
 TURN_SECONDS = 0.03  # that the timed runs of a turn last, at least
-# Of untimed runs before them. OpenMP's threads spin for some 6 ms after PyTorch's turn, and on two cores a step of
-# LeNet-5 took 1.4 times as long at first; it had its usual time after 16 ms.
+# Of untimed runs before them. On two cores our first steps of LeNet-5 after PyTorch's turn, whose threads still spin,
+# took up to 1.4 times as long; the usual time came back after some 16 ms.
 WARM_SECONDS = 0.02
 LONG_SECONDS = 0.03  # a run that lasts so long is timed alone, after as long a pause
 
