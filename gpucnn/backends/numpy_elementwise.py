@@ -142,12 +142,8 @@ def matmul(a: Array, b: Array) -> Array:
     """a @ b, the larger side of the result in parts where that is worth it."""
     rows, columns = a.shape[-2], b.shape[-1]
     batch = () if a.ndim == b.ndim == 2 else np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    work = math.prod(batch) * rows * columns * a.shape[-1]
-    parts = min(max(work // PRODUCT, 1), 16, max(rows, columns) // 16 + 1)
-    if parts == 1:
-        with workers.in_a_row():
-            return np.matmul(a, b)
     y = np.empty((*batch, rows, columns), a.dtype)
+    parts = min(max(y.size * a.shape[-1] // PRODUCT, 1), 16, max(rows, columns) // 16 + 1)
 
     def job(i: int) -> None:
         if rows >= columns:
