@@ -1,6 +1,7 @@
 """`pytest --backend NAME` (repeatable) picks what is under test. numpy is the default, and the emulator for what is
 marked `emulated`, where there is a compiler for it."""
 
+import functools
 import gc
 import os
 import signal
@@ -8,10 +9,12 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
+import typer.main
 
 import gpucnn
 
 os.environ["GPUCNN_TUNING"] = "off"  # what was measured here changes no test
+typer.main.get_command = functools.cache(typer.main.get_command)  # the same, which hundreds of tests call in a process
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

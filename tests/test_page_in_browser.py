@@ -77,7 +77,8 @@ def address(runs):
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--process-per-site"])
+        launched.new_context().new_page()  # stays open: the tabs of most tests share its processes
         yield launched
         launched.close()
 
@@ -88,8 +89,7 @@ class Tab:
     def __init__(self, browser, address, **context):
         self.address = address
         self.problems = []
-        self.context = browser.new_context(**context)
-        self.page = self.context.new_page()
+        self.page = (browser.new_context(**context) if context else browser.contexts[0]).new_page()
         self.page.set_default_timeout(15_000)
         sync_api.expect.set_options(timeout=15_000)
         self.page.add_init_script(SCRIPT)
@@ -144,7 +144,7 @@ def tab(browser, address):
 
     yield opened
     for one in tabs:
-        one.context.close()
+        one.page.close()
         assert one.problems == []
 
 
@@ -487,7 +487,7 @@ def test_the_first_training_is_shown_until_it_is_done(browser, address):
     one.answered()
     assert one.page.locator("#drawing").is_visible()
     assert not one.page.locator("#training").is_visible()
-    one.context.close()
+    one.page.close()
     assert one.problems == []
 
 
@@ -501,4 +501,4 @@ def test_a_server_that_is_gone_is_said(browser, address):
     one.draw(SEVEN)
     one.answered()
     assert not one.page.get_by_role("alert").is_visible()
-    one.context.close()
+    one.page.close()

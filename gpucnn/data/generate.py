@@ -111,14 +111,27 @@ def _every_x(h: int, w: int, shift: bool, shrink: bool) -> tuple[list[tuple[int,
 
 def _draw(h: int, w: int, box: tuple[int, int, int, int], strokes: Strokes) -> Bitmap:
     top, left, height, width = box
+    rows, columns = _pixels(height, width, strokes)
     image = np.zeros((h, w), np.bool_)
-    for start, end in strokes:
-        corner, span = np.array([top, left]), np.array([height - 1, width - 1]) / 2
-        steps = max(height, width)
-        points = np.linspace(corner + np.array(start) * span, corner + np.array(end) * span, steps)
-        row, column = np.floor(points + 0.5).astype(int).T
-        image[row, column] = True
+    image[top + rows, left + columns] = True
     return image
+
+
+@lru_cache(4096)
+def _pixels(height: int, width: int, strokes: Strokes) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
+    """The rows and columns of the strokes' pixels, from the corner of a box of that size."""
+    last = np.array([[height - 1], [width - 1]])
+    intervals = last.max()
+    steps = np.arange(intervals + 1)
+    # Half up, in whole numbers: between two pixels floats would err to either side.
+    rows, columns = np.hstack(
+        [
+            ((np.transpose([start]) * last + 1) * intervals + np.subtract([end], [start]).T * last * steps)
+            // (2 * intervals)
+            for start, end in strokes
+        ]
+    )
+    return rows, columns
 
 
 def _bits(image: Bitmap) -> int:

@@ -21,7 +21,6 @@ HERE = ("--threads", workers.threads, "--providers", "numpy")
 def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GPUCNN_BACKEND", raising=False)
-    monkeypatch.setattr(providers.os, "environ", dict(providers.os.environ))
     monkeypatch.setattr(measure, "cpu_limits", lambda budget: {"flops": 1e12, "bytes": 1e11})
     monkeypatch.setattr(measure, "cpu_share", lambda: 0.99)
     monkeypatch.setattr(measure, "TURN_SECONDS", 0.0)
@@ -74,7 +73,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, message):
 
 
 def test_the_emulator_as_default_backend_is_refused_too(monkeypatch):
-    monkeypatch.setitem(providers.os.environ, "GPUCNN_BACKEND", "emulator")
+    monkeypatch.setenv("GPUCNN_BACKEND", "emulator")
     code, _, err = bench("--quick")
     assert (code, "its times say nothing about any GPU; choose numpy or cuda" in err) == (2, True)
 

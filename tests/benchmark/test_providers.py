@@ -146,13 +146,11 @@ def test_a_single_op_is_not_given_to_torch_compile(torch):
 def test_threads_are_limited_for_every_library(monkeypatch):
     for variable in ("OMP_NUM_THREADS", "NPROC", "CPU_COUNT"):
         monkeypatch.setenv(variable, "77")
-    monkeypatch.setattr(providers.os, "environ", dict(os.environ))
     providers.limit_threads(workers.threads)
-    assert providers.os.environ["OMP_NUM_THREADS"] == providers.os.environ["NPROC"] == str(workers.threads)
+    assert os.environ["OMP_NUM_THREADS"] == os.environ["NPROC"] == str(workers.threads)
 
 
-def test_other_threads_than_those_that_already_run_are_refused(monkeypatch):
-    monkeypatch.setattr(providers.os, "environ", dict(os.environ))
+def test_other_threads_than_those_that_already_run_are_refused():
     n = workers.threads
     with pytest.raises(RuntimeError, match=rf"already runs with {n} threads; for {n + 1}, start Python with GPUCNN"):
         providers.limit_threads(n + 1)
