@@ -50,10 +50,13 @@ class Values:
     integer: bool = False
     note: str = ""
 
+    @cached_property
+    def _drawn(self) -> Array:
+        return self.draw(np.random.default_rng([self.seed, *self.shape]), self.shape)
+
     def make(self, dtype: str = "float64") -> Array:
         """The same values each time; a float32 array holds the float64 values, rounded."""
-        values = self.draw(np.random.default_rng([self.seed, *self.shape]), self.shape)
-        return values if self.integer else values.astype(named(dtype))
+        return self._drawn.copy() if self.integer else self._drawn.astype(named(dtype))
 
     def __str__(self) -> str:
         return ("x".join(map(str, self.shape)) or "number") + self.note

@@ -104,11 +104,9 @@ class Tab:
 
     def until(self, expression):
         """Wait until JavaScript is true. Playwright's own wait_for_function needs eval, which the page forbids."""
-        for _ in range(750):
-            if self.page.evaluate(expression):
-                return
-            self.page.wait_for_timeout(20)
-        raise AssertionError(f"never true: {expression}")
+        pause = "await new Promise((next) => setTimeout(next, 20))"
+        loop = f"async () => {{ for (let n = 0; n < 750; n += 1) {{ if ({expression}) return true; {pause}; }} }}"
+        assert self.page.evaluate(loop), f"never true: {expression}"
 
     def answered(self):
         """Wait until what is shown is the answer to what is drawn and chosen."""
