@@ -532,7 +532,7 @@ def test_small_gradients_vanish_in_float16_and_are_kept_by_scaling() -> None:
 # -- training ----------------------------------------------------------------------------------------------
 
 
-def fitted(precision: str | None, folder: Any = None, epochs: int = 12, **options: Any) -> tuple[Any, nn.Module]:
+def fitted(precision: str | None, folder: Any = None, epochs: int = 6, **options: Any) -> tuple[Any, nn.Module]:
     from gpucnn.data import Loader, load, split
     from gpucnn.train import fit
 
