@@ -37,7 +37,6 @@ def pytest_collection() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-        gc.set_threshold(20_000)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -439,12 +439,13 @@ def write(run: Run, folder: Path) -> list[Path]:
     for name, figure in figures.items():
         text = StringIO()
         figure.savefig(text, format="svg")
+        drawing = text.getvalue()
         svg, png = folder / f"{name}.svg", folder / f"{name}.png"
-        write_text(svg, text.getvalue())
+        write_text(svg, drawing)
         figure.set_layout_engine("none")  # what was found for the SVG serves here too, and takes a while to find
         write_atomically(png, partial(figure.savefig, format="png", dpi=150))
         written += [svg, png]
-        drawn[name] = text.getvalue()[text.getvalue().index("<svg") :]
+        drawn[name] = drawing[drawing.index("<svg") :]
     page = folder / "report.html"
     write_text(page, html_page(run, drawn))
     return [page, *written]

@@ -120,17 +120,12 @@ def _draw(h: int, w: int, box: tuple[int, int, int, int], strokes: Strokes) -> B
 @lru_cache(4096)
 def _pixels(height: int, width: int, strokes: Strokes) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
     """The rows and columns of the strokes' pixels, from the corner of a box of that size."""
-    last = np.array([[height - 1], [width - 1]])
+    starts, ends = np.array(strokes).transpose(1, 2, 0)[..., None]  # of each [row or column, stroke, 1]
+    last = np.array([height - 1, width - 1])[:, None, None]
     intervals = last.max()
-    steps = np.arange(intervals + 1)
     # Half up, in whole numbers: between two pixels floats would err to either side.
-    rows, columns = np.hstack(
-        [
-            ((np.transpose([start]) * last + 1) * intervals + np.subtract([end], [start]).T * last * steps)
-            // (2 * intervals)
-            for start, end in strokes
-        ]
-    )
+    way = (ends - starts) * last * np.arange(intervals + 1)
+    rows, columns = (((starts * last + 1) * intervals + way) // (2 * intervals)).reshape(2, -1)
     return rows, columns
 
 

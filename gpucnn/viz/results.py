@@ -42,7 +42,7 @@ def misclassified(evaluation: Evaluation, dataset: Dataset, path: str | Path | N
         taken, true = int(evaluation.predictions[index]), int(evaluation.labels[index])
         axes.imshow(_displayed(dataset.images[index]), cmap="gray", vmin=0, vmax=1)
         sure = f"{evaluation.probabilities[index, taken]:.2f}"
-        axes.set_title(f"{dataset.classes[taken]}, not {dataset.classes[true]}\n{sure}", fontsize=9, color=INK, y=1)
+        axes.set_title(f"{dataset.classes[taken]}, not {dataset.classes[true]}\n{sure}", fontsize=9, color=INK)
     some = "" if len(shown) == len(wrong) else f"; the {len(shown)} surest mistakes"
     text = f"{len(wrong)} of {len(dataset):,} images were taken for something else{some}"
     figure.suptitle(text, color=INK, fontsize=12, fontweight="bold", x=0.01, ha="left")
