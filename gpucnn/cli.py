@@ -1425,8 +1425,8 @@ def demo_command(
 
 
 def _console() -> Console:
-    """Standard output. What is piped is not folded to 80 columns."""
-    return Console(width=None if sys.stdout.isatty() else 240, highlight=False, markup=False, emoji=False)
+    """Standard output. What is piped is not folded."""
+    return Console(width=None if sys.stdout.isatty() else 100_000, highlight=False, markup=False, emoji=False)
 
 
 def _table(*columns: str) -> Table:

@@ -11,7 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import fake_cupy
@@ -1009,11 +1009,14 @@ def test_every_model_that_train_knows_can_be_warmed_up():
 
 def test_datasets_says_for_each_whether_it_is_here_and_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setenv("GPUCNN_DATA", str(tmp_path))
+    fashion = data.sources._SOURCES["fashion-mnist"]
+    monkeypatch.setitem(data.sources._SOURCES, "fashion-mnist", replace(fashion, folders=()))  # nor as a Debian package
     lines = command("datasets").out.splitlines()
     found = {line.split()[0]: line for line in lines[1:]}
     assert list(found) == [source.name for source in data.available()]
     assert "yes" in found["x-or-not-x"]
     assert "5,000 handwritten digits" in found["mnist-5k"]
+    assert found["fashion-mnist"].rstrip().endswith("(30.9 MB)"), "a long line is not folded"
     assert re.search(r"32×32 colour +no +downloaded on first use from https://\S+ \(170\.1 MB\)", found["cifar10"])
 
 

@@ -1,10 +1,9 @@
 // CUDA's vocabulary for a host C++ compiler, so that a .cu file of ours compiles as it stands.
 //
 // Every CUDA thread is a fiber that emulator.cpp runs; one block at a time, so __shared__ is plain static memory, kept in
-// a section of its own that the emulator can find, poison and watch. No standard header but math.h: a kernel must compile
-// in a fraction of a second.
+// a section of its own that the emulator can find, poison and watch. No standard header: <math.h> alone takes a C++
+// compiler longer than a whole kernel of ours.
 #pragma once
-#include <math.h>
 
 #define EMULATOR 1
 #define __global__
@@ -80,3 +79,21 @@ static inline unsigned int __umulhi(unsigned int a, unsigned int b) {
 }
 static inline int min(int a, int b) { return a < b ? a : b; }
 static inline int max(int a, int b) { return a > b ? a : b; }
+
+// The host's mathematical functions as CUDA declares them: for double, and for float under two names.
+#define ONE_REAL(name) \
+    extern "C" double name(double) noexcept; \
+    extern "C" float name##f(float) noexcept; \
+    static __forceinline__ float name(float x) { return name##f(x); }
+#define TWO_REALS(name) \
+    extern "C" double name(double, double) noexcept; \
+    extern "C" float name##f(float, float) noexcept; \
+    static __forceinline__ float name(float x, float y) { return name##f(x, y); }
+ONE_REAL(sqrt) ONE_REAL(cbrt) ONE_REAL(exp) ONE_REAL(exp2) ONE_REAL(expm1) ONE_REAL(log) ONE_REAL(log2) ONE_REAL(log10)
+ONE_REAL(log1p) ONE_REAL(sin) ONE_REAL(cos) ONE_REAL(tan) ONE_REAL(asin) ONE_REAL(acos) ONE_REAL(atan) ONE_REAL(sinh)
+ONE_REAL(cosh) ONE_REAL(tanh) ONE_REAL(asinh) ONE_REAL(acosh) ONE_REAL(atanh) ONE_REAL(erf) ONE_REAL(erfc)
+ONE_REAL(fabs) ONE_REAL(floor) ONE_REAL(ceil) ONE_REAL(trunc) ONE_REAL(round) ONE_REAL(rint)
+TWO_REALS(pow) TWO_REALS(fmod) TWO_REALS(fmin) TWO_REALS(fmax) TWO_REALS(atan2) TWO_REALS(hypot) TWO_REALS(copysign)
+extern "C" double fma(double, double, double) noexcept;
+extern "C" float fmaf(float, float, float) noexcept;
+static __forceinline__ float fma(float x, float y, float z) { return fmaf(x, y, z); }

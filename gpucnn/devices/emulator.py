@@ -44,7 +44,7 @@ if hasattr(os, "register_at_fork"):  # a child must not find half a launch of a 
     _end = _launching.release
     os.register_at_fork(before=_launching.acquire, after_in_parent=_end, after_in_child=_end)
 # -ffp-contract=off: only what is written fmaf is fused, so the bits are those of nvcc's -fmad=false.
-_FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing"]
+_FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-shared", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing"]
 # -ftrivial-auto-var-init: a local variable that nobody set holds a wild number, the same in every run.
 # -fno-tree-sra: an access of 16 bytes stays one, and is seen where it is off its boundary.
 _WATCH = [
@@ -337,7 +337,8 @@ UNWATCHED unsigned long emulator_base() {{
 }}
 """
     flags = [f"-D{key}={value}" for key, value in constants]
-    flags += ["-include", "cuda_on_cpu.h", *_STRICT, *(_WATCH if watch else [])]
+    # -nodefaultlibs: the sanitizers only instrument; their calls, as all others, find what is loaded with emulator.cpp.
+    flags += ["-include", "cuda_on_cpu.h", "-nodefaultlibs", *_STRICT, *(_WATCH if watch else [])]
     return _Library(_build(wrapper, flags, [*_with_headers(path), _HERE / "cuda_on_cpu.h"]))
 
 
@@ -373,14 +374,12 @@ def _build(code: str, flags: list[str], sources: list[Path]) -> Path:
         return library
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        source, made, linked = (Path(folder) / name for name in ("kernel.cpp", "kernel.o", "kernel.so"))
+        source, made = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
         source.write_text(code, "utf-8")
         include = [f"-I{folder}" for folder in dict.fromkeys(str(s.parent) for s in sources)]
-        # The sanitizers only instrument; linked without their runtimes, their calls come to emulator.cpp.
-        for step in ([*command, *include, "-c", str(source), "-o", str(made)],
-                     [compiler(), "-shared", str(made), "-o", str(linked)]):  # fmt: skip
-            result = subprocess.run(step, capture_output=True, text=True, check=False)
-            if result.returncode:
-                raise KernelError(f"the C++ compiler refused this:\n{result.stderr.strip()}")
-        os.replace(linked, library)
+        step = [*command, *include, str(source), "-o", str(made)]
+        result = subprocess.run(step, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise KernelError(f"the C++ compiler refused this:\n{result.stderr.strip()}")
+        os.replace(made, library)
     return library

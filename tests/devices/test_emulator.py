@@ -1,5 +1,6 @@
 """The emulator as detector: each seeded bug of the zoo is caught, with kernel, block, thread and line."""
 
+import math
 import re
 import threading
 from pathlib import Path
@@ -216,6 +217,32 @@ def test_an_argument_that_does_not_fit_is_an_error_before_the_launch_with_the_si
 def test_a_kernel_that_does_not_exist_is_named():
     with pytest.raises(KernelError, match=r"zoo.cu has no kernel thrice"):
         launch("thrice", 0, 1, 1)
+
+
+@pytest.mark.parametrize(("scalar", "dtype"), [("float", np.float32), ("double", np.float64)])
+def test_each_mathematical_function_has_the_type_of_its_argument(scalar, dtype, tmp_path):
+    """Without an overload C++ would silently compute a float in double: other bits than a GPU's."""
+    header = Path(emulator.__file__).with_name("cuda_on_cpu.h").read_text()
+    one, two = (re.findall(rf"\b{macro}\((?!name)(\w+)\)", header) for macro in ("ONE_REAL", "TWO_REALS"))
+    assert {"sqrt", "exp", "log", "tanh", "erf"} <= {*one}
+    assert {"pow", "copysign"} <= {*two}
+    x, y = 1.7, -1.2  # atanh and its like are asked about x - 1
+    inner = {"acos", "asin", "atanh"}
+    calls = [f"{name}(x - 1)" if name in inner else f"{name}(x)" for name in one] + [f"{name}(x, y)" for name in two]
+    calls += ["fma(x, x, y)"]
+    file = tmp_path / "real.cu"
+    file.write_text(
+        'extern "C" __global__ void real(\n'
+        f"    {scalar}* z,  // [{len(calls)}]\n"
+        f"    {scalar} x, {scalar} y) {{\n"
+        + "".join(f"    z[{i}] = {call}; static_assert(sizeof {call} == sizeof x);\n" for i, call in enumerate(calls))
+        + "}\n"
+    )
+    z = np.empty(len(calls), dtype)
+    EmulatorDevice(kernels=tmp_path).launch(file.name, "real", {}, (1, 1, 1), (1, 1, 1), z, dtype(x), dtype(y))
+    python = {**vars(math), "fabs": abs, "rint": round, "fmin": min, "fmax": max, "fma": lambda a, b, c: a * b + c}
+    expected = [eval(call, {"round": round, **python, "x": x, "y": y}) for call in calls]
+    np.testing.assert_allclose(z, expected, rtol=8 * np.finfo(dtype).eps)
 
 
 def test_a_block_that_no_gpu_can_run_is_refused():
