@@ -1235,6 +1235,12 @@ TENSOR_CORES_FILLED = [
     dense("matmul", (1544, 1544), (1544, 1544)),
     dense("linear", (1544, 1544), (1544, 1544)),
 ]
+# And for TF32: chunks of four; filters that are turned for the input's gradient, of more than a tile of channels.
+WGMMA_TF32 = [
+    conv((2, 68, 9, 7), (20, 68, 3, 3), bias=True, padding=1),
+    conv((1, 132, 5, 6), (36, 132, 2, 3), pytorch=False, dilation=(1, 2), padding=(0, 2, 3, 0)),
+    *WGMMA[1:],
+]
 WGMMA_FILLED = [
     TENSOR_CORES_FILLED[1],
     conv((24, 64, 32, 33), (64, 64, 3, 3), padding=1),
@@ -1302,4 +1308,5 @@ def ways(filled: bool = False) -> Iterator[tuple[Case, Way]]:
         if operands in HALVES:  # else these are in CASES
             yield from ((case, Way("float32", precision)) for case in (*CONV2D_FINISHED, CONV2D_POOLED[0]))
             yield WGMMA[0], Way("float32", precision, HOPPER, "wgmma")
+    yield from ((case, Way("float32", "tf32", HOPPER, "wgmma")) for case in (*WGMMA_TF32, *of_wgmma))
     yield from ((case, Way(capability=HOPPER, family="winograd")) for case in (*WINOGRAD, *of_tiles[:1]))

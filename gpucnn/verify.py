@@ -324,7 +324,7 @@ def _on_tensor_cores(case: Case, backend: Backend, dtype: str) -> Bounds | None:
     constants = [dict(one.constants) for one in launched]
     products = max((int(of_one.get("PRODUCTS", 0)) for of_one in constants), default=0)
     ways: list[Bounds] = []
-    if any("HALF" in of_one for of_one in constants) or any("_wgmma" in one.name for one in launched):
+    if any("HALF" in of_one for of_one in constants):
         ways.append(partial(halves_on_tensor_cores, halo=by_taps))
     elif products and operand_dtype(named(dtype)) == named(dtype):  # else TF32 is not what was asked for
         ways.append(partial(on_tensor_cores, tf32_products=products, halo=by_taps))

@@ -48,7 +48,7 @@ void emulator_tensor_copy(void* to, const void* map, const void* barrier, const 
 unsigned int emulator_shared_offset(const void* at);
 void emulator_wgmma_fence();
 void emulator_wgmma(float* sums, unsigned long long a, unsigned long long b, int columns, int across_a, int across_b,
-                    int bfloat, int line);
+                    int type, int line);
 void emulator_wgmma_commit();
 void emulator_wgmma_wait(int newest, int line);
 }
@@ -118,7 +118,8 @@ struct Walk {
     int right, down;
 };
 
-// By one thread. The copy arrives at the mbarrier by its bytes, those outside of the array too.
+// By one thread. The copy arrives at the mbarrier by its bytes, those outside of the array too. The engine rounds floats
+// to the nearest TF32 (tensor_map.py asks for it).
 #ifdef EMULATOR
 template <class T>
 static inline void copy_box(
@@ -152,12 +153,13 @@ static __device__ __forceinline__ void copy_pixels(
 
 // -- products of a warpgroup --------------------------------------------------------------------------
 
-// A matrix in shared memory, swizzled by 128 bytes, of types of 16 bits.
+// A matrix in shared memory, swizzled by 128 bytes.
 //
-// Along    A row (of a, or a column of b) has its 64 k in 128 bytes; eight rows are 1024 bytes, the next eight follow.
-//          16 k further is NEXT_ALONG, 64 rows further NEXT_ROWS.
+// Along    A row (of a, or a column of b) has 64 k of 16 bits, or 32 floats, in 128 bytes; eight rows are 1024 bytes, the
+//          next eight follow. What an instruction multiplies is 32 bytes of each, 16 k or 8: NEXT_ALONG is so much
+//          further, NEXT_ROWS 64 rows.
 // Across   64 neighbouring rows at one k are 128 bytes; eight k are 1024 bytes, the next eight follow; the next 64 rows
-//          are `leading` bytes further; where that is 8192, NEXT_ROWS. 16 k further is NEXT_ACROSS.
+//          are `leading` bytes further; where that is 8192, NEXT_ROWS. 16 k further is NEXT_ACROSS. Not of floats.
 //
 // Its bits: 0-13 where it begins, 16-29 `leading`, 32-45 from eight rows (or k) to the next eight, all in 16 bytes;
 // 62-63 the swizzle, 1 for 128 bytes.
@@ -171,8 +173,9 @@ static __device__ __forceinline__ Operand wgmma_operand(const void* tile, int le
     return start | next_64 << 16 | next_8 << 32 | by_128 << 62;
 }
 
-// wgmma: sums[64 x COLUMNS] += a[64 x 16] b[16 x COLUMNS]. Warp w of the four, lane 4 g + q has of row 16 w + g in its
-// sums 4 j and 4 j + 1 the columns 8 j + 2 q and 8 j + 2 q + 1, in 4 j + 2 and 4 j + 3 the same of row 16 w + g + 8.
+// wgmma: sums[64 x COLUMNS] += a[64 x 16] b[16 x COLUMNS]; of floats, by TF32, a[64 x 8] b[8 x COLUMNS]. Warp w of the
+// four, lane 4 g + q has of row 16 w + g in its sums 4 j and 4 j + 1 the columns 8 j + 2 q and 8 j + 2 q + 1, in 4 j + 2
+// and 4 j + 3 the same of row 16 w + g + 8.
 //
 // It runs on while the threads go on: its operands must stay and its sums must not be looked at until its group, closed
 // by wgmma_commit, has been waited for. wgmma_wait<n> leaves the n newest groups running, wgmma_finish none. Before it,
@@ -192,6 +195,11 @@ static inline void wgmma(float (&sums)[COLUMNS / 2], Operand a, Operand b, float
 template <int COLUMNS, bool A_ALONG, bool B_ALONG>
 static inline void wgmma(float (&sums)[COLUMNS / 2], Operand a, Operand b, bfloat16, int line = __builtin_LINE()) {
     emulator_wgmma(sums, a, b, COLUMNS, !A_ALONG, !B_ALONG, 1, line);
+}
+template <int COLUMNS, bool A_ALONG, bool B_ALONG>
+static inline void wgmma(float (&sums)[COLUMNS / 2], Operand a, Operand b, float, int line = __builtin_LINE()) {
+    static_assert(A_ALONG && B_ALONG, "wgmma reads floats along k alone");
+    emulator_wgmma(sums, a, b, COLUMNS, false, false, 2, line);
 }
 #else
 // What is done with the sums stays before it, or behind it: the compiler does not see that wgmma runs on.
@@ -240,6 +248,16 @@ static __device__ __forceinline__ void wgmma_finish(float (&sums)[TILES][COUNT])
                          : "l"(of_a), "l"(of_b), "n"(!A_ALONG), "n"(!B_ALONG));                               \
         }                                                                                                     \
     };
+#define WGMMA_TF32(columns, names, list, a, b)                                                                \
+    template <>                                                                                               \
+    struct Wgmma<columns, true, true, float> {                                                                \
+        static __device__ __forceinline__ void add(float (&sums)[columns / 2], Operand of_a, Operand of_b) {  \
+            asm volatile("wgmma.mma_async.sync.aligned.m64n" #columns "k8.f32.tf32.tf32 {" names "}, " a      \
+                         ", " b ", 1, 1, 1;"                                                                  \
+                         : list                                                                               \
+                         : "l"(of_a), "l"(of_b));                                                             \
+        }                                                                                                     \
+    };
 #define SUMS_64 SUMS_32(0), SUMS_32(32)
 #define SUMS_128 SUMS_64, SUMS_32(64), SUMS_32(96)
 #define NAMES_64 NAMES_0 ", " NAMES_32
@@ -252,6 +270,9 @@ WGMMA(128, float16, "f16", NAMES_64, SUMS_64, "%64", "%65", "%66", "%67")
 WGMMA(128, bfloat16, "bf16", NAMES_64, SUMS_64, "%64", "%65", "%66", "%67")
 WGMMA(256, float16, "f16", NAMES_128, SUMS_128, "%128", "%129", "%130", "%131")
 WGMMA(256, bfloat16, "bf16", NAMES_128, SUMS_128, "%128", "%129", "%130", "%131")
+WGMMA_TF32(64, NAMES_0, SUMS_32(0), "%32", "%33")
+WGMMA_TF32(128, NAMES_64, SUMS_64, "%64", "%65")
+WGMMA_TF32(256, NAMES_128, SUMS_128, "%128", "%129")
 
 template <int COLUMNS, bool A_ALONG, bool B_ALONG, class T>
 static __device__ __forceinline__ void wgmma(float (&sums)[COLUMNS / 2], Operand a, Operand b, T) {

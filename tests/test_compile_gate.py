@@ -311,8 +311,8 @@ def test_products_of_a_warpgroup_that_wait_for_one_another_are_refused(tools, tm
     tile = tmp_path / "wgmma_tile.cuh"
     tile.write_text(tile.read_text().replace("wgmma_finish(sums);", "wgmma_wait<0>();"))
     source = (compile_gate.kernel_folder() / "matmul_wgmma.cu").read_text()
-    numbers = {"TRANS_A": 0, "TRANS_B": 1, "BOX_A": 128, "BOX_B": 64, "TILE_M": 128, "TILE_N": 64, "STAGES": 4}
-    unit = planted(tmp_path, source, "matmul_wgmma", DYNAMIC_SHARED=99328, **numbers)
+    tile_of = {"TILE_M": 128, "TILE_N": 64, "TILE_K": 64, "STAGES": 4, "DYNAMIC_SHARED": 99328}
+    unit = planted(tmp_path, source, "matmul_wgmma", TRANS_A=0, TRANS_B=1, BOX_A=128, BOX_B=64, **tile_of)
     unit = unit._replace(constants=(*unit.constants[1:], ("SCALAR", "float16")))
     (line,) = compile_gate.compiled(unit, 90, tools).refused
     assert line.endswith("for sm_90 waits for each wgmma: something reads its sums meanwhile")

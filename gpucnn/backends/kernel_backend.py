@@ -246,18 +246,23 @@ class KernelBackend(Backend):
 
     def _tensor_maps(self, problem: Problem, variant: Variant, a: Array, b: Array) -> list[TensorMap]:
         """The operands as kernels/conv2d_wgmma.cu and matmul_wgmma.cu have them copied."""
-        s, make = problem.shape, self.device.tensor_map
-        tile = variant.constants
+        s, make, tile = problem.shape, self.device.tensor_map, variant.constants
+        step = tile["TILE_K"]
         if isinstance(s, Product):
             of_a = a.reshape((-1, s.depth, s.rows) if s.trans_a else (-1, s.rows, s.depth))
             of_b = b.reshape((-1, s.columns, s.depth) if s.trans_b else (-1, s.depth, s.columns))
-            return [make(of_a, (1, tile["BOX_A"], 64)), make(of_b, (1, tile["BOX_B"], 64))]
-        x, dy, w = (s.n, s.h, s.w, s.c), (s.n, s.p, s.q, s.k), (s.k, s.window.taps, s.c)
+            return [make(of_a, (1, tile["BOX_A"], step)), make(of_b, (1, tile["BOX_B"], step))]
+        x, dy, taps = (s.n, s.h, s.w, s.c), (s.n, s.p, s.q, s.k), s.window.taps
         if problem.operation == "conv2d_backward_weight":
-            return [make(a.reshape(1, -1, s.k), (1, 64, 64)), make(b.reshape(x), (64, 64), walk(problem))]
-        forward = problem.operation == "conv2d_forward"
-        pixels = make(a.reshape(x if forward else dy), (tile["TILE_M"], 64), walk(problem))
-        return [pixels, make(b.reshape(w), (tile["TILE_N"] if forward else 64, 1, 64))]
+            return [make(a.reshape(1, -1, s.k), (1, step, step)), make(b.reshape(x), (step, step), walk(problem))]
+        if problem.operation == "conv2d_forward":
+            w = make(b.reshape(s.k, taps, s.c), (tile["TILE_N"], 1, step))
+            return [make(a.reshape(x), (tile["TILE_M"], step), walk(problem)), w]
+        w = b.reshape(1, s.k, -1)
+        if tile["TURNED"]:
+            w = self._storage(self.contiguous(w.reshape(1, s.k, taps, s.c))).reshape(1, -1, s.k)
+        pixels = make(a.reshape(dy), (tile["TILE_M"], step), walk(problem))
+        return [pixels, make(w, (1, tile["BOX_W"], step))]
 
     def _winograd(
         self,

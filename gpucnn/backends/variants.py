@@ -300,13 +300,15 @@ def _halo(problem: Problem) -> Iterator[Variant]:
 
 
 def _wgmma_fits(problem: Problem) -> bool:
-    """Half types on the one GPU that has wgmma, where the copy engine can walk over the pixels that a filter begins at.
-    For the input's gradient it walks over dy, by a stride of 1."""
+    """Half types and TF32 on the one GPU that has wgmma, where the copy engine can walk over the pixels that a filter
+    begins at. For the input's gradient it walks over dy, by a stride of 1. TF32 is read along the terms alone."""
     s = problem.shape
-    if problem.capability != (9, 0) or not problem.half or not problem.comes_by(8):
+    if problem.capability != (9, 0) or problem.products != 1 or not problem.comes_by(problem.chunk):
         return False
     if isinstance(s, Product):
-        return s.depth > 0
+        return s.depth > 0 and (problem.half or (not s.trans_a and s.trans_b))
+    if problem.operation == "conv2d_backward_weight" and not problem.half:
+        return False
     walks = problem.operation != "conv2d_backward_input" or s.window.stride == (1, 1)
     return walks and s.groups == 1 and max(s.window.extent) <= 256 and walk(problem).is_encodable()
 
@@ -329,6 +331,7 @@ def _wgmma(problem: Problem) -> Iterator[Variant]:
     s, of = problem.shape, problem.matrix
     taps = s.window.taps if isinstance(s, Convolution) and problem.operation == "conv2d_backward_weight" else 1
     of = of._replace(columns=of.columns // taps, layers=of.layers * taps)
+    step, kind = 8 * problem.chunk, {"HALF": 1} if problem.half else {"PRODUCTS": problem.products}
     tiles = [(128, 64), (128, 128), (128, 256), (256, 64), (256, 128)]
 
     def loads(tile: tuple[int, int]) -> tuple[bool, int]:
@@ -336,12 +339,15 @@ def _wgmma(problem: Problem) -> Iterator[Variant]:
         return blocks < 96, blocks * sum(tile)
 
     for rows, width in sorted(tiles, key=loads):
-        step = 128 * (rows + width)  # bytes of 64 k
-        stages = (110 if rows * width <= 128 * 128 and rows == 128 else 220) * 1024 // step
-        tile = {"TILE_M": rows, "TILE_N": width, "STAGES": stages, "DYNAMIC_SHARED": stages * step + 1024}
+        stage = 128 * (rows + width)  # bytes
+        stages = (110 if rows * width <= 128 * 128 and rows == 128 else 220) * 1024 // stage
+        tile = {"TILE_M": rows, "TILE_N": width, "TILE_K": step} | kind
+        tile |= {"STAGES": stages, "DYNAMIC_SHARED": stages * stage + 1024}
         if isinstance(s, Product):
-            tile |= {"BOX_A": 64 if s.trans_a else rows, "BOX_B": width if s.trans_b else 64}
-        for length, n in _cuts(problem, _tiles(tile, of), 64):
+            tile |= {"BOX_A": step if s.trans_a else rows, "BOX_B": width if s.trans_b else step}
+        else:
+            tile |= {"TURNED": int(not problem.half), "BOX_W": step if problem.half else width}
+        for length, n in _cuts(problem, _tiles(tile, of), step):
             yield Variant("wgmma", tile, _tiles(tile, of) * n, 288, n, length)
 
 

@@ -131,8 +131,8 @@ class Signature:
         )
         if not found:
             raise KernelError(f"{file.name} has no kernel {name}")
-        # A parameter's comment follows its comma: put the comma behind it, then split.
-        text = re.sub(r",([^\S\n]*//[^\n]*)", r"\1,", found[1])
+        # A parameter's comment follows its comma, perhaps on the next line: put the comma behind it, then split.
+        text = re.sub(r",\s*(//[^\n]*)", r" \1,", found[1])
         parts = [part for line in text.split("\n") for part in _split(line)]
         return cls(name, tuple(_parameter(name, part) for part in parts if part))
 

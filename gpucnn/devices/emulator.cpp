@@ -150,11 +150,13 @@ struct TensorRead {
     int warp;
     int64_t release;
 };
+enum WgmmaType { FLOAT16, BFLOAT16, TF32 };
 struct WarpgroupMultiply {
     float* sums;
     uint64_t a, b;
     int columns;
-    bool across_a, across_b, bfloat;
+    bool across_a, across_b;
+    WgmmaType type;
 };
 
 enum Status { FRESH, READY, AT_BARRIER, AT_WARP, AT_WARPGROUP, AT_MBARRIER, DONE };
@@ -285,7 +287,10 @@ void complete(Mbarrier& barrier) {
 // xored with bits 7 to 9, so that the 16 bytes of eight neighbouring rows lie in different banks.
 int64_t swizzled(int64_t offset) { return offset ^ ((offset >> 7 & 7) << 4); }
 
-// A copy comes in: rows of 128 bytes, what lies outside of the array as zeros.
+// The nearest TF32 number, of two the one away from zero; infinities and NaN as they are.
+uint32_t to_tf32(uint32_t bits) { return (~bits & 0x7f800000) ? (bits + 0x1000) & ~0x1fffu : bits; }
+
+// A copy comes in: rows of 128 bytes, what lies outside of the array as zeros; floats are rounded to TF32.
 void land(const TensorCopy& copy) {
     const TensorMap& m = copy.map;
     const int64_t offset = copy.to - launch->shared_start;
@@ -311,6 +316,8 @@ void land(const TensorCopy& copy) {
                 memcpy(to, m.start + (element * m.sizes[0] + first) * m.element, 16);
             else
                 memset(to, 0, 16);
+            if (m.element == 4)
+                for (uint32_t* word = (uint32_t*)to; word < (uint32_t*)to + 4; ++word) *word = to_tf32(*word);
         }
         if (m.pixels) {  // to the next pixel: along the row, then the column, then the image
             for (int i = 0; i < 2; ++i) {
@@ -592,29 +599,39 @@ const double* halves(bool bfloat) {
     return table.data();
 }
 
-// A matrix of wgmma in shared memory, as its descriptor says: rows (of a, or columns of b) of 16 k. "Along": a row's 64 k
-// are 128 bytes, 8 rows lie together, the next 8 `stride` further. "Across": 64 rows at a k are 128 bytes, 8 k lie
-// together, the next 8 k `stride` further, the next 64 rows `leading` further.
+// A matrix of wgmma in shared memory, as its descriptor says: rows (of a, or columns of b) of 16 k; of TF32, floats whose
+// 13 lowest bits are not looked at, of 8. "Along": 128 bytes of a row's k, 8 rows lie together, the next 8 `stride`
+// further. "Across", of 16 bits alone: 64 rows at a k are 128 bytes, 8 k lie together, the next 8 k `stride` further, the
+// next 64 rows `leading` further.
 struct Operand {
     int64_t start, leading, stride;
     bool across;
+    int bytes, depth;  // of an element, and its k
     const double* values;
 
-    Operand(uint64_t descriptor, bool across, bool bfloat)
+    Operand(uint64_t descriptor, bool across, WgmmaType type)
         : start((int64_t)(descriptor & 0x3fff) << 4), leading((int64_t)(descriptor >> 16 & 0x3fff) << 4),
-          stride((int64_t)(descriptor >> 32 & 0x3fff) << 4), across(across), values(halves(bfloat)) {}
+          stride((int64_t)(descriptor >> 32 & 0x3fff) << 4), across(across), bytes(type == TF32 ? 4 : 2), depth(32 / bytes),
+          values(type == TF32 ? nullptr : halves(type == BFLOAT16)) {}
     int64_t offset(int row, int k) const {
-        const int64_t along = row / 8 * stride + row % 8 * 128 + k * 2;
+        const int64_t along = row / 8 * stride + row % 8 * 128 + k * bytes;
         return swizzled(start + (across ? row / 64 * leading + k / 8 * stride + k % 8 * 128 + row % 64 * 2 : along));
     }
-    double at(int row, int k) const { return values[*(const uint16_t*)(launch->shared_start + offset(row, k))]; }
+    double at(int row, int k) const {
+        const char* place = launch->shared_start + offset(row, k);
+        if (values) return values[*(const uint16_t*)place];
+        const uint32_t bits = *(const uint32_t*)place & ~0x1fffu;
+        float value;
+        memcpy(&value, &bits, 4);
+        return value;
+    }
     // The bytes that some rows take. (Of the last address an instruction can read nothing follows.)
     std::pair<char*, char*> range(int from, int rows) const {
         int64_t first = INT64_MAX, last = 0;
         for (int row = from; row < from + rows; ++row)
-            for (int k = 0; k < 16; ++k) {
+            for (int k = 0; k < depth; ++k) {
                 first = std::min(first, offset(row, k));
-                last = std::max(last, offset(row, k) + 2);
+                last = std::max(last, offset(row, k) + bytes);
             }
         return {launch->shared_start + first, launch->shared_start + last};
     }
@@ -623,7 +640,7 @@ struct Operand {
 // What the tensor cores read for a warp: of a its 16 rows, and b.
 std::array<std::pair<char*, char*>, 2> ranges(const WarpgroupMultiply& m) {
     const int warp = current / 32 % 4;
-    return {Operand(m.a, m.across_a, m.bfloat).range(warp * 16, 16), Operand(m.b, m.across_b, m.bfloat).range(0, m.columns)};
+    return {Operand(m.a, m.across_a, m.type).range(warp * 16, 16), Operand(m.b, m.across_b, m.type).range(0, m.columns)};
 }
 
 // They have landed, and this warp knows.
@@ -631,7 +648,7 @@ void need_written(const WarpgroupMultiply& m, int line) {
     Report& r = *launch->report;
     const int rows[2] = {16, m.columns}, first[2] = {current / 32 % 4 * 16, 0};
     for (int which = 0; which < 2; ++which) {
-        const Operand operand(which ? m.b : m.a, which ? m.across_b : m.across_a, m.bfloat);
+        const Operand operand(which ? m.b : m.a, which ? m.across_b : m.across_a, m.type);
         const auto [start, end] = operand.range(first[which], rows[which]);
         r.buffer = -1;
         r.write = 0;
@@ -641,7 +658,7 @@ void need_written(const WarpgroupMultiply& m, int line) {
         for (Shadow& s : shadows) {
             if (s.buffer != -1) continue;
             for (int row = 0; row < rows[which]; ++row)
-                for (int k = 0; k < 16; k += operand.across ? 1 : 2) {
+                for (int k = 0; k < operand.depth; k += operand.across ? 1 : 4 / operand.bytes) {
                     r.offset = operand.offset(first[which] + row, k);
                     if (!s.touches[r.offset / 4].written) stop(UNINITIALISED, nullptr);
                 }
@@ -653,19 +670,19 @@ void need_written(const WarpgroupMultiply& m, int line) {
 
 // This lane's part of it: rows g and g + 8 of its warp's 16, columns 2 q and 2 q + 1 of each 8, where lane = 4 g + q.
 void multiply(const WarpgroupMultiply& m, std::vector<float>& sums) {
-    const Operand a(m.a, m.across_a, m.bfloat), b(m.b, m.across_b, m.bfloat);
+    const Operand a(m.a, m.across_a, m.type), b(m.b, m.across_b, m.type);
     const int row = current / 32 % 4 * 16 + (current & 31) / 4;
     double of_a[2][16];
     for (int h = 0; h < 2; ++h)
-        for (int k = 0; k < 16; ++k) of_a[h][k] = a.at(row + 8 * h, k);
+        for (int k = 0; k < a.depth; ++k) of_a[h][k] = a.at(row + 8 * h, k);
     for (int i = 0; i < m.columns / 4; ++i) {
         const int column = i / 2 * 8 + (current & 3) * 2 + i % 2;
         double of_b[16];
-        for (int k = 0; k < 16; ++k) of_b[k] = b.at(column, k);
+        for (int k = 0; k < b.depth; ++k) of_b[k] = b.at(column, k);
         for (int h = 0; h < 2; ++h) {
             float& sum = sums[i / 2 * 4 + h * 2 + i % 2];
             double total = sum;
-            for (int k = 0; k < 16; ++k) total += of_a[h][k] * of_b[k];
+            for (int k = 0; k < a.depth; ++k) total += of_a[h][k] * of_b[k];
             sum = (float)total;
         }
     }
@@ -922,9 +939,9 @@ uint32_t emulator_shared_offset(const void* at) { return (uint32_t)((const char*
 
 void emulator_wgmma_fence() { fibers[current].fenced = true; }
 
-// wgmma.mma_async: m64 n`columns` k16 of operands in shared memory. It is done when its group is waited for: until then
+// wgmma.mma_async: m64 n`columns` k16, of TF32 k8, of operands in shared memory. It is done when its group is waited for: until then
 // the sums hold NaN, and the operands must stay.
-void emulator_wgmma(float* sums, uint64_t a, uint64_t b, int columns, int across_a, int across_b, int bfloat, int line) {
+void emulator_wgmma(float* sums, uint64_t a, uint64_t b, int columns, int across_a, int across_b, int type, int line) {
     step(__builtin_return_address(0));
     if (current / 128 * 128 + 128 > (int)fibers.size())
         stop_asynchronous(line, "is no thread of a warpgroup, four warps from a multiple of four on");
@@ -936,7 +953,7 @@ void emulator_wgmma(float* sums, uint64_t a, uint64_t b, int columns, int across
     }
     f.shown = {{(uint32_t)a, (uint32_t)(a >> 32), (uint32_t)b, (uint32_t)(b >> 32)}};
     wait(AT_WARPGROUP, line);
-    const WarpgroupMultiply m = {sums, a, b, columns, across_a != 0, across_b != 0, bfloat != 0};
+    const WarpgroupMultiply m = {sums, a, b, columns, across_a != 0, across_b != 0, (WgmmaType)type};
     if (current % 32 == 0)
         for (const auto& [start, stop] : ranges(m)) tensor_reads.push_back({start, stop, current / 32, INT64_MAX});
     if (!f.sums.count(sums)) {

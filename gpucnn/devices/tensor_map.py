@@ -3,6 +3,7 @@
     const __grid_constant__ TensorMap<SCALAR> x,  // [N, H, W, C], by [TILE_M, 64]
 
 A copy brings a box into shared memory as rows of 128 bytes, swizzled. What lies outside of the array comes as zeros.
+Floats come rounded to the nearest TF32, which is what tensor cores multiply.
 
 By boxes the engine takes a part of an array of two to four axes. By pixels it walks over [N, H, W, C]: the box is
 [pixels, channels], and the pixels are those that a filter of a convolution begins at, along a row in steps of a stride,
@@ -26,7 +27,7 @@ from gpucnn.geometry import Pixels
 ROW_BYTES = 128  # of a box's innermost axis: the swizzle's
 MAP_BYTES = 128  # of a map as the hardware reads it
 # Of the CUDA driver's cuda.h.
-_DATA_TYPES = {"float16": 6, "bfloat16": 9}  # of two bytes
+_DATA_TYPES = {"float16": 6, "bfloat16": 9, "float32": 11}  # floats are rounded to TF32 on their way
 _NO_INTERLEAVE, _SWIZZLE_128B, _L2_PROMOTION_256B, _ZEROS_OUTSIDE = 0, 3, 3, 0
 
 
@@ -76,10 +77,12 @@ def encoded(
     Raises ValueError for a dtype that no kernel walks, and RuntimeError if the driver refuses it.
     """
     if dtype not in _DATA_TYPES:
-        raise ValueError(f"an array of {' or '.join(_DATA_TYPES)} can be walked, got {dtype}")
+        *most, last = _DATA_TYPES
+        raise ValueError(f"an array of {', '.join(most)} or {last} can be walked, got {dtype}")
     u32, u64 = ctypes.c_uint32, ctypes.c_uint64
     sizes, rank = shape[::-1], len(shape)
-    strides = [2 * math.prod(sizes[:i]) for i in range(1, rank)]
+    itemsize = ROW_BYTES // box[-1]
+    strides = [itemsize * math.prod(sizes[:i]) for i in range(1, rank)]
     memory = ctypes.create_string_buffer(MAP_BYTES + 64)
     start = -ctypes.addressof(memory) % 64  # where a map must begin
     arguments = [ctypes.byref(memory, start), _DATA_TYPES[dtype], u32(rank), ctypes.c_void_p(address)]

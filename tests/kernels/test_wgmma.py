@@ -24,6 +24,7 @@ from gpucnn.geometry import Pixels, Window
 from gpucnn.testing import (
     WGMMA,
     WGMMA_FILLED,
+    WGMMA_TF32,
     Case,
     conv,
     evaluate,
@@ -56,9 +57,9 @@ def device(tmp_path: Path) -> EmulatorDevice:
 
 def in_rows(shown: Any) -> Any:
     """Shared memory as rows again: chunk i of row r lies at i ^ (r % 8)."""
-    chunks = shown.reshape(len(shown), 8, 8)
+    chunks = shown.reshape(len(shown), 8, -1)
     r, i = np.indices((len(shown), 8))
-    return chunks[r, i ^ (r % 8)].reshape(len(shown), 64)
+    return chunks[r, i ^ (r % 8)].reshape(shown.shape)
 
 
 @pytest.mark.parametrize("at", [(0, 0, 0), (4, 3, 64), (-1, -2, -8)])
@@ -68,11 +69,26 @@ def test_a_box_comes_as_rows_and_as_zeros_outside(at: tuple[int, int, int], devi
     around = np.pad(np.asarray(x), ((4, 12), (4, 8), (64, 128)))
     a, b, c = (4 + at[0], 4 + at[1], 64 + at[2])
     expected = around[a : a + 8, b : b + 4, c : c + 64].reshape(32, 64)
-    constants = {"SCALAR": "float16", "ROWS": 32}
+    constants = {"SCALAR": "float16", "ROWS": 32, "LENGTH": 64}
     device.launch(
         "copies.cu", "show_box", constants, (1, 1, 1), (32, 1, 1), device.tensor_map(x, (8, 4, 64)), y, *x.shape, *at
     )
     np.testing.assert_array_equal(in_rows(y), expected)
+
+
+def test_floats_come_as_the_nearest_tf32(device: EmulatorDevice) -> None:
+    """Which has 11 bits: steps of 2^-10 from 1 to 2; in the middle away from zero; what is no number as it is."""
+    values, step = device.xp.asarray(np.zeros((8, 4, 32), np.float32)), 2.0**-10
+    values[0, 0, :8] = [1 + 0.49 * step, 1 + 0.5 * step, -1 - 0.5 * step, 2 - 0.3 * step, np.pi, 1e30, -np.inf, np.nan]
+    y = np.empty((32, 32), np.float32)
+    device.launch(
+        "copies.cu", "show_box", {"SCALAR": "float", "ROWS": 32, "LENGTH": 32}, (1, 1, 1), (32, 1, 1),
+        device.tensor_map(values, (8, 4, 32)), y, 8, 4, 32, 0, 0, 0,
+    )  # fmt: skip
+    got = in_rows(y)
+    pi, large = (float(np.round(v / s)) * s for v, s in ((np.pi, 2.0**-9), (float(np.float32(1e30)), 2.0**89)))
+    np.testing.assert_array_equal(got[0, :8], np.float32([1, 1 + step, -1 - step, 2, pi, large, -np.inf, np.nan]))
+    assert not got[1:].any()
 
 
 @pytest.mark.parametrize(("window", "first"), [
@@ -101,8 +117,9 @@ def test_pixels_come_as_the_rows_of_im2col(window: Window, first: int, device: E
                 expected[: len(found)] = found
                 start = (image, row * window.stride[0] - top, column * window.stride[1] - left, channel)
                 y = np.empty((rows, 64), np.float16)
+                constants = {"SCALAR": "float16", "ROWS": rows, "LENGTH": 64}
                 device.launch(
-                    "copies.cu", "show_pixels", {"SCALAR": "float16", "ROWS": rows}, (1, 1, 1), (32, 1, 1),
+                    "copies.cu", "show_pixels", constants, (1, 1, 1), (32, 1, 1),
                     device.tensor_map(x, (rows, 64), walk), y, n, h, w, c, *map(int, start), down, across,
                 )  # fmt: skip
                 np.testing.assert_array_equal(in_rows(y), expected)
@@ -126,6 +143,17 @@ def test_results_and_gradients_are_within_the_bound_of_half_types(case: Case, ha
     assert_right(case, wgmma, half)
 
 
+@pytest.mark.parametrize("case", WGMMA_TF32, ids=str)
+def test_results_and_gradients_are_within_the_bound_of_tf32(case: Case, wgmma: KernelBackend) -> None:
+    """The gradient by the weight, and by strides, is computed by the portable kernels."""
+    with gpucnn.precision("tf32"):
+        names = {one.name for one in launches(case, "float32", H100, wgmma.choose)}
+        assert {"conv2d_wgmma_forward", "matmul_wgmma"} & names
+        assert ("conv2d_wgmma_backward_input" in names) == (case.op == "conv2d" and "stride" not in case.arguments)
+        for result in compared(evaluate(case, dtype="float32", precision="float64"), wgmma, "float32"):
+            assert_within(result.got, result.expected, result.bound)
+
+
 def test_float_with_rounded_operands_gives_float(wgmma: KernelBackend) -> None:
     with gpucnn.precision("fp16"):
         assert_right(WGMMA[0], wgmma, "float32")
@@ -144,9 +172,12 @@ def of_tile(tile: str) -> Callable[[Problem], Variant]:
     return lambda problem: next(v for v in candidates(problem) if str(v).startswith(f"wgmma {tile}"))
 
 
-@pytest.mark.parametrize("what", ["forward", "backward_input", "backward_weight"])
+@pytest.mark.parametrize(("dtype", "what"), [
+    ("float16", "forward"), ("float16", "backward_input"), ("float16", "backward_weight"), ("float32", "forward"),
+    ("float32", "backward_input"),
+])  # fmt: skip
 @pytest.mark.parametrize("tile", ["128x64", "128x128", "128x256", "256x64", "256x128"])
-def test_whole_numbers_are_convolved_exactly_and_as_by_the_portable_twin(what: str, tile: str) -> None:
+def test_whole_numbers_are_convolved_exactly_and_as_by_the_portable_twin(what: str, tile: str, dtype: str) -> None:
     """Two tiles by two: one that is full, and one that is not; so every place of a tile is looked at."""
     rows, columns = map(int, tile.split("x"))
     most, pixels = columns + 24, (13 * rows // 128, 11)
@@ -154,24 +185,28 @@ def test_whole_numbers_are_convolved_exactly_and_as_by_the_portable_twin(what: s
     window, size = Window((2, 2), padding=(1, 0, 0, 1)), (6, 5) if what == "backward_weight" else pixels
     x, w = whole(1, c, *size, most=4), whole(k, c, 2, 2, most=4, seed=1)
     dy = whole(1, k, *window.output_size(size), most=4, seed=2)
-    arrays = [values.make("float16") for values in (x, w, dy)]
+    arrays = [values.make(dtype) for values in (x, w, dy)]
     device, choosers = EmulatorDevice(capability=H100, watch=False), (of_tile(tile), preferring("mma"))
-    ours, portable = (computed(KernelBackend(device, choose), what, *arrays, window) for choose in choosers)
+    with gpucnn.precision("tf32"):
+        ours, portable = (computed(KernelBackend(device, choose), what, *arrays, window) for choose in choosers)
     expected = computed(get_backend("numpy"), what, *(a.astype(np.float32) for a in arrays), window)
     assert np.abs(expected).max() < 2048  # of float16
     np.testing.assert_array_equal(ours, expected)
     np.testing.assert_array_equal(portable, ours)
 
 
-@pytest.mark.parametrize(("tile", "trans_a", "trans_b"), [
-    ("128x64", False, False), ("256x64", True, False), ("256x128", False, True), ("128x128", True, True),
+@pytest.mark.parametrize(("dtype", "tile", "trans_a", "trans_b"), [
+    ("float16", "128x64", False, False), ("float16", "256x64", True, False), ("float16", "256x128", False, True),
+    ("float16", "128x128", True, True), ("float32", "128x64", False, True), ("float32", "256x128", False, True),
 ])  # fmt: skip
-def test_matrices_of_whole_numbers_are_multiplied_exactly(tile: str, trans_a: bool, trans_b: bool) -> None:
+def test_matrices_of_whole_numbers_are_multiplied_exactly(dtype: str, tile: str, trans_a: bool, trans_b: bool) -> None:
     """Two tiles by two, 72 terms, a batch of which one factor is the same for all."""
     rows, columns = (int(length) + 8 for length in tile.split("x"))
-    a = whole(1, *((72, rows) if trans_a else (rows, 72)), most=4).make("float16")
-    b = whole(2, *((columns, 72) if trans_b else (72, columns)), most=4, seed=1).make("float16")
-    got = KernelBackend(EmulatorDevice(capability=H100, watch=False), of_tile(tile)).matmul(a, b, trans_a, trans_b)
+    a = whole(1, *((72, rows) if trans_a else (rows, 72)), most=4).make(dtype)
+    b = whole(2, *((columns, 72) if trans_b else (72, columns)), most=4, seed=1).make(dtype)
+    backend = KernelBackend(EmulatorDevice(capability=H100, watch=False), of_tile(tile))
+    with gpucnn.precision("tf32"):
+        got = backend.matmul(a, b, trans_a, trans_b)
     np.testing.assert_array_equal(got, get_backend("numpy").matmul(a, b, trans_a, trans_b))
 
 
@@ -205,10 +240,12 @@ def test_the_portable_twin_is_no_further_away_than_both_bounds_allow(wgmma: Kern
         assert_within(a.astype(float), b.astype(float), 2 * np.broadcast_to(bound, a.shape))
 
 
-def test_a_nan_reaches_the_outputs_under_whose_filters_it_is_and_no_other(wgmma: KernelBackend) -> None:
-    x, w = np.ones((2, 16, 9, 5), np.float16), np.ones((24, 16, 3, 3), np.float16)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_nan_reaches_the_outputs_under_whose_filters_it_is_and_no_other(wgmma: KernelBackend, dtype: Any) -> None:
+    x, w = np.ones((2, 16, 9, 5), dtype), np.ones((24, 16, 3, 3), dtype)
     x[1, 15, 8, 2] = np.nan
-    y = wgmma.conv2d_forward(x, w, None, Window((3, 3), padding=(1, 1, 1, 1)), 1)
+    with gpucnn.precision("tf32"):
+        y = wgmma.conv2d_forward(x, w, None, Window((3, 3), padding=(1, 1, 1, 1)), 1)
     assert np.isnan(y[1, :, 7:, 1:4]).all()
     assert np.isnan(y).sum() == 24 * 2 * 3
 
@@ -228,20 +265,22 @@ def test_any_order_of_the_threads_gives_equal_bits() -> None:
             np.testing.assert_array_equal(ours, first)
 
 
-def test_a_graph_reads_its_input_where_the_map_says_in_every_launch(wgmma: KernelBackend) -> None:
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_graph_reads_its_input_where_the_map_says_in_every_launch(wgmma: KernelBackend, dtype: Any) -> None:
     device = wgmma.device
-    x, w = wgmma.asarray(X.copy()), wgmma.asarray(W)
+    x, w = wgmma.asarray(X.astype(dtype)), wgmma.asarray(W.astype(dtype))
 
     def step() -> Any:
-        twice = wgmma.conv2d_forward(x, w, None, WINDOW, 1, "relu")  # whose arrays come and go in the arena
-        return wgmma.conv2d_backward_input(twice, w, WINDOW, 1, (7, 5))
+        with gpucnn.precision("tf32"):
+            twice = wgmma.conv2d_forward(x, w, None, WINDOW, 1, "relu")  # whose arrays come and go in the arena
+            return wgmma.conv2d_backward_input(twice, w, WINDOW, 1, (7, 5))
 
     with device.measure() as arena:
         step()
     with device.capture(arena) as graph:
         result = step()
     for factor in (1, -2):
-        x[...] = factor * X
+        x[...] = factor * X.astype(dtype)
         graph.launch()
         np.testing.assert_array_equal(np.array(result), np.array(step()))
 
@@ -292,7 +331,7 @@ def test_the_emulator_catches_a_broken_pipeline(old: str, new: str, message: str
     ("wgmma.cuh", "#define NEXT_ALONG (32 >> 4)", "#define NEXT_ALONG (64 >> 4)", "begins within 1024 swizzled bytes"),
     ("conv2d_wgmma.cu", "{{c, v, h, first.high}, right", "{{c, v - 1, h, first.high}, right", "no pixel of the"),
     ("conv2d_wgmma.cu", "copy_box(to_b, w,", "copy_box(to_b + 64, w,", "no multiple of 1024"),
-    ("conv2d_wgmma.cu", "x,  // [N, H, W, C], by [TILE_M, 64]", "x,  // [N, H, W, C], by [TILE_N, 64]",
+    ("conv2d_wgmma.cu", "[N, H, W, C], by [TILE_M, TILE_K]\n", "[N, H, W, C], by [TILE_N, TILE_K]\n",
      r"x must map \[1, 7, 5, 72\] by boxes of \[64, 64\], got \(1, 7, 5, 72\) by \(128, 64\)"),
 ])  # fmt: skip
 def test_the_emulator_catches_a_broken_operand(file: str, old: str, new: str, message: str, planted: Plant) -> None:
@@ -308,13 +347,28 @@ def test_the_emulator_catches_a_broken_operand(file: str, old: str, new: str, me
     ("backward_input", "wgmma.cuh", "(2048 >> 4)", "(1024 >> 4)"),
     ("backward_input", "wgmma.cuh", "leading >> 4", "leading >> 5"),
     ("backward_input", "conv2d_wgmma.cu", "(KERNEL_H - 1 - tap / KERNEL_W)", "(tap / KERNEL_W)"),
-    ("backward_weight", "conv2d_wgmma.cu", "{{place.m + k, term, 0}}", "{{place.m + k, term + 1, 0}}"),
+    ("backward_weight", "conv2d_wgmma.cu", "full, 0, place.m, term)", "full, 0, place.m, term + 1)"),
 ])  # fmt: skip
 def test_a_wrong_place_is_a_wrong_number(what: str, file: str, old: str, new: str, planted: Plant) -> None:
     right = computed(get_backend("numpy"), what, *(a.astype(np.float32) for a in (X, W, DY)), WINDOW)
     got = computed(planted(file, old, new), what, X, W, DY, WINDOW).astype(np.float32)
     difference = np.linalg.norm(got - right)
     assert not difference < 0.1 * np.linalg.norm(right)  # NaN, too
+
+
+@pytest.mark.parametrize(("what", "file", "old", "new"), [
+    ("forward", "wgmma_tile.cuh", "(32 / (int)sizeof(SCALAR))", "(64 / (int)sizeof(SCALAR))"),
+    ("forward", "wgmma.cuh", "#define NEXT_ALONG (32 >> 4)", "#define NEXT_ALONG (16 >> 4)"),
+    ("backward_input", "conv2d_wgmma.cu", "tap * C + place.n, k)", "tap * K + place.n, k)"),
+    ("backward_input", "conv2d_wgmma.cu", "k = step % slices * TILE_K;", "k = step % slices * 64;"),
+])  # fmt: skip
+def test_a_wrong_place_of_floats_is_a_wrong_number(what: str, file: str, old: str, new: str, planted: Plant) -> None:
+    arrays = [whole(*shape, most=3, seed=i).make("float32") for i, shape in enumerate(((1, 72, 7, 5), (40, 72, 3, 3)))]
+    arrays.append(whole(1, 40, 7, 5, most=3, seed=3).make("float32"))
+    right = computed(get_backend("numpy"), what, *arrays, WINDOW)
+    with gpucnn.precision("tf32"):
+        got = computed(planted(file, old, new), what, *arrays, WINDOW)
+    assert not np.linalg.norm(got - right) < 0.1 * np.linalg.norm(right)
 
 
 @pytest.mark.parametrize("wrong", [
@@ -394,11 +448,19 @@ def test_the_driver_is_given_a_walk_with_columns_before_rows(driver: ctypes.CDLL
     assert seen[10:] == [-2, -1, 4, -3, 64, 128, 1, 6, 5, 1, 0, 3, 3, 0]
 
 
+def test_the_driver_is_told_to_round_floats_to_tf32(driver: ctypes.CDLL) -> None:
+    tensor_map.encoded(driver, "float32", (3, 9, 36), 1 << 40, (5, 1, 32), None)
+    seen = [driver.seen_at(i) for i in range(20)]
+    assert seen[:3] == [11, 3, 1 << 40]  # CU_TENSOR_MAP_DATA_TYPE_TFLOAT32
+    assert seen[7:9] == [144, 1296]
+    assert seen[10:13] == [32, 1, 5]
+
+
 def test_what_the_driver_refuses_is_an_error_with_the_map(driver: ctypes.CDLL) -> None:
     with pytest.raises(RuntimeError, match=r"cuTensorMapEncodeTiled gives error 1 for float16 \(9, 64\) by \(8, 64\)"):
         tensor_map.encoded(driver, "float16", (9, 64), 0, (8, 64), None)
-    with pytest.raises(ValueError, match="an array of float16 or bfloat16 can be walked, got float32"):
-        tensor_map.encoded(driver, "float32", (9, 32), 0, (8, 32), None)
+    with pytest.raises(ValueError, match="an array of float16, bfloat16 or float32 can be walked, got float64"):
+        tensor_map.encoded(driver, "float64", (9, 16), 0, (8, 16), None)
 
 
 @pytest.mark.parametrize(("shape", "box", "pixels", "message"), [
@@ -419,9 +481,10 @@ def test_what_the_copy_engine_can_not_walk_is_refused(shape: Any, box: Any, pixe
 def test_an_array_that_is_no_map_is_refused_with_the_signature(wgmma: KernelBackend) -> None:
     signature = Signature.of(kernel_folder() / "conv2d_wgmma.cu", "conv2d_wgmma_forward")
     shown = (
-        r"x must be a TensorMap, got ndarray; the kernel is .*\(TensorMap<SCALAR> x\[N, H, W, C\] by \[TILE_M, 64\], "
+        r"x must be a TensorMap, got ndarray; the kernel is .*"
+        r"\(TensorMap<SCALAR> x\[N, H, W, C\] by \[TILE_M, TILE_K\], "
     )
-    constants = {"SCALAR": "float16", "TILE_M": 128, "TILE_N": 64, "KERNEL_H": 1, "KERNEL_W": 1}
+    constants = {"SCALAR": "float16", "TILE_M": 128, "TILE_N": 64, "TILE_K": 64, "KERNEL_H": 1, "KERNEL_W": 1}
     arrays = [np.empty((1, 1, 1, 64), np.float16)] * 2 + [None] * 3 + [np.empty((1, 1, 1, 8), np.float16)]
     with pytest.raises(KernelError, match=shown):
         signature.check([*arrays, 1, 1, 1, 64, 8, 1, 1, 1], constants, np)
@@ -502,7 +565,10 @@ def test_they_are_offered_on_sm_90_where_a_map_can_walk_by_chunks() -> None:
     assert offered(problem(plain))
     assert offered(problem(plain, 8, 8, 1, "float", "fp16", H100))
     assert offered(problem(Window((2, 5), stride=(8, 7), dilation=(3, 2), padding=(4, 0, 2, 9))))
-    assert not offered(problem(plain, 8, 8, 1, "float", "tf32", H100))
+    assert offered(problem(plain, 4, 12, 1, "float", "tf32", H100))
+    assert not offered(problem(plain, 6, 8, 1, "float", "tf32", H100))
+    assert not offered(problem(plain, 8, 8, 1, "float", "fp32", H100))
+    assert not offered(problem(plain, 8, 8, 1, "double", "tf32", H100))
     for capability in (None, (8, 0), (8, 9), (10, 0), (12, 0)):
         assert not offered(problem(plain, 64, 64, 1, "float16", "fp32", capability))
     assert not offered(problem(plain, 60))
@@ -515,13 +581,20 @@ def test_they_are_offered_on_sm_90_where_a_map_can_walk_by_chunks() -> None:
         strided = problem(Window((3, 3), stride=(1, 2)))._replace(operation=operation)
         assert offered(strided) == (operation == "conv2d_backward_weight")
         assert offered(problem(plain)._replace(operation=operation))
+        of_floats = problem(plain, 64, 64, 1, "float", "tf32", H100)._replace(operation=operation)
+        assert offered(of_floats) == (operation == "conv2d_backward_input")  # across there is no TF32
     for shape, is_offered in ((Product(2, 3, 8, 8, False, True), True), (Product(1, 3, 8, 0, False, False), False)):
         assert offered(Problem("matmul", shape, "float16", "fp32", H100)) == is_offered
+    for trans_a, trans_b in ((False, False), (False, True), (True, False), (True, True)):
+        product = Problem("matmul", Product(1, 8, 8, 8, trans_a, trans_b), "float", "tf32", H100)
+        assert offered(product) == (not trans_a and trans_b)
 
 
 def test_no_kernel_that_no_gpu_has_shown_to_be_faster_is_the_usual_one() -> None:
     for operation in ("conv2d_forward", "conv2d_backward_input", "conv2d_backward_weight"):
-        assert usual(problem(Window((3, 3)), 256, 256)._replace(operation=operation)).family == "mma"
+        for how in (("bfloat16", "fp32", H100), ("float", "tf32", H100)):
+            asked = problem(Window((3, 3)), 256, 256, 1, *how)._replace(operation=operation)
+            assert usual(asked).family == "mma"
     assert usual(Problem("matmul", Product(1, 512, 512, 512, False, False), "float16", "fp32", H100)).family == "mma"
 
 
