@@ -2565,6 +2565,7 @@ def public() -> set[str]:
                 methods -= OF_MODULES if issubclass(value, nn.Module) else set()
                 found |= {f"{full}.{method}" for method in methods if not method.startswith("_")}
     plumbing = {"__class__", "__doc__", "__init__", "__module__", "__slots__", "__weakref__"}
+    plumbing |= {"__firstlineno__", "__static_attributes__"}  # of Python 3.13 and later
     methods = {name for name in vars(Tensor) if name not in plumbing}
     shown = {name for name in methods if not name.startswith("_") or name.startswith("__") or name == "_repr_html_"}
     return found | {f"Tensor.{name}" for name in shown}

@@ -150,9 +150,9 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             else:
                 raise TypeError(f"model must be a network, a function that makes one, or None, got {self.model!r}")
         pixels = rows.reshape(-1, c)
-        deviation = pixels.std(axis=0, dtype=np.float64).astype(np.float32)
         self.mean_ = pixels.mean(axis=0, dtype=np.float64).astype(np.float32)
-        self.std_ = np.where(deviation > 0, deviation, np.float32(1))
+        self.std_ = pixels.std(axis=0, dtype=np.float64).astype(np.float32)
+        self.std_[self.std_ == 0] = 1
         self.classes_, self.image_shape_, self.model_ = classes, (h, w, c), model
         self._seed, self._passes = seed, 0
         self._moments: dict[str, Any] | None = None

@@ -41,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(FMA_THREADS, FMA_BLOCKS) conv2d_fma
             store_four(y + i, conv2d_results(four, b, scale, residual, i, k), 4);
         });
     if (means)
-        tile_moments<TILE_N, THREAD_M * THREAD_N>(
+        tile_moments<TILE_M, TILE_N, THREAD_M * THREAD_N>(
             y, place.m, group * filters + place.n, pixels, filters - place.n, K, means, squares);
 }
 

@@ -46,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(MMA_THREADS, 1) conv2d_mma_forward(
             put_four(y + i, conv2d_results(four, b, scale, residual, i, k));
         });
     if (means)
-        tile_moments<TILE_N, WARP_M * WARP_N / 32>(
+        tile_moments<TILE_M, TILE_N, WARP_M * WARP_N / 32>(
             y, place.m, group * filters + place.n, pixels, filters - place.n, K, means, squares);
 }
 

@@ -14,6 +14,7 @@
 // Order      wgmma_tile.cuh, over the terms in the order that a formula names; for a tap channels come by TILE_K, and
 //            zeros for those beyond the last. Terms of the padding are zeros.
 #include "activation.cuh"
+#include "moments.cuh"
 #include "sources.cuh"
 #include "wgmma_tile.cuh"
 #include "window.cuh"
@@ -26,7 +27,8 @@
 
 // y[n,p,q,k] = f(b[k] + scale[k] * sum over r, s, c of x[n, row_of(p, r), column_of(q, s), c] * w[k,r,s,c]
 //                + residual[n,p,q,k]).
-// GEMM: rows (n,p,q), columns k, sum over (r,s,c).
+// GEMM: rows (n,p,q), columns k, sum over (r,s,c). `means` and `squares` are, for a batch norm behind, those of as many
+// pixels at a time as a thread has sums.
 extern "C" __global__ void __launch_bounds__(WGMMA_THREADS, WGMMA_BLOCKS) conv2d_wgmma_forward(
     const __grid_constant__ TensorMap<SCALAR> x,  // [N, H, W, C], by [TILE_M, TILE_K]
     const __grid_constant__ TensorMap<SCALAR> w,  // [K, KERNEL_H * KERNEL_W, C], by [TILE_N, 1, TILE_K]
@@ -34,6 +36,8 @@ extern "C" __global__ void __launch_bounds__(WGMMA_THREADS, WGMMA_BLOCKS) conv2d
     const RESULT* __restrict__ scale,             // [K] or null
     const RESULT* __restrict__ residual,          // [N, P, Q, K] or null
     RESULT* __restrict__ y,                       // [N, P, Q, K]
+    Scalar* __restrict__ means,                   // [(N * P * Q - 1) / (TILE_M * TILE_N / 256) + 1, K] or null
+    Scalar* __restrict__ squares,                 // [(N * P * Q - 1) / (TILE_M * TILE_N / 256) + 1, K] or null
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     const int pixels = N * P * Q, slices = ceil_div(C, TILE_K);
     const TilePlace place = tile_place(pixels, K);
@@ -53,6 +57,9 @@ extern "C" __global__ void __launch_bounds__(WGMMA_THREADS, WGMMA_BLOCKS) conv2d
             const long long i = (long long)(place.m + m) * K + k;
             put_four(y + i, conv2d_results(four, b, scale, residual, i, k));
         });
+    if (means)
+        tile_moments<TILE_M, TILE_N, TILE_M * TILE_N / (MULTIPLYING_WARPS * 32)>(
+            y, place.m, place.n, pixels, K - place.n, K, means, squares);
 }
 
 #if STRIDE_H == 1 && STRIDE_W == 1

@@ -45,15 +45,17 @@ static __device__ __forceinline__ Moments next_moments(const Stored* from, int s
     return left >= 8 ? moments_of(from, stride, 8, origin) : moments_of(from, stride, left, origin);
 }
 
-// Of the columns of a tile that this block has stored in y [rows, K], by parts of LENGTH rows, one for each thread: what
-// batch_norm_statistics has of other parts, the means and squares [parts, K]. The tile, of which `columns` exist, begins
-// at row m and column k. It is read again: most of it is in a cache still.
-template <int COLUMNS_OF_TILE, int LENGTH>
+// Of the columns of a tile that this block has stored in y [rows, K], by parts of LENGTH rows, one for each thread that
+// multiplied: what batch_norm_statistics has of other parts, the means and squares [parts, K]. The tile, of which `columns`
+// exist, begins at row m and column k. It is read again: most of it is in a cache still.
+template <int ROWS_OF_TILE, int COLUMNS_OF_TILE, int LENGTH>
 static __device__ __forceinline__ void tile_moments(
     const RESULT* y, int m, int k, int rows, int columns, int K, Scalar* means, Scalar* squares) {
     static_assert(LENGTH % 8 == 0, "a part is read by eights");
     __syncthreads();  // the tile is stored
-    const int first = m + threadIdx.x / COLUMNS_OF_TILE * LENGTH, column = threadIdx.x % COLUMNS_OF_TILE;
+    const int row_of_tile = threadIdx.x / COLUMNS_OF_TILE * LENGTH, column = threadIdx.x % COLUMNS_OF_TILE;
+    const int first = m + row_of_tile;
+    if (row_of_tile >= ROWS_OF_TILE) return;  // of a warp that only copies
     if (first >= rows || column >= columns) return;
     const RESULT* from = y + (long long)first * K + k + column;
     const Scalar origin = *from;

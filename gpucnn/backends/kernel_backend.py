@@ -48,7 +48,7 @@ _SOURCES = {
 }
 
 # Families whose convolution computes the statistics of its results too, if asked to: their tiles have many rows.
-_WITH_STATISTICS = ("fma", "mma")
+_WITH_STATISTICS = ("fma", "mma", "wgmma")
 
 _BLOCK_ELEMENTS = 1024  # of a block of an optimiser kernel
 
@@ -379,7 +379,8 @@ class KernelBackend(Backend):
         sums: list[Array | None] = [None, None] if variant.family in _WITH_STATISTICS else []
         parts = None
         if statistics and sums:
-            length = variant.constants["TILE_M"] * variant.constants["TILE_N"] // variant.threads
+            multiplying = variant.threads - 32 * (variant.family == "wgmma")  # where one warp copies
+            length = variant.constants["TILE_M"] * variant.constants["TILE_N"] // multiplying
             sums = [self.xp.empty((ceil_div(n * p * q, length), k), _arithmetic(y.dtype)) for _ in sums]
             parts = (sums[0], sums[1], length)
         self._compute(problem, variant, constants, operands, *given, storage, *sums, *numbers)

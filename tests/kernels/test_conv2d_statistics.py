@@ -9,7 +9,7 @@ import pytest
 import gpucnn
 from gpucnn import nn
 from gpucnn.backends.kernel_backend import KernelBackend
-from gpucnn.backends.variants import preferring
+from gpucnn.backends.variants import Problem, Variant, candidates, preferring
 from gpucnn.devices import KernelError
 from gpucnn.devices.emulator import EmulatorDevice
 from gpucnn.devices.recorder import RecorderDevice
@@ -69,6 +69,20 @@ def test_on_tensor_cores_they_are_those_of_what_is_stored(dtype: str) -> None:
     assert_statistics(emulated(HOPPER), operands(48, 80, 2), dtype, 2)
 
 
+@pytest.mark.parametrize("tile", ["128x64", "128x128", "128x256", "256x64", "256x128"])
+def test_tiles_for_hopper_have_them(tile: str) -> None:
+    """Of two images, the second of which begins within a part; of float by TF32 in tiles that are not filled."""
+
+    def choose(problem: Problem) -> Variant:
+        return next(variant for variant in candidates(problem) if str(variant) == f"wgmma {tile}")
+
+    backend = KernelBackend(EmulatorDevice(capability=HOPPER), choose)
+    assert_statistics(backend, operands(16, 136, n=2), "float16")
+    with gpucnn.precision("tf32"):
+        assert_statistics(backend, operands(12, 20, offset=1e4), "float32")
+        assert_statistics_of_few(backend, 3)
+
+
 @pytest.mark.parametrize("precision", ["tf32", "fp16"])
 def test_in_another_precision_they_are_those_of_what_is_stored(precision: str) -> None:
     with gpucnn.precision(precision):
@@ -111,13 +125,18 @@ def test_many_parts_are_combined_in_two_steps(kernels: KernelBackend) -> None:
     np.testing.assert_allclose(variance, x.var(0, np.float64), rtol=100 * 2.0**-24)
 
 
-@pytest.mark.parametrize(("family", "reads"), [("fma", False), ("mma", False), ("gemm", True), ("halo", True)])
-def test_most_kernels_spare_a_reading_of_what_they_stored(family: str, reads: bool) -> None:
+@pytest.mark.parametrize(("family", "kernel", "reads"), [
+    ("fma", "conv2d_fma_forward", False), ("mma", "conv2d_mma_forward", False),
+    ("wgmma", "conv2d_wgmma_forward", False), ("gemm", "conv2d_forward", True), ("halo", "conv2d_halo_forward", True),
+])  # fmt: skip
+def test_most_kernels_spare_a_reading_of_what_they_stored(family: str, kernel: str, reads: bool) -> None:
     recorder = RecorderDevice(HOPPER)
     backend = KernelBackend(recorder, preferring(family))
     x, w, _ = (array.astype(np.float32) for array in operands(40, 72))
-    backend.conv2d_statistics(x, w, None, WINDOW, 1)
+    with gpucnn.precision("tf32"):
+        backend.conv2d_statistics(x, w, None, WINDOW, 1)
     names = [launch.name for launch in recorder.launches]
+    assert kernel in names
     assert ("batch_norm_statistics" in names) is reads
     assert names[-1] == "batch_norm_statistics_combine"
 
@@ -177,6 +196,13 @@ STRAY = "out of bounds|a race with thread|which nothing has written"
 def test_the_emulator_catches_a_broken_place(old: str, new: str, message: str, planted: Any) -> None:
     with pytest.raises(KernelError, match=message):
         assert_statistics(planted(old, new), operands(36, 44), "float32")
+
+
+def test_the_emulator_catches_parts_of_a_warp_that_only_copies(plant: Any) -> None:
+    """They would be the next tile's, which its block has yet to store."""
+    device = plant("moments.cuh", "if (row_of_tile >= ROWS_OF_TILE) return;", "", HOPPER)
+    with pytest.raises(KernelError, match="which nothing has written"):
+        assert_statistics(KernelBackend(device, preferring("wgmma")), operands(40, 72, n=3), "float16")
 
 
 def test_the_emulator_catches_a_part_that_is_not_there(planted: Any) -> None:
