@@ -15,6 +15,7 @@ reason in bench/mutants.toml; so is one that is left alive. A stopped run goes o
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import hashlib
 import json
 import multiprocessing
@@ -390,6 +391,7 @@ def keywords_of(file: str, kernels: set[tuple[str, str]], table: Iterable[Known]
 def judge(folder: Path, kernels: set[tuple[str, str]], table: list[Known], keywords: list[str], answer: Pipe) -> None:
     """Answer the verdict of the mutant in this copy of the checkout: in a process of its own, for it may crash."""
     os.setpgrp()
+    faulthandler.disable()  # a crash is a verdict, and pytest would print where
     verdict = verdict_of_the_table(folder / "kernels", kernels, table)
     for words in keywords:
         if verdict[0] in ("bits", "alive"):
