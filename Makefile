@@ -11,7 +11,7 @@ EXTRAS_audit := audit,data,viz,onnx,sklearn,half,demo
 EPOCHS := 60
 OUT := runs/demo
 
-.PHONY: help demo test lint unit docs gate bench mutants faults soak fuzz hostile audit clean
+.PHONY: help demo test lint unit compiler docs gate bench mutants faults soak fuzz hostile audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -23,7 +23,7 @@ demo: .venv/.ready-demo ## train LeNet-5 on real handwritten digits and show wha
 
 # Hundreds of processes import the package and the tests: with their bytecode kept, in half of the time.
 test: export PYTHONDONTWRITEBYTECODE :=
-test: .venv/.ready-test ## lint, types and tests, as CI runs them
+test: compiler .venv/.ready-test ## lint, types and tests, as CI runs them
 	@$(MAKE) --no-print-directory -j 2 lint unit
 
 lint: .venv/.ready-test
@@ -34,8 +34,21 @@ lint: .venv/.ready-test
 
 # Three processes share the cores: more threads of OpenBLAS would but spin while they wait for each other.
 unit: export OPENBLAS_NUM_THREADS := 1
-unit: .venv/.ready-test
+unit: .venv/.ready-test compiler
 	$(PYTHON_HERE) -m pytest -n 3 --dist worksteal
+
+# The kernels are run on the CPU, compiled by the first of these that is found (gpucnn/devices/emulator.py).
+compiler:
+	@for name in "$$CXX" g++ clang++ c++; do \
+		if [ -n "$$name" ] && command -v "$$name" >/dev/null; then exit 0; fi; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing g++: the tests run the kernels on the CPU"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -qq -y --no-install-recommends g++ >/dev/null && exit 0; \
+	fi; \
+	echo "the tests run the kernels on the CPU: install g++ (Debian: apt-get install g++), or set CXX" >&2; \
+	exit 1
 
 docs: .venv/.ready-docs ## build the site of docs/ into site/, a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(PYTHON_HERE) -m mkdocs build --strict
