@@ -39,7 +39,7 @@ unit: .venv/.ready-test compiler
 
 # The kernels are run on the CPU, compiled by the first of these that is found (gpucnn/devices/emulator.py).
 compiler:
-	@for name in "$$CXX" g++ clang++ c++; do \
+	@for name in "$$CXX" g++ c++; do \
 		if [ -n "$$name" ] && command -v "$$name" >/dev/null; then exit 0; fi; \
 	done; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -49,7 +49,6 @@ _FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-shared", "-march=native", "-ffp
 # -fno-tree-sra: an access of 16 bytes stays one, and is seen where it is off its boundary.
 _WATCH = [
     "-fno-tree-sra",
-    "-Wno-ignored-optimization-argument",  # clang's word for not knowing it
     "-ftrivial-auto-var-init=pattern",
     "-fsanitize=thread,bounds",
     "-fsanitize-coverage=trace-pc",
@@ -358,8 +357,8 @@ def cache_folder() -> Path:
 
 @cache
 def compiler() -> str:
-    """The C++ compiler: CXX, or the first that is found. Raises KernelError without one."""
-    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
+    """The C++ compiler, which must be GCC's: CXX, or the first that is found. Raises KernelError without one."""
+    for name in (os.environ.get("CXX"), "g++", "c++"):
         if name and shutil.which(name):
             return name
     raise KernelError("the emulator needs a C++ compiler: install g++ (Debian: apt-get install g++), or set CXX")
