@@ -116,6 +116,11 @@ class Problem(NamedTuple):
             return 0
         return 1 if self.half or self.precision != "fp32" else 3
 
+    @property
+    def kind(self) -> Tile:
+        """The constant that tells a kernel for tensor cores what it multiplies."""
+        return {"HALF": 1} if self.half else {"PRODUCTS": self.products}
+
     def comes_by(self, chunk: int) -> bool:
         """Whether the last axes of operands and result are multiples of it: for a convolution a group's channels and
         filters."""
@@ -248,9 +253,8 @@ def _mma(problem: Problem) -> Iterator[Variant]:
     many blocks will do: the parts are those of small ones.
     """
     of, few = problem.matrix, problem.products == 1
-    kind = {"HALF": 1} if problem.half else {"PRODUCTS": problem.products}
-    small = {"TILE_M": 64, "TILE_N": 64, "WARP_M": 32, "WARP_N": 32} | kind
-    large = {"TILE_M": 128, "TILE_N": 128, "WARP_M": 64, "WARP_N": 64 if few else 32} | kind
+    small = {"TILE_M": 64, "TILE_N": 64, "WARP_M": 32, "WARP_N": 32} | problem.kind
+    large = {"TILE_M": 128, "TILE_N": 128, "WARP_M": 64, "WARP_N": 64 if few else 32} | problem.kind
     most_parts = max(min(of.terms // 256, 64), 1) if problem.splits else 1
     for tile in (large, small) if _filled(of, most_parts) else (small, large):
         threads = 32 * (tile["TILE_M"] // tile["WARP_M"]) * (tile["TILE_N"] // tile["WARP_N"])
@@ -284,11 +288,10 @@ def _halo(problem: Problem) -> Iterator[Variant]:
     s, of = problem.shape, problem.matrix
     assert isinstance(s, Convolution)
     r, last = s.window.kernel
-    kind = {"HALF": 1} if problem.half else {"PRODUCTS": problem.products}
-    small = {"TILE_M": 64, "TILE_N": 64, "WARP_M": 32, "WARP_N": 32} | kind
+    small = {"TILE_M": 64, "TILE_N": 64, "WARP_M": 32, "WARP_N": 32} | problem.kind
     wide = of.columns > 64 and 128 * (16 + r - 1) * ((8 + last) // 2 * 2) + 192 * 128 <= 48 * 1024
     warp = 64 if wide and problem.products == 1 else 32
-    large = {"TILE_M": 128, "TILE_N": 128 if wide else 64, "WARP_M": 64, "WARP_N": warp} | kind
+    large = {"TILE_M": 128, "TILE_N": 128 if wide else 64, "WARP_M": 64, "WARP_N": warp} | problem.kind
     rows, columns = (s.p, s.q) if problem.operation == "conv2d_forward" else (s.h, s.w)
     found = []
     for tile in (large, small):
@@ -331,7 +334,7 @@ def _wgmma(problem: Problem) -> Iterator[Variant]:
     s, of = problem.shape, problem.matrix
     taps = s.window.taps if isinstance(s, Convolution) and problem.operation == "conv2d_backward_weight" else 1
     of = of._replace(columns=of.columns // taps, layers=of.layers * taps)
-    step, kind = 8 * problem.chunk, {"HALF": 1} if problem.half else {"PRODUCTS": problem.products}
+    step = 8 * problem.chunk
     tiles = [(128, 64), (128, 128), (128, 256), (256, 64), (256, 128)]
 
     def loads(tile: tuple[int, int]) -> tuple[bool, int]:
@@ -341,7 +344,7 @@ def _wgmma(problem: Problem) -> Iterator[Variant]:
     for rows, width in sorted(tiles, key=loads):
         stage = 128 * (rows + width)  # bytes
         stages = (110 if rows * width <= 128 * 128 and rows == 128 else 220) * 1024 // stage
-        tile = {"TILE_M": rows, "TILE_N": width, "TILE_K": step} | kind
+        tile = {"TILE_M": rows, "TILE_N": width, "TILE_K": step} | problem.kind
         tile |= {"STAGES": stages, "DYNAMIC_SHARED": stages * stage + 1024}
         if isinstance(s, Product):
             tile |= {"BOX_A": step if s.trans_a else rows, "BOX_B": width if s.trans_b else step}

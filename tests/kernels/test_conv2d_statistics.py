@@ -9,7 +9,7 @@ import pytest
 import gpucnn
 from gpucnn import nn
 from gpucnn.backends.kernel_backend import KernelBackend
-from gpucnn.backends.variants import Problem, Variant, candidates, preferring
+from gpucnn.backends.variants import preferring
 from gpucnn.devices import KernelError
 from gpucnn.devices.emulator import EmulatorDevice
 from gpucnn.devices.recorder import RecorderDevice
@@ -70,13 +70,10 @@ def test_on_tensor_cores_they_are_those_of_what_is_stored(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("tile", ["128x64", "128x128", "128x256", "256x64", "256x128"])
-def test_tiles_for_hopper_have_them(tile: str) -> None:
+def test_tiles_for_hopper_have_them(tile: str, force: Any) -> None:
     """Of two images, the second of which begins within a part; of float by TF32 in tiles that are not filled."""
-
-    def choose(problem: Problem) -> Variant:
-        return next(variant for variant in candidates(problem) if str(variant) == f"wgmma {tile}")
-
-    backend = KernelBackend(EmulatorDevice(capability=HOPPER), choose)
+    force(lambda variant: str(variant) == f"wgmma {tile}")
+    backend = emulated(HOPPER)
     assert_statistics(backend, operands(16, 136, n=2), "float16")
     with gpucnn.precision("tf32"):
         assert_statistics(backend, operands(12, 20, offset=1e4), "float32")
