@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from importlib import metadata
 from typing import get_args
 
 import fake_cupy
@@ -100,6 +101,11 @@ def test_without_a_word_the_help_names_all_commands_and_exit_codes():
     assert result.code == 0
     for name in ("train", "evaluate", "predict", "show", "info", "datasets", "Exit codes", "130", "--debug"):
         assert name in result.out
+
+
+def test_version_is_the_installed_one():
+    result = command("--version")
+    assert (result.code, result.out.split()) == (0, ["gpucnn", metadata.version("gpucnn")])
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "predict", "show", "explain", "demo"])

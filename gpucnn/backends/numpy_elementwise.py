@@ -17,7 +17,7 @@ from gpucnn.backends.numpy_parallel import cut, workers
 from gpucnn.backends.numpy_special import philox_words
 
 # Elements of a block. Threads meet at the interpreter lock between NumPy calls, so these must take far longer.
-BLOCK = 1 << 19
+BLOCK = 1 << 18
 TILE = 1 << 13
 # A multiple of 4, the words of one Philox counter.
 DROPOUT_BLOCK = 1 << 16

@@ -64,11 +64,17 @@ def fetch(file: RemoteFile, folder: Path, *, progress: Progress | None = None, t
 
 
 def _stream(url: str, file: RemoteFile, out: IO[bytes], report: Progress, timeout: float) -> None:
+    import urllib.error
     import urllib.request
 
     digest, done = sha256(), 0
     request = urllib.request.Request(url, headers={"User-Agent": "gpucnn"})
-    with urllib.request.urlopen(request, timeout=timeout) as response:
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as refusal:
+        refusal.close()  # it holds the page that says so
+        raise
+    with response:
         while chunk := response.read(1 << 16):
             done += len(chunk)
             if done > file.size:

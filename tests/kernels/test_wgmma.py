@@ -301,8 +301,8 @@ STILL = "which the tensor cores may still read|while another copy is on its way 
 
 
 @pytest.mark.parametrize(("old", "new", "message"), [
-    ("        mbarrier_wait(tiles.full[stage], round & 1);", "", NO_WAIT),
-    ("            mbarrier_wait(tiles.empty[stage], (round & 1) ^ 1);", "", STILL),
+    ("        mbarrier_wait(tiles.full[stage], round & 1);", "(void)round;", NO_WAIT),
+    ("            mbarrier_wait(tiles.empty[stage], (round & 1) ^ 1);", "(void)round;", STILL),
     ("(round & 1) ^ 1", "round & 1", "never completes: 1 arrivals and 0 bytes are missing"),
     ("tiles.full[stage], round & 1", "tiles.full[stage], (round & 1) ^ 1", f"{NO_WAIT}|never completes"),
     (f"        {WAIT}  // the step before is done\n        {RELEASE}", f"        {RELEASE}\n        {WAIT}", STILL),
