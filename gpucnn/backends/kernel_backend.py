@@ -379,8 +379,7 @@ class KernelBackend(Backend):
         sums: list[Array | None] = [None, None] if variant.family in _WITH_STATISTICS else []
         parts = None
         if statistics and sums:
-            multiplying = variant.threads - 32 * (variant.family == "wgmma")  # where one warp copies
-            length = variant.constants["TILE_M"] * variant.constants["TILE_N"] // multiplying
+            length = variant.constants["TILE_M"] * variant.constants["TILE_N"] // (variant.threads - variant.copying)
             sums = [self.xp.empty((ceil_div(n * p * q, length), k), _arithmetic(y.dtype)) for _ in sums]
             parts = (sums[0], sums[1], length)
         self._compute(problem, variant, constants, operands, *given, storage, *sums, *numbers)

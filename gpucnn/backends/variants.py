@@ -133,7 +133,7 @@ class Problem(NamedTuple):
 
 class Variant(NamedTuple):
     """How a problem is computed: a family, the constants of its kernel, a grid of blocks of so many threads, and the
-    parts of each sum, of `length` terms."""
+    parts of each sum, of `length` terms. `copying` of the threads hold no sums."""
 
     family: str
     constants: Tile
@@ -141,6 +141,7 @@ class Variant(NamedTuple):
     threads: int
     parts: int = 1
     length: int = 0
+    copying: int = 0
 
     def __str__(self) -> str:
         """Different for each of a problem's candidates."""
@@ -351,7 +352,7 @@ def _wgmma(problem: Problem) -> Iterator[Variant]:
         else:
             tile |= {"TURNED": int(not problem.half), "BOX_W": step if problem.half else width}
         for length, n in _cuts(problem, _tiles(tile, of), step):
-            yield Variant("wgmma", tile, _tiles(tile, of) * n, 288, n, length)
+            yield Variant("wgmma", tile, _tiles(tile, of) * n, 288, n, length, copying=32)
 
 
 def _winograd_fits(problem: Problem) -> bool:

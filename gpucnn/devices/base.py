@@ -115,26 +115,28 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """A kernel's name and parameters, as its source declares them."""
+    """A kernel's name and parameters, and how many threads its blocks may have, as its source declares them."""
 
     name: str
     parameters: tuple[Parameter, ...]
+    most_threads: str = "1024"  # C++
 
     @classmethod
     @cache
     def of(cls, file: Path, name: str) -> Signature:
         """Read from the source. Raises KernelError if there is no such kernel, or a pointer without its extent."""
         found = re.search(
-            rf'extern "C" __global__ void(?:\s+__launch_bounds__\([^)]*\))?\s+{name}\((.*?)\)\s*\{{',
+            rf'extern "C" __global__ void(?:\s+__launch_bounds__\(([^,)]*)[^)]*\))?\s+{name}\((.*?)\)\s*\{{',
             file.read_text("utf-8"),
             re.DOTALL,
         )
         if not found:
             raise KernelError(f"{file.name} has no kernel {name}")
         # A parameter's comment follows its comma, perhaps on the next line: put the comma behind it, then split.
-        text = re.sub(r",\s*(//[^\n]*)", r" \1,", found[1])
+        text = re.sub(r",\s*(//[^\n]*)", r" \1,", found[2])
         parts = [part for line in text.split("\n") for part in _split(line)]
-        return cls(name, tuple(_parameter(name, part) for part in parts if part))
+        parameters = tuple(_parameter(name, part) for part in parts if part)
+        return cls(name, parameters, found[1] or cls.most_threads)
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(_shown(p) for p in self.parameters)})"

@@ -172,9 +172,12 @@ class EmulatorDevice(HostDevice):
         path = self.kernels / file
         signature = Signature.of(path, name)
         types = signature.check(arguments, constants, np)
-        if min(grid) < 1 or min(block) < 1 or block[0] * block[1] * block[2] > 1024:
-            raise KernelError(f"{name}: a grid of {grid} blocks of {block} threads can't be launched")
         library = self._library(file, name, tuple(sorted(constants.items())))
+        if min(grid) < 1 or min(block) < 1 or block[0] * block[1] * block[2] > library.most_threads:
+            raise KernelError(
+                f"{name}: a grid of {grid} blocks of {block} threads can't be launched: "
+                f"its __launch_bounds__ allow {library.most_threads} threads"
+            )
         if self.noted(file, name, constants, grid, block, *arguments):
             return
         values: list[Any] = []
@@ -286,6 +289,7 @@ class _Library:
         self._path = path
         self._library = ctypes.CDLL(str(path))
         self.emulator_entry = self._library.emulator_entry
+        self.most_threads: int = self._library.emulator_most_threads()
         bounds = (ctypes.c_void_p * 4)()
         self._library.emulator_sections(bounds)
         self.sections = tuple(bounds)
@@ -324,6 +328,7 @@ def _compiled(
 #include <dlfcn.h>
 #define UNWATCHED extern "C" __attribute__((no_sanitize("thread")))
 UNWATCHED void emulator_entry(void** arguments) {{ {name}({", ".join(calls)}); }}
+UNWATCHED int emulator_most_threads() {{ return {signature.most_threads}; }}
 #define SECTION(s) extern "C" char __start_##s[] __attribute__((weak, visibility("hidden"))), \\
     __stop_##s[] __attribute__((weak, visibility("hidden")));
 SECTION(shared_memory) SECTION(constant_memory)

@@ -245,9 +245,12 @@ def test_each_mathematical_function_has_the_type_of_its_argument(scalar, dtype, 
     np.testing.assert_allclose(z, expected, rtol=8 * np.finfo(dtype).eps)
 
 
-def test_a_block_that_no_gpu_can_run_is_refused():
-    with pytest.raises(KernelError, match=r"blocks of \(2048, 1, 1\) threads can't be launched"):
-        launch("twice", 0, 1, 2048, X, Y, 75)
+@pytest.mark.parametrize(("name", "threads", "most"), [("twice", 2048, 1024), ("tree_sum", 128, 64)])
+def test_a_block_that_no_gpu_can_run_is_refused(name, threads, most):
+    arguments = (np.ones(64, np.float32), np.ones(1, np.float32), 1) if name == "tree_sum" else (X, Y, 75)
+    message = rf"blocks of \({threads}, 1, 1\) threads can't be launched: its __launch_bounds__ allow {most} threads"
+    with pytest.raises(KernelError, match=message):
+        launch(name, 0, 1, threads, *arguments)
 
 
 def test_a_pointer_without_an_extent_is_refused(tmp_path):
