@@ -44,8 +44,7 @@ from rich.progress import track
 
 import gpucnn
 from gpucnn.atomic import write_atomically, write_text
-from gpucnn.devices.base import kernel_folder, needed_architecture
-from gpucnn.devices.emulator import cache_folder
+from gpucnn.devices.base import cache_folder, kernel_folder, needed_architecture
 from gpucnn.devices.recorder import Launched, RecorderDevice
 from gpucnn.dtypes import HALVES
 from gpucnn.nn import models
@@ -77,7 +76,7 @@ MEND_ALL = "the keys are right, the figures are not; to mend it: .venv/bin/pytho
 
 DOCS = Path(__file__).parent.parent / "docs"
 TABLE, PAGE = DOCS / "compile_gate.csv", DOCS / "kernels.md"
-CONFIRMED = cache_folder().parent / "compile_gate.txt"
+CONFIRMED = cache_folder() / "compile_gate.txt"
 BEGIN, END = "<!-- made by bench/compile_gate.py -->", "<!-- end of what it made -->"
 
 Row = dict[str, str]

@@ -1556,7 +1556,7 @@ def looked_at(t: Trial) -> None:
     promise(same, f"numpy() is {x.numpy()!r} of {plain!r}")
     listed = np.asarray(x.tolist(), np.float64) if plain.size else np.empty(plain.shape)
     promise(equal(listed, plain.astype(np.float64)), f"tolist() is {x.tolist()} of {plain!r}")
-    promise(isinstance(repr(x), str) and "<" in x._repr_html_(), "what is shown")
+    promise(isinstance(repr(x), str) and isinstance(f"{x}", str) and "<" in x._repr_html_(), "what is shown")
     for twin in (x.clone(), x.detach(), copy.deepcopy(x), x.requires_grad_(False)):
         promise(twin.dtype == x.dtype and equal(twin.numpy().astype(float), plain.astype(float)), "a twin")
     for function in (x.float, x.double, x.half, x.bfloat16):
@@ -2409,9 +2409,9 @@ METHODS = (
     "unflatten", "unsqueeze",
 )  # fmt: skip
 LOOKS = (
-    "__array__", "__bool__", "__deepcopy__", "__float__", "__int__", "__iter__", "__len__", "__repr__", "_repr_html_",
-    "bfloat16", "clone", "detach", "dim", "double", "dtype", "float", "grad", "half", "is_leaf", "item", "ndim",
-    "numel", "numpy", "shape", "size", "tolist",
+    "__array__", "__bool__", "__deepcopy__", "__float__", "__format__", "__int__", "__iter__", "__len__",
+    "__repr__", "_repr_html_", "bfloat16", "clone", "detach", "dim", "double", "dtype", "float", "grad", "half",
+    "is_leaf", "item", "ndim", "numel", "numpy", "shape", "size", "tolist",
 )  # fmt: skip
 GRADIENTS = ("backward", "requires_grad", "requires_grad_", "retain_grad")
 SCOPES = ("autocast", "precision", "use_backend", "use_generator", "use_tuning", "get_backend")

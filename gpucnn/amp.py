@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +14,9 @@ from gpucnn.optim import Optimizer
 from gpucnn.tensor import Tensor
 
 __all__ = ["GradScaler", "autocast", "is_autocast_enabled"]
+
+# What gradients are multiplied with and divided by is a normal number of float32.
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 class GradScaler:
@@ -38,19 +40,15 @@ class GradScaler:
         growth_interval: int = 2000,
         enabled: bool = True,
     ) -> None:
-        for name, value in (
-            ("init_scale", init_scale), ("growth_factor", growth_factor), ("backoff_factor", backoff_factor)
-        ):  # fmt: skip
+        for name, value in {"growth_factor": growth_factor, "backoff_factor": backoff_factor}.items():
             validate.number("GradScaler", name, value)
         growth_interval = validate.integer("GradScaler", "growth_interval", growth_interval)
-        if not 0 < init_scale < math.inf:
-            raise ValueError(f"GradScaler: init_scale must be positive, got {init_scale}")
         if not growth_factor > 1 or not 0 < backoff_factor < 1 or growth_interval < 1:
             raise ValueError(
                 "GradScaler: growth_factor must be above 1, backoff_factor in 0 … 1 and growth_interval positive, got "
                 f"{growth_factor}, {backoff_factor} and {growth_interval}"
             )
-        self._scale = float(init_scale)
+        self._scale = _checked_scale("init_scale", init_scale)
         self._growth_factor, self._backoff_factor = float(growth_factor), float(backoff_factor)
         self._growth_interval, self._growth_tracker = growth_interval, 0
         self._enabled = enabled
@@ -123,18 +121,16 @@ class GradScaler:
         if not self._enabled:
             return
         if new_scale is not None:
-            if not 0 < validate.number("GradScaler", "new_scale", new_scale) < math.inf:
-                raise ValueError(f"GradScaler: new_scale must be positive, got {new_scale}")
-            self._scale = float(new_scale)
+            self._scale = _checked_scale("new_scale", new_scale)
         elif not self._finite:
             raise RuntimeError("GradScaler: update() comes before any step() or unscale_()")
         elif not all(self._finite.values()):
-            self._scale *= self._backoff_factor
+            self._scale = max(self._scale * self._backoff_factor, SMALLEST)
             self._growth_tracker = 0
         else:
             self._growth_tracker += 1
             if self._growth_tracker == self._growth_interval:
-                if math.isfinite(self._scale * self._growth_factor):
+                if self._scale * self._growth_factor <= LARGEST:
                     self._scale *= self._growth_factor
                 self._growth_tracker = 0
         self._finite.clear()
@@ -161,7 +157,7 @@ class GradScaler:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned. Raises ValueError for an empty one, if enabled."""
+        """Go on from what `state_dict` returned. Raises ValueError for an empty one and an impossible scale."""
         if not self._enabled:
             return
         if not state_dict:
@@ -170,7 +166,18 @@ class GradScaler:
         missing = [name for name in names if name not in state_dict]
         if missing:
             raise ValueError(f"GradScaler: the state lacks {', '.join(missing)}")
-        scale, growth, backoff = (validate.number("GradScaler", name, state_dict[name]) for name in names[:3])
+        scale = _checked_scale("scale", state_dict["scale"])
+        growth, backoff = (validate.number("GradScaler", name, state_dict[name]) for name in names[1:3])
         interval, tracker = (validate.integer("GradScaler", name, state_dict[name]) for name in names[3:])
         self._scale, self._growth_factor, self._backoff_factor = scale, growth, backoff
         self._growth_interval, self._growth_tracker = interval, tracker
+
+
+def _checked_scale(name: str, value: Any) -> float:
+    scale = float(validate.number("GradScaler", name, value))
+    if not SMALLEST <= scale <= LARGEST:
+        raise ValueError(
+            f"GradScaler: {name} must be positive, got {value}; a scale is from {SMALLEST:g} to {LARGEST:g}, and "
+            "65536.0 a good first one"
+        )
+    return scale

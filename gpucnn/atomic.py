@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from threading import get_ident
 
 # A process writes at least every 30 s (the time limit of a download), so what has not changed for so long is of a dead
@@ -19,14 +21,22 @@ ABANDONED = 3600.0
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to: it becomes `path` when the block ends well, and is removed when it does not.
 
-    Removes what processes that were killed have left of earlier attempts.
+    The mode of a file that is there stays; of a link it is the file behind it that is replaced. Removes what processes
+    that were killed have left of earlier attempts.
     """
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
     _sweep(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{get_ident()}.tmp")
     try:
+        if mode is not None:
+            temporary.touch(0o600)  # what was private is not to be readable meanwhile
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        if mode is not None:
+            temporary.chmod(mode)
         os.replace(temporary, path)
         _sync(path.parent)
     finally:
@@ -44,16 +54,27 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, f"can't write {path}: {error.strerror}") from error  # of the same subclass
 
 
+def check_writable(path: Path) -> None:
+    """Raises what `write_atomically` would, if no file can be made there: better now than after hours of work."""
+    _check_place(path)
+    with naming(path), TemporaryFile(dir=path.parent):
+        pass
+
+
+def _check_place(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"can't write {path}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"can't write {path}: it is a folder; name a file in it")
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` make a file beside `path`, then put it in the place of `path`: whole or not at all.
 
     Raises FileNotFoundError if there is no such folder, IsADirectoryError if `path` is one, and what OSError says why
     it can't be written, such as a full disk: `path` is as it was then.
     """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"can't write {path}: there is no folder {path.parent}; make it first")
-    if path.is_dir():
-        raise IsADirectoryError(f"can't write {path}: it is a folder; name a file in it")
+    _check_place(path)
     with naming(path), replacing(path) as temporary:
         write(temporary)
 
@@ -69,19 +90,21 @@ def write_text(path: Path, text: str) -> None:
 
 def _sweep(path: Path) -> None:
     name = re.compile(rf"\.{re.escape(path.name)}\.\d+\.\d+\.tmp")
-    for other in path.parent.iterdir():
-        try:
-            if name.fullmatch(other.name) and time.time() - other.stat().st_mtime > ABANDONED:
-                other.unlink()
-        except FileNotFoundError:
-            pass  # another process was quicker
+    with suppress(OSError):  # a folder may be written to that can't be listed
+        for other in path.parent.iterdir():
+            with suppress(OSError):  # another process was quicker, or it is another user's
+                if name.fullmatch(other.name) and time.time() - other.stat().st_mtime > ABANDONED:
+                    other.unlink()
 
 
 def _sync(folder: Path) -> None:
     """Lets the new name outlive a loss of power too, where a folder can be synchronised."""
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # it can be written to, but not listed
+        return
     try:
         os.fsync(descriptor)
     finally:

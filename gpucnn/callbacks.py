@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn.amp import GradScaler
-from gpucnn.atomic import write_atomically
+from gpucnn.atomic import check_writable, write_atomically
 from gpucnn.checkpoint import describe_input, save_model
 from gpucnn.data import Loader
 from gpucnn.nn import Module
@@ -153,7 +153,7 @@ class EarlyStopping(Callback):
     restore_best: bool = True
 
     def __post_init__(self) -> None:
-        if self.patience < 1 or self.min_delta < 0:
+        if self.patience < 1 or not self.min_delta >= 0:  # NaN is neither
             raise ValueError(
                 f"EarlyStopping: patience must be at least 1 and min_delta not negative, got {self.patience} and "
                 f"{self.min_delta}"
@@ -205,6 +205,7 @@ class BestModel(Callback):
         _check_monitor(self, self.monitor, state)
         if self.path is None and state.folder is None:
             raise ValueError("BestModel: give it a path, or fit a folder")
+        check_writable(self._place(state))
         if not state.resumed:
             self._best = None
 
@@ -212,8 +213,10 @@ class BestModel(Callback):
         score = _score(self.monitor, state.history.rows[-1][self.monitor])
         if self._best is None or score > self._best:
             self._best = score
-            path = Path(state.folder or "") / "best.safetensors" if self.path is None else self.path
-            save_model(state.model, path, **describe_input(state.train))
+            save_model(state.model, self._place(state), **describe_input(state.train))
+
+    def _place(self, state: TrainingState) -> Path:
+        return Path(state.folder or "") / "best.safetensors" if self.path is None else Path(self.path)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self._best}
@@ -237,6 +240,8 @@ class CSVLogger(Callback):
             self._write(state)
         elif Path(self.path).exists():
             raise FileExistsError(f"CSVLogger: {self.path} exists; move it away or choose another path")
+        else:
+            check_writable(Path(self.path))
 
     def on_epoch_end(self, state: TrainingState) -> None:
         self._write(state)
@@ -261,14 +266,15 @@ class TensorBoardLogger(Callback):
     folder: str | Path
 
     def __post_init__(self) -> None:
-        self._writer: Any = None
-
-    def on_train_begin(self, state: TrainingState) -> None:
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
             raise ImportError("TensorBoardLogger needs tensorboardX: pip install tensorboardX") from error
-        self._writer = SummaryWriter(str(self.folder), purge_step=len(state.history) + 1 if state.resumed else None)
+        self._make: Any = SummaryWriter
+        self._writer: Any = None
+
+    def on_train_begin(self, state: TrainingState) -> None:
+        self._writer = self._make(str(self.folder), purge_step=len(state.history) + 1 if state.resumed else None)
 
     def on_epoch_end(self, state: TrainingState) -> None:
         row = state.history.rows[-1]

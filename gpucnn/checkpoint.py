@@ -21,7 +21,7 @@ from gpucnn import nn
 from gpucnn.atomic import write_atomically
 from gpucnn.backends import Backend, get_backend, use_backend
 from gpucnn.data import Loader, Normalize
-from gpucnn.dtypes import named
+from gpucnn.dtypes import bfloat16, named
 from gpucnn.nn import Module, Sequential
 from gpucnn.optim import LRScheduler, Optimizer
 from gpucnn.random import Generator, get_generator, use_generator
@@ -51,8 +51,17 @@ def describe(module: Module) -> Description:
     """{"class", "args", "kwargs", "children": {name: description}}, as JSON can hold it.
 
     The arguments are the constructor's, the children those of now: a layer that was replaced or appended is described
-    too. A class from outside gpucnn.nn is named in full; `build` refuses it.
+    too. One that is used again is {"shared": the name of its first place}. A class from outside gpucnn.nn is named in
+    full; `build` refuses it.
     """
+    return _describe(module, "", {})
+
+
+def _describe(module: Module, place: str, places: dict[int, str]) -> Description:
+    """The description of what is called `place`; `places` has the names of all that were described before."""
+    if id(module) in places:
+        return {"shared": places[id(module)]}
+    places[id(module)] = place
     kind = type(module)
     known = _classes().get(kind.__name__) is kind
     args, kwargs = module._arguments
@@ -60,8 +69,12 @@ def describe(module: Module) -> Description:
         "class": kind.__name__ if known else f"{kind.__module__}.{kind.__qualname__}",
         "args": [] if kind is Sequential else [_described(value) for value in args],
         "kwargs": {name: _described(value) for name, value in kwargs.items()},
-        "children": {name: describe(child) for name, child in module.named_children()},
+        "children": {name: _describe(child, _below(place, name), places) for name, child in module.named_children()},
     }
+
+
+def _below(place: str, name: str) -> str:
+    return f"{place}.{name}" if place else name
 
 
 def _described(value: Any) -> Any:
@@ -80,7 +93,14 @@ def build(description: Description, own: type[Module] | None = None) -> Module:
     own: a class of the caller's, which is made where the description names it. Raises ValueError for any other class
     that is not of gpucnn.nn or gpucnn.nn.models, and for what is no description.
     """
+    return _build(description, own, "", {})
+
+
+def _build(description: Description, own: type[Module] | None, place: str, modules: dict[str, Module]) -> Module:
+    """The module that is called `place`; `modules` are those that were built before, by their names."""
     try:
+        if "shared" in description:
+            return modules[description["shared"]]
         name, args, kwargs = description["class"], description["args"], description["kwargs"]
         children = dict(description["children"])
         kind = _classes().get(name)
@@ -99,9 +119,11 @@ def build(description: Description, own: type[Module] | None = None) -> Module:
     for child, its_description in children.items():
         if hasattr(kind, child) or child.startswith("_"):
             raise ValueError(f"this is no description of a model: {name} can't have a child {child!r}")
-        made = vars(module).get(child)
-        if not isinstance(made, Module) or describe(made) != its_description:
-            setattr(module, child, build(its_description, own))
+        made, its_place = vars(module).get(child), _below(place, child)
+        if not isinstance(made, Module) or _describe(made, its_place, {}) != its_description:
+            made = _build(its_description, own, its_place, modules)
+            setattr(module, child, made)
+        modules |= made.named_modules(its_place)
     return module
 
 
@@ -126,6 +148,15 @@ def describe_input(loader: Loader) -> Description:
         "normalise": normalise,
         "image_size": [dataset.height, dataset.width],
         "channels": dataset.channels,
+    }
+
+
+def classes_and_normalise(classes: Sequence[str] | None, normalise: Normalize | tuple[Any, Any] | None) -> Description:
+    """Both as JSON can hold them: it knows neither NumPy's arrays nor its numbers."""
+    mean_std = (normalise.mean, normalise.std) if isinstance(normalise, Normalize) else normalise
+    return {
+        "classes": None if classes is None else [str(name) for name in classes],
+        "normalise": None if mean_std is None else [np.asarray(values, float).tolist() for values in mean_std],
     }
 
 
@@ -187,6 +218,8 @@ def _read_file(path: Path) -> tuple[Arrays, dict[str, str]]:
         raise FileNotFoundError(f"there is no file {path}")
     try:
         with safe_open(str(path), framework="np") as file:
+            if any(file.get_slice(name).get_dtype() == "BF16" for name in file.keys()):  # noqa: SIM118
+                bfloat16()  # the library asks NumPy for this type by name, which knows it from then on
             return {name: np.array(file.get_tensor(name)) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
@@ -249,23 +282,26 @@ def save_model(
     """One safetensors file with the weights under PyTorch's names and a description of how to use them.
 
     classes are the names of the outputs, normalise the (mean, std) that images are to be normalised with; extra is
-    anything else that JSON can hold (fit gives image_size [H, W] and channels). Raises TypeError for what it can't.
+    anything else that JSON can hold (fit gives image_size [H, W] and channels). Raises TypeError for what it can't, and
+    ValueError for a name in extra that the description has of its own.
     """
     if not isinstance(model, Module):
         raise TypeError(f"save_model(model, path): model must be a Module, got {type(model).__name__} {model!r}")
-    if isinstance(normalise, Normalize):
-        normalise = (normalise.mean, normalise.std)
     from gpucnn import __version__
 
     description = {
         "gpucnn": __version__,
         "architecture": describe(model),
         "dtype": _dtype(model),
-        "classes": None if classes is None else list(classes),
-        "normalise": normalise,
-        **extra,
+        **classes_and_normalise(classes, normalise),
     }
-    _write(path, _numpy_state(model), _MODEL, description)
+    taken = sorted(extra.keys() & description.keys())
+    if taken:
+        raise ValueError(
+            f"save_model: {', '.join(f'{name}={extra[name]!r:.100}' for name in taken)} would replace what gpucnn "
+            "itself writes under this name; choose another"
+        )
+    _write(path, _numpy_state(model), _MODEL, description | extra)
 
 
 def load_model(

@@ -7,12 +7,12 @@ import math
 import os
 import platform
 import re
-import shutil
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,13 +29,16 @@ import gpucnn
 from gpucnn import data as datasets_  # the command `datasets` has the plain name
 from gpucnn import functional as F
 from gpucnn import nn, optim, pretrained, train
-from gpucnn.atomic import write_atomically, write_text
+from gpucnn.atomic import check_writable, write_atomically, write_text
 from gpucnn.backends import auto_choice, available_backends, get_backend, use_backend
+from gpucnn.backends.precision import PRECISIONS
 from gpucnn.checkpoint import describe_input, load_model, save_model
 from gpucnn.data import Dataset, Loader, Normalize
+from gpucnn.dtypes import named
 from gpucnn.metrics import Evaluation
 from gpucnn.nn import Module, models
 from gpucnn.settings import (
+    PIXELS,
     PLACE,
     ModelName,
     OptimizerName,
@@ -54,8 +57,11 @@ MISTAKES = (
     ValueError, TypeError, IndexError, OSError, ImportError, RuntimeError, MemoryError, FloatingPointError,
 )  # fmt: skip
 LEARNING_RATES = {"sgd": 0.1, "adam": 0.003, "adamw": 0.003, "rmsprop": 0.001}
+CLOSED_PIPE = 141  # what a shell shows for SIGPIPE
 STEP_EPOCHS = 20  # --schedule step
 HELD_OUT = 0.2
+FILES = ("checkpoint.safetensors", "model.safetensors", "history.csv")  # of a run, besides run.json
+PICTURES = ("filters", "feature_maps", "misclassified", "confusion", "curves")  # of a run
 MOST_CLASSES = 20  # that tables and matrices in a terminal can show
 
 app = typer.Typer(
@@ -97,6 +103,7 @@ def _commands(
       1    a bug of gpucnn, with a traceback
       2    a mistake in what was asked, or something missing: one line says it
       130  stopped by Ctrl-C (143: by SIGTERM); train --resume goes on
+      141  nobody reads what the training says, so it has ended; train --resume goes on
 
     --debug anywhere on the line, or GPUCNN_DEBUG=1, shows the traceback of every error. NO_COLOR=1 turns colours off.
     """
@@ -104,7 +111,7 @@ def _commands(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit. All errors that a user can cause become one line here."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words, code = list(sys.argv[1:] if arguments is None else arguments), 0
     debug = "--debug" in words or os.environ.get("GPUCNN_DEBUG", "") not in ("", "0")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -118,7 +125,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 130
     except (BrokenPipeError, SystemExit):  # `gpucnn datasets | head -1`; typer makes SystemExit of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except Exception as error:
         if debug or not (isinstance(error, MISTAKES) or hasattr(error, "format_message")):
             traceback.print_exc()
@@ -268,31 +274,49 @@ def train_command(
         "early_stopping": early_stopping, "image_size": _size(image_size), "gray": gray,
         "start": None if start is None else str(start),
     }  # fmt: skip
-    out = out or Path("runs") / Path(data).stem
+    out = out or Path("runs") / Path(os.path.abspath(data)).stem  # which gives a name to . and .. too
     if resume and overwrite:
         raise ValueError("--resume goes on with a run and --overwrite deletes it; choose one")
     if lr is not None and not 0 < lr < math.inf:
         raise ValueError(f"--lr must be above 0, got {lr}")
-    run = read_run(out)
+    check(asked, whose="")
+    run = None if overwrite else read_run(out)
     if run is None and resume:
         raise FileNotFoundError(f"{out} holds no run to resume; without --resume a new one starts")
-    if run is not None and not overwrite:
+    if run is not None:
         given = {name: value for name, value in asked.items() if _given(ctx, name)}
-        settings = _resumed(run, given, out) if resume else run["settings"]
-        if "finished" in run and settings == run["settings"]:
-            _say_what_exists(run, out)
-            return
-        if not resume:
+        if resume:
+            settings = _resumed(run, given, out)
+        elif "finished" not in run:
             raise ValueError(
                 f"{out} holds a run that was stopped before its end; go on with {_command(run['settings'], out)} "
                 "--resume, or choose another folder (--out) or --overwrite"
             )
+        elif other := _differences(run["settings"], given):
+            raise ValueError(
+                f"{out} holds a finished run with {'; '.join(other)}; choose another folder (--out) or --overwrite"
+            )
+        else:
+            settings = run["settings"]
+        if "finished" in run and settings == run["settings"]:
+            _say_what_exists(run, out)
+            return
     else:
         settings = asked
-    with use_backend(get_backend(backend)):
-        _train(
-            settings, out, resume=resume, overwrite=overwrite, tensorboard=tensorboard, pictures=pictures, graph=graph
-        )
+        foreign = [] if (out / "run.json").exists() else [name for name in FILES if (out / name).exists()]
+        if foreign:
+            raise FileExistsError(
+                f"{out} holds {', '.join(foreign)} of something else than `gpucnn train`; move that away or choose "
+                "another folder (--out)"
+            )
+    try:
+        with use_backend(get_backend(backend)):
+            _train(
+                settings, out, resume=resume, overwrite=overwrite, tensorboard=tensorboard, pictures=pictures,
+                graph=graph,
+            )  # fmt: skip
+    except (BrokenPipeError, SystemExit):  # rich makes SystemExit of it; the last checkpoint is kept
+        raise typer.Exit(CLOSED_PIPE) from None
 
 
 def _given(ctx: typer.Context, name: str) -> bool:
@@ -305,20 +329,17 @@ def _size(text: str | None, option: str = "--image-size") -> list[int] | None:
         return None
     match = re.fullmatch(r"(\d+)(?:[x×](\d+))?", text)
     size = [int(match[1]), int(match[2] or match[1])] if match else [0]
-    if min(size) < 1:
-        raise ValueError(f"{option} must be like 32 or 32x48 (height x width), got {text!r}")
+    if not 1 <= math.prod(size) <= PIXELS:
+        raise ValueError(
+            f"{option} must be like 32 or 32x48 (height x width), of at most {PIXELS:,} pixels, got {text!r}"
+        )
     return size
 
 
 def _resumed(run: dict[str, Any], given: Settings, out: Path) -> Settings:
     """The settings of a run, with as many epochs as are asked for now. Raises ValueError for others that differ."""
     settings: Settings = run["settings"]
-    other = [
-        f"{n} {settings.get(n)}, not {v}"
-        for n, v in given.items()
-        if n != "epochs" and v not in (settings.get(n), None)
-    ]
-    if other:
+    if other := _differences(settings, {name: value for name, value in given.items() if name != "epochs"}):
         raise ValueError(
             f"{out} holds a run with {'; '.join(other)}: --resume keeps its settings; use --out for a new run"
         )
@@ -328,11 +349,29 @@ def _resumed(run: dict[str, Any], given: Settings, out: Path) -> Settings:
             f"the run in {out} is one of {settings['epochs']} epochs, which can grow, not shrink to {epochs}"
         )
     if epochs > settings["epochs"] and settings["schedule"] in ("onecycle", "cosine"):
+        first = "" if "finished" in run else f"end it with {_command(settings, out)} --resume, then "
         raise ValueError(
             f"the {settings['schedule']} schedule of {out} ends at epoch {settings['epochs']} with a learning rate "
-            f"near 0; train another cycle from what was learned: {_another_cycle(settings, out)}"
+            f"near 0; {first}train another cycle from what was learned: {_another_cycle(settings, out)}"
         )
     return {**settings, "epochs": epochs}
+
+
+def _differences(settings: Settings, given: Settings) -> list[str]:
+    """What was given on the command line and is not so in a run, in words."""
+
+    def same(name: str, value: Any) -> bool:
+        if name == "data":
+            return _which(value) == _which(settings["data"])
+        return value in (settings.get(name), None)
+
+    return [f"{name} {settings.get(name)}, not {value}" for name, value in given.items() if not same(name, value)]
+
+
+def _which(data: str) -> str | Path:
+    """A data set's name, or else its path, of the several ways to write it always the same."""
+    known = any(source.name == data for source in datasets_.available())
+    return data if known else Path(data).expanduser().resolve()
 
 
 def _command(settings: Settings, out: Path) -> str:
@@ -343,8 +382,12 @@ def _command(settings: Settings, out: Path) -> str:
 
 def _another_cycle(settings: Settings, out: Path) -> str:
     """The command line of a new run that starts from the weights of this one, and holds out the same images."""
-    options = {"--model": settings["model"], "--seed": settings["seed"] or None, "--held-out": settings["held_out"]}
-    same = "".join(f" {name} {value}" for name, value in options.items() if value is not None)
+    size = settings["image_size"]
+    options = {
+        "--model": settings["model"], "--seed": settings["seed"] or None, "--held-out": settings["held_out"],
+        "--image-size": size and "x".join(map(str, size)), "--gray": "" if settings["gray"] else None,
+    }  # fmt: skip
+    same = "".join(f" {name} {value}".rstrip() for name, value in options.items() if value is not None)
     return f"{_command(settings, out.with_name(out.name + '-2'))} --from {_quoted(out)}{same}"
 
 
@@ -356,7 +399,7 @@ def _quoted(text: object) -> str:
 
 def _say_what_exists(run: dict[str, Any], out: Path) -> None:
     settings = run["settings"]
-    say = _console().print
+    say = partial(_console().print, soft_wrap=True)
     say(
         f"{out} holds a finished run: {settings['model']} on {settings['data']}, {run['epochs']} epochs, "
         f"{run['finished']}"
@@ -402,7 +445,7 @@ def _train(
     pictures: bool,
     graph: bool | None,
 ) -> None:
-    say = _console().print
+    say = partial(_console().print, soft_wrap=True)
     whole, held_out = _load(settings)
     settings["model"] = settings["model"] or _usual_model(whole)
     settings["lr"] = settings["lr"] or LEARNING_RATES[settings["optimizer"]]
@@ -414,12 +457,23 @@ def _train(
     optimizer = _optimizer(settings, model)
     scheduler = _scheduler(settings, optimizer, len(loader))
     missing = (_missing("matplotlib", "viz") if pictures else []) + _missing("PIL", "data")
-    if overwrite:
-        _delete(out)
-    out.mkdir(parents=True, exist_ok=True)
+    samples = _samples(held_out)
+    if whole.channels not in (1, 3):
+        missing = [f"images of {whole.channels} channels can't be drawn, so there will be no pictures and no samples"]
+        pictures, samples = False, {}
     run: dict[str, Any] = {"gpucnn": gpucnn.__version__, "settings": settings, "started": _now()}
-    run["tuning"] = get_backend().tuning_hash
-    _write_json(out / "run.json", {**run, **({"started": (read_run(out) or run)["started"]} if resume else {})})
+    run |= {"tuning": get_backend().tuning_hash, "samples": list(samples)}
+    started = (read_run(out) or run)["started"] if resume else run["started"]
+    callbacks.append(train.CSVLogger(out / "history.csv"))
+    if tensorboard:
+        callbacks.append(train.TensorBoardLogger(out / "tensorboard"))
+    if not sys.stderr.isatty():
+        callbacks.append(_Lines())
+    callbacks.append(_Started(out / "run.json", {**run, "started": started}))
+    named(PRECISIONS[settings.get("precision") or "fp32"])  # bfloat16 may be missing: ask before anything is deleted
+    if overwrite and (out / "run.json").exists():
+        with train.locked(out):
+            _delete(out)
     parameters = sum(p.numel() for p in model.parameters())
     say(
         f"{settings['data']}: {len(loader.dataset):,} training images {whole.height}×{whole.width}, {len(held_out):,} "
@@ -428,11 +482,6 @@ def _train(
     say(f"{settings['model']}: {parameters:,} parameters, on {get_backend().name}; everything goes into {out}")
     for note in missing:
         say(note)
-    callbacks.append(train.CSVLogger(out / "history.csv"))
-    if tensorboard:
-        callbacks.append(train.TensorBoardLogger(out / "tensorboard"))
-    if not sys.stderr.isatty():
-        callbacks.append(_Lines())
     try:
         history = train.fit(
             model,
@@ -471,14 +520,27 @@ def _train(
     _write_json(out / "run.json", run)
     if pictures and find_spec("matplotlib") is not None:
         _draw(model, history, evaluation, held_out, loader, out / "pictures")
-    if find_spec("PIL") is not None:
-        _write_samples(held_out, out / "samples")
+    if samples and find_spec("PIL") is not None:
+        (out / "samples").mkdir(exist_ok=True)
+        for name, i in samples.items():
+            floats = datasets_.to_float(held_out.images[i : i + 1])[0].transpose(1, 2, 0)
+            _write_picture(out / "samples" / name, np.rint(floats * 255).astype(np.uint8))
     say(f"\nin {out}:\n{_files(out)}")
     sample = _some_sample(out)
     if sample.exists():
         say(f"\ngpucnn predict {_quoted(out)} {_quoted(sample)}")
         _, description = load_model(out / "model.safetensors", model)
         _print_prediction(train.predict(model, _picture(sample, description, invert=False)), description, 3)
+
+
+class _Started(train.Callback):
+    """Writes run.json once the folder is ours and its checkpoint was accepted: what is refused changes nothing."""
+
+    def __init__(self, path: Path, run: dict[str, Any]) -> None:
+        self._path, self._run = path, run
+
+    def on_train_begin(self, state: train.TrainingState) -> None:
+        _write_json(self._path, self._run)
 
 
 class _Lines(train.Callback):
@@ -491,7 +553,8 @@ class _Lines(train.Callback):
     def on_epoch_end(self, state: train.TrainingState) -> None:
         row = state.history.rows[-1]
         seconds = time.perf_counter() - self._start
-        images = len(state.train.dataset) - self._batch * state.train.batch_size
+        # none are left where the run was stopped in the evaluation, and the last batch was a short one
+        images = max(0, len(state.train.dataset) - self._batch * state.train.batch_size)
         left = round((state.epochs - state.epoch) * seconds)
         held_out = f"  held out {_percent(row['held_out_accuracy'])}" if "held_out_accuracy" in row else ""
         skipped = f"  {row['skipped']} steps overflowed float16 and were skipped" if row.get("skipped") else ""
@@ -538,6 +601,11 @@ def _usual_model(dataset: Dataset) -> ModelName:
 
 def _build(name: str, dataset: Dataset) -> Module:
     classes, channels, size = len(dataset.classes), dataset.channels, (dataset.height, dataset.width)
+    if classes < 2:
+        raise ValueError(
+            f"{dataset.name} has one class, {', '.join(dataset.classes)!r}, so there is nothing to tell apart; it "
+            "takes two (a folder each)"
+        )
     if name == "x-or-not-x":
         if (classes, channels, *size) != (2, 1, 5, 5):
             raise ValueError(
@@ -565,7 +633,7 @@ def _start_from(path: Path, model: Module, settings: Settings) -> None:
         return
     _, description = load_model(path / "model.safetensors" if path.is_dir() else path, model)
     theirs = checked_place(path, description.get("trained_on")) or {}
-    if theirs.get("data") == settings["data"]:
+    if "data" in theirs and _which(theirs["data"]) == _which(settings["data"]):
         parts = ("seed", "held_out", "image_size", "gray")
         other = [f"{name.replace('_', '-')} {theirs.get(name)}" for name in parts if theirs.get(name) != settings[name]]
         if other:
@@ -647,12 +715,23 @@ def _scheduler(settings: Settings, optimizer: optim.Optimizer, batches: int) -> 
 
 
 def _delete(out: Path) -> None:
-    """What a run made in its folder, and nothing else."""
-    for name in ("run.json", "checkpoint.safetensors", "model.safetensors", "history.csv"):
+    """What a run made in its folder, and nothing else; last run.json, without which none of it counts as a run's."""
+    try:
+        samples = (read_run(out) or {}).get("samples", [])
+    except ValueError:
+        samples = []  # it can't be told any more which files they are
+    made = {
+        "pictures": [path for name in PICTURES if (path := out / "pictures" / f"{name}.png").is_file()],
+        "samples": [path for path in (out / "samples").glob("*.png") if path.name in samples],
+        "tensorboard": [*(out / "tensorboard").glob("events.out.tfevents.*")],
+    }
+    for folder, files in made.items():
+        for path in files:
+            path.unlink()
+        if files and not any((out / folder).iterdir()):
+            (out / folder).rmdir()
+    for name in (*FILES, "run.json"):
         (out / name).unlink(missing_ok=True)
-    for name in ("pictures", "samples", "tensorboard"):
-        if (out / name).is_dir():
-            shutil.rmtree(out / name)
 
 
 def _missing(package: str, extra: str) -> list[str]:
@@ -669,24 +748,27 @@ def _draw(
     from gpucnn import viz
 
     folder.mkdir(exist_ok=True)
+    files = {name: folder / f"{name}.png" for name in PICTURES}
     right = np.flatnonzero(evaluation.predictions == evaluation.labels)
     image = held_out.images[right[-1] if len(right) else 0]
-    viz.filters(model, folder / "filters.png")
+    viz.filters(model, files["filters"])
     values = _normalised(image, _normalisation(loader))
-    viz.feature_maps(model, values, folder / "feature_maps.png", held_out.classes)
-    viz.misclassified(evaluation, held_out, folder / "misclassified.png")
-    viz.confusion(evaluation, folder / "confusion.png")
-    viz.curves(history, folder / "curves.png")
+    viz.feature_maps(model, values, files["feature_maps"], held_out.classes)
+    viz.misclassified(evaluation, held_out, files["misclassified"])
+    viz.confusion(evaluation, files["confusion"])
+    viz.curves(history, files["curves"])
 
 
-def _write_samples(held_out: Dataset, folder: Path) -> None:
-    """The first held-out image of each class, of ten at most, as a file to try."""
-    folder.mkdir(exist_ok=True)
+def _samples(held_out: Dataset) -> dict[str, int]:
+    """The first held-out image of each class, of ten at most, by the name of a file to try."""
     labels, firsts = np.unique(held_out.labels, return_index=True)
+    samples: dict[str, int] = {}
     for label, first in list(zip(labels, firsts, strict=True))[:10]:
-        name = re.sub(r"\W+", "-", held_out.classes[label]).strip("-")
-        floats = datasets_.to_float(held_out.images[first : first + 1])[0].transpose(1, 2, 0)
-        _write_picture(folder / f"{name}.png", np.rint(floats * 255).astype(np.uint8))
+        name = re.sub(r"\W+", "-", held_out.classes[label]).strip("-") or str(label)
+        while f"{name}.png".lower() in map(str.lower, samples):  # to some file systems a and A are the same
+            name += f"-{label}"
+        samples[f"{name}.png"] = int(first)
+    return samples
 
 
 def _write_picture(path: Path, pixels: NDArray[np.uint8]) -> None:
@@ -748,7 +830,7 @@ def _evaluated(description: Description, data: str, everything: bool) -> tuple[D
     data = data or (trained_on or {}).get("data", "")
     if not data:
         raise ValueError("the model does not say what it was trained on; name a data set after it")
-    if trained_on is not None and trained_on["data"] == data and not everything:
+    if trained_on is not None and _which(trained_on["data"]) == _which(data) and not everything:
         return _held_out(trained_on), "held-out"
     mode = "L" if description.get("channels") == 1 else "RGB"
     own_test = any(source.name == data and source.size for source in datasets_.available())
@@ -794,7 +876,10 @@ def predict(
     with use_backend(get_backend(backend)):
         loaded, description, batch_size = _to_predict(_model_file(model))
         if labels is not None:
-            description["classes"] = labels.read_text("utf-8").splitlines()
+            try:
+                description["classes"] = labels.read_text("utf-8").splitlines()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{labels} is no text in UTF-8 ({error}); save it as one") from error
         if mean is not None or std is not None:
             means, stds = _numbers("--mean", mean), _numbers("--std", std)
             description["normalise"] = (means or [0.0] * len(stds), stds or [1.0] * len(means))
@@ -1255,6 +1340,9 @@ def verify_command(
     """
     from gpucnn import verify
 
+    for path in (json, html):
+        if path is not None:
+            check_writable(path)
     raise typer.Exit(verify.run(backend, op, dtype, json, html, precision))
 
 

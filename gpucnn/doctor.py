@@ -26,7 +26,7 @@ from gpucnn.backends.numpy_parallel import thread_count
 from gpucnn.backends.tuning import path_of, stored, wanted
 from gpucnn.data.download import cache_folder as data_folder
 from gpucnn.devices import KernelError, cuda, emulator
-from gpucnn.devices.base import kernel_folder
+from gpucnn.devices.base import cache_folder, kernel_folder
 
 Status = Literal["ok", "warning", "problem"]
 OLDEST_GPU = (7, 5)  # compute capability that the kernels are written for
@@ -107,7 +107,7 @@ def _kernels(severity: Status) -> Finding:
 def _caches() -> Iterator[Finding]:
     folders = {
         "data sets": (data_folder(), "GPUCNN_DATA"),
-        "emulator cache": (emulator.cache_folder(), "GPUCNN_CACHE"),
+        "kernel cache": (cache_folder(), "GPUCNN_CACHE"),
     }
     if cuda.cupy_wheels():
         default = Path.home() / ".cupy" / "kernel_cache"

@@ -13,8 +13,8 @@ from gpucnn.backends.tuning import wanted
 from gpucnn.devices import Device
 from gpucnn.devices.graph import Arena, Graph, Report
 from gpucnn.functional.casting import is_autocast_enabled
-from gpucnn.live import CaptureError
-from gpucnn.tensor import Tensor, capturing_gradients, is_grad_enabled
+from gpucnn.live import CaptureError, replaced
+from gpucnn.tensor import ADDS_UP, Tensor, capturing_gradients, is_grad_enabled
 
 __all__ = ["CaptureError", "Compiled", "Report", "compile"]
 
@@ -117,7 +117,7 @@ class _Plan:
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Raises CaptureError for what can't be captured: then nothing has been done."""
-        if self.graph is not None and self.graph.is_stale():
+        if self.graph is not None and (self.graph.is_stale() or self.replaced != replaced.arrays):
             self.has_run, self.measured, self.graph = False, None, None
         if not self.has_run:
             outputs = _each_tensor(Tensor.detach, self.step(*inputs))
@@ -145,9 +145,15 @@ class _Plan:
                     node.gradient = None
                 raise error if isinstance(error, CaptureError) else CaptureError(_shown(error)) from error
         self.gradients = {node: node.gradient for node in gradients}
+        self.added_to = gradients.added_to()
+        for node in self.added_to:  # as it was: the capture computed none
+            node.gradient = None
+        self.replaced = replaced.arrays
         return graph
 
     def launch(self, graph: Graph, inputs: tuple[Tensor, ...]) -> Any:
+        if any(node.gradient is not None for node in self.added_to):
+            raise CaptureError(ADDS_UP)
         for own, given in zip(self.inputs, inputs, strict=True):
             own.array[...] = given.array
         graph.launch()

@@ -13,6 +13,15 @@ class CaptureError(RuntimeError):
     """Something that a graph can't hold: str() says what, and what to do."""
 
 
+class Replaced:
+    """How many arrays of parameters and buffers were replaced by others in this process: a graph refers to arrays."""
+
+    arrays = 0
+
+
+replaced = Replaced()
+
+
 class Live(Generic[T]):
     """A learning rate, a step count, a position in a random stream: computed when it is first asked for, and by a graph
     anew before each of its launches.

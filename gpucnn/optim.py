@@ -14,7 +14,7 @@ from gpucnn.backends.base import AdamSettings, RMSpropSettings, SGDSettings
 from gpucnn.dtypes import is_half
 from gpucnn.functional import validate
 from gpucnn.live import CaptureError, Live
-from gpucnn.tensor import Tensor
+from gpucnn.tensor import Tensor, no_grad, zero_grad
 
 T = TypeVar("T")
 
@@ -49,6 +49,7 @@ class Optimizer(ABC):
         self.lr, self.weight_decay = float(lr), float(weight_decay)  # of a NumPy number, moments would be float64
         self._state: list[dict[str, Array | None]] = [dict.fromkeys(self._moments) for _ in self.params]
 
+    _settings: tuple[str, ...] = ("lr", "weight_decay")  # what a state keeps besides the arrays
     _moments: tuple[str, ...] = ()  # the names of the arrays kept per parameter
     momentum = 0.0  # of the optimisers that have none
 
@@ -63,9 +64,11 @@ class Optimizer(ABC):
         if ready:
             backend = ready[0][0].backend
             before = [dict(moments) for moments in self._state] if backend.capturing else []
+            with no_grad():
+                params = [p._writable() for p, _, _ in ready]
             grads = [g.array for _, g, _ in ready]
             try:
-                self._update(backend, [p.array for p, _, _ in ready], grads, [s for _, _, s in ready])
+                self._update(backend, params, grads, [s for _, _, s in ready])
             except MemoryError as error:
                 from gpucnn.memory import out_of_memory  # it knows optimizers
 
@@ -85,10 +88,9 @@ class Optimizer(ABC):
 
         return Live(settings, is_stale)
 
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-        for p in self.params:
-            p.grad = None
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, or make them zeros."""
+        zero_grad(self.params, set_to_none)
 
     def _zeros(self, backend: Backend, params: list[Array], state: list[dict[str, Any]], name: str) -> list[Array]:
         """A moment of each parameter, made of zeros at its first step."""
@@ -105,10 +107,13 @@ class Optimizer(ABC):
             for name, value in s.items()
             if value is not None
         }
-        return {"lr": self.lr, "arrays": arrays}
+        return {name: getattr(self, name) for name in self._settings} | {"arrays": arrays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned. Raises ValueError, before any change, if a moment does not fit."""
+        """Go on from what `state_dict` returned, with its settings. A state of an earlier version holds only the lr.
+
+        Raises ValueError, before any change, if a moment does not fit.
+        """
         if not isinstance(state, dict) or not {"lr", "arrays"} <= state.keys():
             raise ValueError(f"{type(self).__name__}: a state has lr and arrays, this is {state!r:.100}")
         loaded: list[dict[str, Array | None]] = [dict.fromkeys(self._moments) for _ in self.params]
@@ -121,13 +126,16 @@ class Optimizer(ABC):
                 )
             p = self.params[i]
             loaded[i][name] = p.backend.asarray(np.array(value), p.dtype)
-        self.lr = state["lr"]
+        for name in self._settings:
+            value = state.get(name, getattr(self, name))
+            setattr(self, name, tuple(value) if isinstance(value, list) else value)  # JSON has no tuples
         self._state = loaded
 
 
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum: torch.optim.SGD."""
 
+    _settings = (*Optimizer._settings, "momentum", "dampening", "nesterov")
     _moments = ("momentum_buffer",)
 
     def __init__(
@@ -159,6 +167,7 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Adam (Kingma & Ba 2014): torch.optim.Adam; weight_decay is an L2 penalty here, decoupled in AdamW."""
 
+    _settings = (*Optimizer._settings, "betas", "eps")
     _moments = ("exp_avg", "exp_avg_sq")
     _decoupled = False
 
@@ -230,6 +239,7 @@ class AdamW(Adam):
 class RMSprop(Optimizer):
     """RMSprop (Hinton 2012): torch.optim.RMSprop, not centred."""
 
+    _settings = (*Optimizer._settings, "alpha", "eps", "momentum")
     _moments = ("square_avg", "momentum_buffer")
 
     def __init__(
@@ -282,12 +292,16 @@ class LRScheduler(ABC):
         self.optimizer.lr = self.lr_at(self.last_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
-        return {"base_lr": self.base_lr, "last_epoch": self.last_epoch}
+        """What a resumed run needs: all its numbers."""
+        return self._numbers()
+
+    def _numbers(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, int | float)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Go on from what `state_dict` returned, with its settings. A state of an earlier version holds only two."""
         self.base_lr, self.last_epoch = state["base_lr"], state["last_epoch"]
+        vars(self).update({name: state[name] for name in self._numbers() if name in state})
         self.optimizer.lr = self.lr_at(self.last_epoch)
 
 

@@ -7,6 +7,7 @@ PyTorch's names. Nothing in a folder is executed: config.json names classes of g
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from gpucnn.atomic import write_atomically, write_text
 from gpucnn.backends import Backend, get_backend
 from gpucnn.checkpoint import (
+    Arrays,
     Description,
     _built,
     _check_state,
@@ -30,6 +32,7 @@ from gpucnn.data import Normalize
 from gpucnn.nn.module import Module
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TRIES, PAUSE = 10, 0.2  # of a reader, and the seconds between them, while another process writes the folder
 
 
 def save(
@@ -40,7 +43,7 @@ def save(
     image_size: Sequence[int] | None,
     channels: int | None,
 ) -> None:
-    """Write both files; a reader never sees new weights under an old description."""
+    """Write both files; a reader never sees new weights under an old description, if nobody else writes them too."""
     text = json.dumps(_config(model, classes, normalise, image_size, channels), indent=2, ensure_ascii=False) + "\n"
     arrays = _numpy_state(model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,15 +105,8 @@ def load(folder: Path, kind: type[Module], backend: str | Backend | None) -> tup
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; a model is loaded from a folder of this machine")
     path = folder / CONFIG
-    config = _read_json(path)
-    if not isinstance(config.get("architecture"), dict):
-        raise ValueError(
-            f"{path} describes a model of another library ({config.get('model_type') or config.get('architectures')}); "
-            "make the model yourself and fill it: load_model(file, model=…)"
-        )
+    config, weights, arrays = _read_folder(folder)
     description = _description(path, config)
-    weights = folder / WEIGHTS if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file() else folder / INDEX
-    arrays, _ = _read(weights)
     model = _built(path, description, arrays, backend, None if kind is Module else kind)
     if not isinstance(model, kind):
         raise ValueError(
@@ -120,6 +116,39 @@ def load(folder: Path, kind: type[Module], backend: str | Backend | None) -> tup
     model.load_state_dict(arrays)
     model.config = config
     return (model if backend is None else model.to(get_backend(backend))).eval(), description
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any], Path, Arrays]:
+    """config.json, and the weights of the same `save`: another process may be writing the folder meanwhile."""
+    path = folder / CONFIG
+
+    def text() -> bytes | None:
+        return path.read_bytes() if path.is_file() else None  # `save` removes it before it writes the weights
+
+    for attempt in range(TRIES):
+        time.sleep(PAUSE if attempt else 0)
+        before = text()
+        if attempt and before is None:
+            continue
+        config = _read_json(path)
+        _check_ours(path, config)
+        single = (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file()
+        weights = folder / (WEIGHTS if single else INDEX)
+        arrays, _ = _read(weights)
+        if text() == before:
+            return config, weights, arrays
+    raise ValueError(
+        f"{path} changed or vanished {TRIES} times while {folder} was read: another process is writing to it, load the "
+        "model again when that has ended"
+    )
+
+
+def _check_ours(path: Path, config: dict[str, Any]) -> None:
+    if not isinstance(config.get("architecture"), dict):
+        raise ValueError(
+            f"{path} describes a model of another library ({config.get('model_type') or config.get('architectures')}); "
+            "make the model yourself and fill it: load_model(file, model=…)"
+        )
 
 
 def _description(path: Path, config: dict[str, Any]) -> Description:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -13,7 +11,7 @@ import numpy as np
 
 from gpucnn.backends import Backend, get_backend
 from gpucnn.live import CaptureError
-from gpucnn.tensor import Tensor, _size, checked_shape, tensor
+from gpucnn.tensor import Scoped, Tensor, _size, checked_shape, tensor
 
 _lock = threading.Lock()  # of the positions in the streams
 if hasattr(os, "register_at_fork"):  # else a child of a process with threads could find it locked for good
@@ -91,9 +89,8 @@ def get_generator(generator: Generator | None = None) -> Generator:
     return generator or _scope.get() or default_generator
 
 
-@contextmanager
-def use_generator(generator: Generator) -> Iterator[Generator]:
-    """Draw weights and masks from `generator` inside a with block, in this thread.
+def use_generator(generator: Generator) -> Scoped[Generator]:
+    """Draw weights and masks from `generator` inside a with block or a decorated function, in this thread.
 
     All threads share the generator of the process, so what each of them draws depends on who comes first. Trainings
     that are to be repeatable in threads at the same time take one each. Raises TypeError for anything else.
@@ -103,11 +100,7 @@ def use_generator(generator: Generator) -> Iterator[Generator]:
     """
     if not isinstance(generator, Generator):
         raise TypeError(f"use_generator: generator must be a gpucnn.Generator, got {generator!r}")
-    token = _scope.set(generator)
-    try:
-        yield generator
-    finally:
-        _scope.reset(token)
+    return Scoped(_scope, lambda: generator)
 
 
 def manual_seed(seed: int) -> Generator:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 Settings = dict[str, Any]
+Check = tuple[Callable[[Any], bool], str]  # whether a value will do, and in words what does
 ModelName = Literal["lenet5", "lenet5-bn", "vgg-small", "resnet20", "resnet18", "resnet50", "x-or-not-x"]
 OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
 ScheduleName = Literal["onecycle", "cosine", "step", "constant"]
@@ -16,6 +17,7 @@ PrecisionName = Literal["fp32", "tf32", "fp16", "bf16"]
 
 MOST = 2**31  # epochs, images a step
 PIXELS = 2**26  # of an image
+LARGEST = 1e300  # a learning rate, or what else has a fraction
 PLACE = ("data", "held_out", "seed", "image_size", "gray")  # what says which images a model was trained on
 
 
@@ -24,56 +26,63 @@ def _text(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) < 4096 and value.isprintable()
 
 
-def _whole(least: int, below: int) -> Callable[[Any], bool]:
+def _is_whole(least: int, below: int) -> Callable[[Any], bool]:
     return lambda value: type(value) is int and least <= value < below
 
 
-def _number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < 1e300
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < LARGEST
 
 
-def _one_of(names: Any) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, str) and value in get_args(names)
-
-
-def _size(value: Any) -> bool:
-    sides = isinstance(value, list) and len(value) == 2 and all(_whole(1, PIXELS)(side) for side in value)
+def _is_size(value: Any) -> bool:
+    sides = isinstance(value, list) and len(value) == 2 and all(_is_whole(1, PIXELS)(side) for side in value)
     return sides and math.prod(value) <= PIXELS
 
 
-def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or check(value)
+def _whole(least: int, below: int) -> Check:
+    return _is_whole(least, below), f"a whole number from {least} to {below - 1}"
 
 
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "data": _text,
+def _one_of(names: Any) -> Check:
+    return lambda value: isinstance(value, str) and value in get_args(names), f"one of {', '.join(get_args(names))}"
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check[0](value), check[1]
+
+
+_NAME: Check = _text, "text that a terminal can show"
+_YES_OR_NO: Check = lambda value: type(value) is bool, "true or false"
+_CHECKS: dict[str, Check] = {
+    "data": _NAME,
     "model": _or_none(_one_of(ModelName)),
     "epochs": _whole(1, MOST),
     "batch_size": _whole(1, MOST),
-    "lr": _or_none(lambda value: _number(value) and value > 0),
+    "lr": _or_none((lambda value: _is_number(value) and value > 0, f"a number above 0 and below {LARGEST:g}")),
     "optimizer": _one_of(OptimizerName),
-    "weight_decay": _number,
+    "weight_decay": (_is_number, f"a number from 0 to below {LARGEST:g}"),
     "schedule": _one_of(ScheduleName),
     "precision": _or_none(_one_of(PrecisionName)),
-    "augment": lambda value: type(value) is bool,
-    "held_out": _or_none(lambda value: _number(value) and 0 < value < MOST),
+    "augment": _YES_OR_NO,
+    "held_out": _or_none((lambda value: _is_number(value) and 0 < value < MOST, f"a number above 0 and below {MOST}")),
     "seed": _whole(0, 2**64),
     "early_stopping": _or_none(_whole(1, MOST)),
-    "image_size": _or_none(_size),
-    "gray": lambda value: type(value) is bool,
-    "start": _or_none(_text),
+    "image_size": _or_none((_is_size, f"a height and a width of at most {PIXELS} pixels together")),
+    "gray": _YES_OR_NO,
+    "start": _or_none(_NAME),
 }
 
 
-def check(settings: Any, names: Iterable[str] = _CHECKS) -> None:
+def check(settings: Any, names: Iterable[str] = _CHECKS, whose: str = "its ") -> None:
     """Raises ValueError unless these settings, all by default, are there and of a kind that the command could have."""
     if not isinstance(settings, dict):
-        raise ValueError(f"its settings are {_shown(settings)}")
+        raise ValueError(f"{whose}settings are {_shown(settings)}")
     for name in names:
         if name not in settings and name != "precision":  # which earlier versions did not write
             raise ValueError(f"it has no {name}")
-        if not _CHECKS[name](settings.get(name)):
-            raise ValueError(f"its {name} is {_shown(settings[name])}")
+        is_right, right = _CHECKS[name]
+        if not is_right(settings.get(name)):
+            raise ValueError(f"{whose}{name} is {_shown(settings[name])}, not {right}")
 
 
 def checked_place(path: Path, trained_on: Any) -> Settings | None:
@@ -100,8 +109,10 @@ def read_run(folder: Path) -> dict[str, Any] | None:
             raise ValueError(f"it holds {_shown(run)}")
         check(run.get("settings"))
         wanted: dict[str, Callable[[Any], bool]] = {"started": _text}
+        if "samples" in run:  # which earlier versions did not write
+            wanted |= {"samples": lambda value: isinstance(value, list)}
         if "finished" in run:
-            wanted |= {"finished": _text, "epochs": _whole(1, MOST), "accuracy": _number}
+            wanted |= {"finished": _text, "epochs": _is_whole(1, MOST), "accuracy": _is_number}
         for name, is_right in wanted.items():
             if not is_right(run.get(name)):
                 raise ValueError(f"its {name} is {_shown(run.get(name))}")

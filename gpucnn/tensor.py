@@ -11,45 +11,62 @@ import builtins
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, Self
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ContextDecorator, contextmanager
+from contextvars import ContextVar, Token
+from typing import Any, Generic, Self, TypeVar, overload
 
 import numpy as np
 
 from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.dtypes import bfloat16, float16, float32, is_floating, is_half, named
-from gpucnn.live import CaptureError
+from gpucnn.live import CaptureError, replaced
 
+V = TypeVar("V")
+Function = TypeVar("Function", bound=Callable[..., Any])
 Vjp = Callable[[Array], Any]
 Edge = tuple["Tensor | None | tuple[Tensor | None, ...]", Vjp]
 
 _grad_enabled: ContextVar[bool] = ContextVar("gpucnn_grad_enabled", default=True)
-# while a step is captured: the leaves that got a gradient, and which
-_captured: ContextVar[dict[Node, Array] | None] = ContextVar("gpucnn_captured_gradients", default=None)
+_captured: ContextVar[Gradients | None] = ContextVar("gpucnn_captured_gradients", default=None)
 _NO_ARRAY = np.dtype(np.bool_)  # stands for the type of a Python number
+ADDS_UP = "backward() adds to gradients of an earlier call; call zero_grad() in the step"
 _DTYPES = "float16, bfloat16, float32, float64, int8 … int64, uint8 or bool"
 
 
-@contextmanager
-def no_grad() -> Iterator[None]:
+class Scoped(ContextDecorator, threading.local, Generic[V]):
+    """The value of a variable inside a with block or a decorated function.
+
+    It may be entered again and again, also inside itself; each thread has its own entries.
+    """
+
+    def __init__(self, variable: ContextVar[Any], value: Callable[[], V]) -> None:
+        self._variable, self._value = variable, value
+        self._entered: list[Token[Any]] = []
+
+    def __enter__(self) -> V:
+        value = self._value()
+        self._entered.append(self._variable.set(value))
+        return value
+
+    def __exit__(self, *error: object) -> None:
+        self._variable.reset(self._entered.pop())
+
+
+@overload
+def no_grad() -> Scoped[bool]: ...
+@overload
+def no_grad(function: Function) -> Function: ...
+def no_grad(function: Any = None) -> Any:
     """Record nothing inside: a with block or a decorator. Saves the memory that a backward pass would need."""
-    token = _grad_enabled.set(False)
-    try:
-        yield
-    finally:
-        _grad_enabled.reset(token)
+    scope = Scoped(_grad_enabled, lambda: False)
+    return scope if function is None else scope(function)
 
 
-@contextmanager
-def enable_grad() -> Iterator[None]:
+def enable_grad() -> Scoped[bool]:
     """Record inside, also where `no_grad` is around it."""
-    token = _grad_enabled.set(True)
-    try:
-        yield
-    finally:
-        _grad_enabled.reset(token)
+    return Scoped(_grad_enabled, lambda: True)
 
 
 def is_grad_enabled() -> bool:
@@ -57,10 +74,23 @@ def is_grad_enabled() -> bool:
     return _grad_enabled.get()
 
 
-@contextmanager
-def capturing_gradients() -> Iterator[dict[Node, Array]]:
+class Gradients(dict["Node", Array]):
     """While a step is captured: the leaves that `backward` gives a gradient, and which."""
-    captured: dict[Node, Array] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cleared: set[Node] = set()  # the leaves whose gradient the step forgets
+        self._began = next(Node._count)
+
+    def added_to(self) -> list[Node]:
+        """The leaves whose gradients of an earlier call the step would add to: those from before it, not cleared."""
+        return [node for node in self if node.order < self._began and node not in self.cleared]
+
+
+@contextmanager
+def capturing_gradients() -> Iterator[Gradients]:
+    """Note the gradients of a step that is captured."""
+    captured = Gradients()
     token = _captured.set(captured)
     try:
         yield captured
@@ -97,8 +127,9 @@ class Node:
                 gradient = gradient.copy(order="K")
             if node.gradient is not None:
                 if captured is not None and node not in captured:
-                    raise CaptureError("backward() adds to gradients of an earlier call; call zero_grad() in the step")
-                gradient = in_storage_order(node.backend.xp.add, node.gradient, gradient)
+                    raise CaptureError(ADDS_UP)
+                total = in_storage_order(node.backend.xp.add, node.gradient, gradient)
+                gradient = node.backend.xp.asarray(total)  # of two arrays without axes NumPy makes a number
             owned.add(id(_owner(gradient)))
             node.gradient = gradient
             if captured is not None:
@@ -203,13 +234,14 @@ class Tensor:
     [N, C, H, W], stored channels-last.
     """
 
-    __slots__ = ("__weakref__", "_node", "array", "backend")
+    __slots__ = ("__weakref__", "_leaf", "_node", "array", "backend")
     __array_ufunc__ = None  # numpy leaves `array * tensor` to Tensor.__rmul__
 
     def __init__(self, array: Array, backend: Backend, requires_grad: bool = False) -> None:
         self.array = array
         self.backend = backend
         self._node: Node | None = None
+        self._leaf: Node | None = None  # the node that a leaf has while it requires a gradient, and has again later
         if requires_grad:
             self.requires_grad = True
 
@@ -258,7 +290,8 @@ class Tensor:
         elif self._node is None:
             if not is_floating(self.dtype):
                 raise RuntimeError(f"only a floating tensor can have a gradient, this one is {self.dtype}")
-            self._node = Node(self.backend, [])
+            self._leaf = self._leaf or Node(self.backend, [])
+            self._node = self._leaf
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Set requires_grad in place; returns self."""
@@ -279,13 +312,15 @@ class Tensor:
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
-        if self._node is None:
-            if value is not None:
-                raise RuntimeError("a tensor with requires_grad=False can't have a gradient")
-            return
+        node = self._node or self._leaf
         if value is not None:
+            if self._node is None:
+                raise RuntimeError("a tensor with requires_grad=False can't have a gradient")
             self._check_gradient(value)
-        self._node.gradient = None if value is None else value.array
+        if node is not None:
+            node.gradient = None if value is None else value.array
+            if value is None and (captured := _captured.get()) is not None:
+                captured.cleared.add(node)
 
     def retain_grad(self) -> None:
         """Keep this result's gradient in `grad`, as a leaf's is kept."""
@@ -299,6 +334,10 @@ class Tensor:
         backend = "" if self.backend.name == "numpy" else f", backend={self.backend.name!r}"
         grad = ", requires_grad=True" if self.requires_grad else ""
         return f"tensor({values}{dtype}{backend}{grad})"
+
+    def __format__(self, format_spec: str) -> str:
+        """As its number if it has no axes: f"{loss:.3f}"."""
+        return format(self.item(), format_spec) if self.ndim == 0 else super().__format__(format_spec)
 
     def _repr_html_(self) -> str:
         from gpucnn.notebook import tensor_html
@@ -434,24 +473,35 @@ class Tensor:
         if not isinstance(source, Tensor):
             checked_dtype(values.dtype)
         with np.errstate(all="ignore"):  # what is too large becomes infinite
-            self._writable()[...] = self.backend.asarray(values, self.dtype)
+            self._writable(source)[...] = self.backend.asarray(values, self.dtype)
         return self
 
-    def _writable(self) -> Array:
-        """The array, to be changed in place."""
+    def _writable(self, source: Any = None) -> Array:
+        """The array, to be changed in place, with the values of `source`: the tape would not know of it."""
+        if self.requires_grad and is_grad_enabled():
+            raise RuntimeError("a tensor that requires a gradient can be changed in place only inside no_grad()")
+        if isinstance(source, Tensor) and source.requires_grad and is_grad_enabled():
+            raise RuntimeError(
+                f"a value of shape {source.shape} that requires a gradient would lose it when it is written into "
+                "another tensor; join the parts with stack() or cat(), or write value.detach()"
+            )
         if not getattr(self.array.flags, "writeable", True):  # CuPy has no such arrays
             raise ValueError("this tensor shares the memory of a read-only array; change a clone() of it instead")
         return self.array
 
     def move_(self, target: str | Backend | np.dtype[Any] | type) -> Self:
-        """`to` in place, for a leaf: its gradient is forgotten. A dtype changes a floating tensor only."""
+        """`to` in place, for a leaf: if anything changes, its gradient is forgotten. A dtype changes a floating tensor
+        only."""
         moved = self.detach().to(target)
         if is_floating(self.dtype) and not is_floating(moved.dtype):
             raise TypeError(f"move_: a {self.dtype} tensor can become float32 or float64, not {moved.dtype}")
+        if moved.dtype == self.dtype and moved.backend is self.backend:
+            return self
         requires_grad = self.requires_grad
-        self.requires_grad = False
+        self.requires_grad, self._leaf = False, None
         if moved.dtype == self.dtype or is_floating(self.dtype):
             self.array, self.backend = moved.array, moved.backend
+            replaced.arrays += 1
         self.requires_grad = requires_grad
         return self
 
@@ -569,9 +619,7 @@ class Tensor:
         return F.index(self, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        if self.requires_grad and is_grad_enabled():
-            raise RuntimeError("a tensor that requires a gradient can be changed in place only inside no_grad()")
-        array, where = self._writable(), F.host_index(index)
+        array, where = self._writable(value), F.host_index(index)
         if isinstance(value, Tensor):
             validate.one_backend("__setitem__", self=self, value=value)
         try:
@@ -654,9 +702,9 @@ class Tensor:
         """`functional.amin`."""
         return F.amin(self, dim, keepdim)
 
-    def argmax(self, dim: int | None = None) -> Tensor:
+    def argmax(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
         """`functional.argmax`."""
-        return F.argmax(self, dim)
+        return F.argmax(self, dim, keepdim)
 
     def reshape(self, *shape: Any) -> Tensor:
         """`functional.reshape`."""
@@ -693,6 +741,15 @@ class Tensor:
     def clone(self) -> Tensor:
         """A copy with its own memory; the gradient goes through."""
         return record(self.backend, self.array.copy(order="K"), (self, lambda dy: dy))
+
+
+def zero_grad(tensors: Iterable[Tensor], set_to_none: bool) -> None:
+    """Forget the gradients of these leaves, or make them zeros."""
+    for leaf in tensors:
+        if set_to_none:
+            leaf.grad = None
+        elif leaf.grad is not None:
+            leaf.grad[...] = 0
 
 
 def _restored(kind: type[Tensor], values: np.ndarray[Any, Any], backend: str, requires_grad: bool) -> Tensor:

@@ -82,6 +82,7 @@ _ELEMENTWISE_MODULES = (
 
 
 SMALLEST_SCALE = 2.0**-16
+_UNFINISHED = re.compile(r"\..+\.\d+\.\d+\.tmp")  # how gpucnn.atomic names what is still being written
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -152,7 +153,7 @@ def fit(
     state = TrainingState(model, optimizer, scheduler, train, held_out, epochs, folder)
     with ExitStack() as stack:
         if folder is not None:
-            stack.enter_context(_locked(folder))
+            stack.enter_context(locked(folder))
         wish = stack.enter_context(_WishToStop())
         for callback in every_callback:
             stack.callback(callback.close)
@@ -516,8 +517,9 @@ class _Run:
 
     def open(self, folder: Path, resume: bool) -> None:
         """Take up the run in this folder, or make sure that there is none."""
-        for stale in folder.glob(".*.tmp"):  # of a process that was killed while it wrote; the lock is ours
-            stale.unlink()
+        for path in folder.iterdir():
+            if _UNFINISHED.fullmatch(path.name) and path.is_file():
+                path.unlink()  # of a process that was killed while it wrote; the lock is ours
         self.checkpoint = folder / "checkpoint.safetensors"
         if self.checkpoint.exists() and resume:
             self._resume(self.checkpoint)
@@ -656,7 +658,7 @@ class _Run:
             "accumulate": self.accumulate,
             "clip_norm": self.clip_norm,
             "precision": self.precision,
-            "callbacks": [repr(callback) for callback in self.remembering],
+            "callbacks": [_named(callback) for callback in self.remembering],
         }
 
 
@@ -741,7 +743,7 @@ class _WishToStop:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Makes the folder and keeps other processes out of it, until the end of this block or of this process."""
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -826,6 +828,8 @@ def _output(model: Module, images: Tensor, dataset: Dataset | None = None) -> Te
 
 
 def _check_loss(op: str, loss: Any) -> None:
+    if isinstance(loss, type):
+        raise TypeError(f"{op}: loss is the class {loss.__name__}; it takes an object of it: {loss.__name__}()")
     if not callable(loss):
         raise TypeError(f"{op}: loss must be a function of (output, labels), got {loss!r:.100}")
 
@@ -900,8 +904,11 @@ def predict(model: Module, images: NDArray[np.float32], batch_size: int = 256) -
     Runs in evaluation mode, without a tape, and puts the mode back. Raises TypeError for another dtype.
     """
     if not isinstance(images, np.ndarray) or images.dtype != np.float32:
-        given = getattr(images, "dtype", type(images).__name__)
-        raise TypeError(f"predict: images must be a float32 array, got {given}; data.to_float scales bytes to 0..1")
+        given = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
+        raise TypeError(
+            f"predict: images must be a float32 array, got {given}; data.to_float scales bytes to 0..1, and "
+            "numpy() makes an array of a tensor"
+        )
     if images.ndim not in (3, 4):
         raise ValueError(f"predict: images must be [N, C, H, W] or [C, H, W], got shape {images.shape}")
     batch_size = validate.integer("predict", "batch_size", batch_size, least=1)

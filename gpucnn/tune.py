@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
@@ -93,7 +93,7 @@ def problems_of(
 
     backend = KernelBackend(RecorderDevice(capability), noted)
     twin = copy.deepcopy(model).to(backend)
-    how = nullcontext() if compute_in is None else precision(compute_in)
+    how: AbstractContextManager[None] = nullcontext() if compute_in is None else precision(compute_in)
     if compute_in in ("fp16", "bf16"):
         how = autocast(PRECISIONS[compute_in])
     with how, warnings.catch_warnings(action="ignore"):  # what the recorder returns is any number, also NaN

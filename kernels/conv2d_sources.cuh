@@ -42,7 +42,8 @@ struct Gradients {
     const int K, P, Q, filters;
     Digits tap;
     const Digits step;
-    int offset[Place::COUNT], h[Place::COUNT], v[Place::COUNT];  // of the image; with the padding
+    unsigned int offset[Place::COUNT];  // of the image, or of its first tap: that may lie beyond dy, and beyond 2^31
+    int h[Place::COUNT], v[Place::COUNT];  // with the padding
 
     __device__ __forceinline__ Gradients(
         const SCALAR* dy, int pixels, int H, int W, int K, int P, int Q, int filters, int group, int first)
@@ -55,7 +56,7 @@ struct Gradients {
             v[i] = pixel.low + PAD_LEFT;
             offset[i] = pixel.high * P * Q * K + group * filters;
 #if STRIDE_H == 1 && STRIDE_W == 1
-            offset[i] += (h[i] * Q + v[i]) * K;  // of the row's first tap
+            offset[i] += (unsigned int)(h[i] * Q + v[i]) * K;
 #endif
         }
     }
@@ -65,9 +66,9 @@ struct Gradients {
         const bool whole = p * STRIDE_H == h[i] - down && q * STRIDE_W == v[i] - right;
         const bool inside = whole && (unsigned int)p < (unsigned int)P && (unsigned int)q < (unsigned int)Q;
 #if STRIDE_H == 1 && STRIDE_W == 1
-        return {dy + (offset[i] + (tap.low - (down * Q + right) * K)), inside};
+        return {dy + (int)(offset[i] + (tap.low - (down * Q + right) * K)), inside};
 #else
-        return {dy + (offset[i] + (p * Q + q) * K + tap.low), inside};
+        return {dy + (int)(offset[i] + ((p * Q + q) * K + tap.low)), inside};
 #endif
     }
     __device__ __forceinline__ void advance() { add(tap, step, KERNEL_W, filters); }

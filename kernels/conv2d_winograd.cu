@@ -4,10 +4,10 @@
 // Formula    The 2 x 2 outputs of a filter k at a place are A' [sum over c of (G g G') * (B' d B)] A, * elementwise: g the
 //            filter's taps of channel c, d the 4 x 4 inputs under them, and
 //
-//                [ 1   0   0 ]        [ 1  0 -1  0 ]        [ 1  1  1  0 ]
-//            G = [ ½   ½   ½ ]   B' = [ 0  1  1  0 ]   A' = [ 0  1 -1 -1 ]
-//                [ ½  -½   ½ ]        [ 0 -1  1  0 ]
-//                [ 0   0   1 ]        [ 0  1  0 -1 ]
+//                [ 1    0    0  ]        [ 1  0 -1  0 ]        [ 1  1  1  0 ]
+//            G = [ 1/2  1/2  1/2]   B' = [ 0  1  1  0 ]   A' = [ 0  1 -1 -1 ]
+//                [ 1/2 -1/2  1/2]        [ 0 -1  1  0 ]
+//                [ 0    0    1  ]        [ 0  1  0 -1 ]
 //
 // Tiling     winograd_filters.cu has stored u = G g G'. A block computes 32 places for 64 filters and walks the channels in
 //            steps of 4. Two steps are in shared memory: while one is multiplied, the next is on its way.

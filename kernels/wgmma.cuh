@@ -29,7 +29,7 @@ struct Mbarrier {
 #define __grid_constant__
 #define MAP_ALIGNMENT 8
 #else
-#define MAP_ALIGNMENT 64
+#define MAP_ALIGNMENT 128
 #endif
 
 // A map of an array of T (tensor_map.py), as a device encodes it; a __grid_constant__.

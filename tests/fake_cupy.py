@@ -1,7 +1,8 @@
 """A stand-in for CuPy on a machine without a GPU: its arrays are NumPy's, and its GPU is the emulator.
 
-A stream can be captured. Meanwhile nothing is computed, and what CuPy and CUDA refuse then raises: copies from and to
-the host, waiting, cuBLAS, and memory from the pool (CUDA allows that, but a graph that uses it reads garbage later).
+A stream can be captured. Meanwhile nothing is computed, and what CuPy and CUDA refuse then raises: copies to the host,
+waiting, cuBLAS, and memory from the pool (CUDA allows that, but a graph that uses it reads garbage later). A copy from
+the host is captured as CuPy does it: through memory that an allocator of ours gives or refuses.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import weakref
 from contextlib import ExitStack
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
@@ -32,7 +34,8 @@ def refused_while_capturing() -> None:
 
 
 class CompileException(Exception):
-    pass
+    def __init__(self, message: str, *about: object) -> None:
+        super().__init__(message)
 
 
 class FakeCupy(ModuleType):
@@ -44,9 +47,11 @@ class FakeCupy(ModuleType):
         self.modules: list[tuple[str, tuple[str, ...], str]] = []
         self.launches: list[tuple[Any, ...]] = []
         self.runtime_version, self.gpus, self.nvrtc = 12090, 1, (12, 9)
-        self.compute_capability = "75"
+        self.compute_capability, self.current = "75", 0
+        self.pinned = lambda size: None  # CuPy's own would give memory in a capture too
         runtime = SimpleNamespace(
             CUDARuntimeError=CUDARuntimeError,
+            getDevice=lambda: self.current,
             getDeviceCount=lambda: self._given(self.gpus),
             runtimeGetVersion=lambda: self.runtime_version,
             memGetInfo=lambda: (700, 1000),
@@ -57,12 +62,13 @@ class FakeCupy(ModuleType):
             runtime=runtime,
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             set_allocator=lambda allocate: setattr(host_arrays, "pool", Allocator(allocate)),
+            set_pinned_memory_allocator=lambda allocate: setattr(self, "pinned", allocate),
             compiler=SimpleNamespace(CompileException=CompileException),
-            nvrtc=SimpleNamespace(getVersion=lambda: self._given(self.nvrtc)),
+            nvrtc=NVRTC(self),
             get_current_stream=lambda: SimpleNamespace(synchronize=refused_while_capturing),
             Event=Event,
             Stream=Stream,
-            Device=lambda: SimpleNamespace(compute_capability=self.compute_capability, id=0),
+            Device=lambda: SimpleNamespace(compute_capability=self.compute_capability, id=self.current),
             get_allocator=lambda: host_arrays.allocator() or from_pool,
             using_allocator=host_arrays.using_allocator,
             MemoryPointer=MemoryPointer,
@@ -80,9 +86,18 @@ class FakeCupy(ModuleType):
         return getattr(host_arrays, name)
 
     def asarray(self, data: Any, dtype: Any = None, order: Any = None) -> Any:
-        if not isinstance(data, host_arrays.HostArray):
-            refused_while_capturing()
-        return host_arrays.asarray(data, dtype, order)
+        return host_arrays.asarray(self.on_the_gpu(data), dtype, order)
+
+    def on_the_gpu(self, data: Any) -> Any:
+        """What CuPy takes a host array for: a copy of it, through pinned memory, in a capture too."""
+        if host_arrays.is_noting() and not isinstance(data, host_arrays.HostArray):
+            self.pinned(np.asarray(data).nbytes)
+        return data
+
+    def concatenate(self, arrays: Any, axis: int = 0) -> Any:
+        """As CuPy does for many small arrays: their addresses are copied from the host."""
+        self.on_the_gpu(np.array([array.ctypes.data for array in arrays]))
+        return host_arrays.concatenate(arrays, axis=axis)
 
     def asnumpy(self, array: Any) -> Any:
         refused_while_capturing()
@@ -96,7 +111,15 @@ class FakeCupy(ModuleType):
     def get_default_memory_pool(self) -> Any:
         return self.pool
 
-    def RawModule(self, code: str, options: tuple[str, ...], backend: str) -> Any:
+    def get_default_pinned_memory_pool(self) -> Any:
+        return SimpleNamespace(malloc=lambda size: None)
+
+    def RawModule(
+        self, code: str = "", options: tuple[str, ...] = (), backend: str = "nvrtc", path: str | None = None
+    ) -> Any:
+        if path is not None:
+            code, *options_of_path = Path(path).read_text("utf-8").rstrip("\0").split("\0")
+            options = tuple(options_of_path)
         if "-DBROKEN=1" in options:
             raise CompileException("line 7: expected a ;")
         self.modules.append((code, options, backend))
@@ -136,6 +159,38 @@ def at_address(address: Any, size: Any, dtype: np.dtype[Any]) -> Any:
     """The array of that many elements at an address."""
     memory = (ctypes.c_char * (int(size) * dtype.itemsize)).from_address(int(address))
     return np.frombuffer(memory, dtype)
+
+
+class NVRTC:
+    """What is compiled here is the code and its options, for `RawModule`. A second program has another number."""
+
+    NVRTCError = type("NVRTCError", (RuntimeError,), {})
+
+    def __init__(self, cupy: FakeCupy) -> None:
+        self._cupy, self.programs = cupy, dict[int, list[str]]()
+
+    def getVersion(self) -> Any:
+        return FakeCupy._given(self._cupy.nvrtc)
+
+    def createProgram(self, code: str, name: str, headers: Any, include_names: Any) -> int:
+        self.programs[len(self.programs)] = [code]
+        return len(self.programs) - 1
+
+    def compileProgram(self, program: int, options: tuple[str, ...]) -> None:
+        if "-DBROKEN=1" in options:
+            raise self.NVRTCError("NVRTC_ERROR_COMPILATION (6)")
+        if sum(option.startswith("-arch") for option in options) > 1 and self.getVersion() < (12, 9):
+            raise self.NVRTCError("-arch defined more than once")
+        self.programs[program] += options
+
+    def getProgramLog(self, program: int) -> str:
+        return "line 7: expected a ;"
+
+    def getCUBIN(self, program: int) -> bytes:
+        return "\0".join(self.programs[program]).encode()
+
+    def destroyProgram(self, program: int) -> None:
+        self.programs[program] = ["destroyed"]
 
 
 class UnownedMemory:
@@ -263,6 +318,7 @@ def install(
     """A machine with such a driver and such wheels; without wheels, CuPy can't be imported."""
     fake = FakeCupy()
     monkeypatch.setattr(host_arrays, "pool", host_arrays.pool)  # set_allocator replaces it
+    monkeypatch.setattr(host_arrays, "_made_here", fake.on_the_gpu)
     monkeypatch.setattr(cuda, "driver_version", lambda: driver)
     monkeypatch.setattr(cuda.CudaDevice, "address", lambda self, array: array.ctypes.data)
     monkeypatch.setattr(cuda.CudaDevice, "owns", lambda self, data: isinstance(data, host_arrays.HostArray))

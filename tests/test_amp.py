@@ -298,6 +298,21 @@ def test_scopes_nest_and_end() -> None:
         return a @ b
 
     assert dtype_of(product()) == "bfloat16"
+    again = gpucnn.autocast("bfloat16")
+    for _ in range(2):
+        with again, gpucnn.autocast(enabled=False), again:
+            assert dtype_of(a @ b) == "bfloat16"
+        assert not gpucnn.is_autocast_enabled()
+
+
+def test_a_scope_that_is_entered_again_converts_the_weights_as_they_are_then() -> None:
+    weight, scope = gpucnn.ones(2, 2, requires_grad=True), gpucnn.autocast("bfloat16")
+    with scope:
+        first = gpucnn.ones(1, 2) @ weight
+    weight.detach().copy_(np.full((2, 2), 3))
+    with scope:
+        assert (gpucnn.ones(1, 2) @ weight).tolist() == [[6, 6]]
+    assert first.tolist() == [[2, 2]]
     for wrong in ("float32", np.float64):
         with pytest.raises(ValueError, match="autocast: dtype must be float16 or bfloat16, got float"), \
                 gpucnn.autocast(wrong):  # fmt: skip
@@ -409,6 +424,27 @@ def test_the_scale_grows_after_the_interval_and_starts_counting_again_after_a_sk
     assert scales == [4.0, 1.0, 1.0, 3.0, 3.0, 9.0]
 
 
+def test_the_scale_stays_a_number_of_float32() -> None:
+    """Gradients are divided by it; PyTorch's grows no further either."""
+    largest, smallest = (float(limit) for limit in (np.finfo(np.float32).max, np.finfo(np.float32).tiny))
+    scaler = gpucnn.GradScaler(init_scale=2.0**126, growth_interval=1)
+    for expected in (2.0**127, 2.0**127):
+        optimizer, w = with_gradients(2.0**100)
+        scaler.step(optimizer)
+        assert w.item() == -(2.0**100) / scaler.get_scale()
+        scaler.update()
+        assert scaler.get_scale() == expected < largest
+    scaler.update(2.0**-125)
+    for expected in (2.0**-126, 2.0**-126):
+        optimizer, w = with_gradients(math.inf)
+        scaler.step(optimizer)
+        scaler.update()
+        assert scaler.get_scale() == expected >= smallest
+    optimizer, w = with_gradients(2.0**-126)
+    scaler.step(optimizer)
+    assert w.item() == -1.0
+
+
 def test_the_scaler_does_what_pytorchs_does(torch: ModuleType) -> None:
     ours, theirs = gpucnn.GradScaler(growth_interval=3), torch.amp.GradScaler("cpu", growth_interval=3)
     assert ours.get_scale() == theirs.get_scale() == 65536.0
@@ -473,6 +509,10 @@ def misused(use: str) -> None:
         scaler.scale(3.0)
     elif use == "empty":
         scaler.load_state_dict({})
+    elif use.startswith("scale "):
+        scaler.load_state_dict(scaler.state_dict() | {"scale": float(use.removeprefix("scale "))})
+    elif use == "new":
+        scaler.update(1e39)
     elif use == "half":
         leaf = random(2, requires_grad=True)
         optimizer = optim.SGD([leaf], lr=1.0)
@@ -491,6 +531,11 @@ def misused(use: str) -> None:
     ("none", RuntimeError, r"no parameter of this optimizer has a gradient; call backward\(\) first"),
     ("text", TypeError, "outputs must be tensors, got float"),
     ("empty", ValueError, "the state is empty"),
+    ("scale 0", ValueError, "scale must be positive, got 0.0; a scale is from 1.17549e-38 to 3.40282e.38, and 65536.0"),
+    ("scale -2", ValueError, "scale must be positive, got -2.0"),
+    ("scale nan", ValueError, "scale must be positive, got nan"),
+    ("scale inf", ValueError, "scale must be positive, got inf"),
+    ("new", ValueError, r"new_scale must be positive, got 1e\+39"),
     ("half", ValueError, "a gradient is float16; keep the parameters float32"),
     ("{'init_scale': 0}", ValueError, "init_scale must be positive, got 0"),
     ("{'growth_factor': 1}", ValueError, "growth_factor must be above 1.*got 1, 0.5 and 2000"),

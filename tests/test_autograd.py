@@ -16,7 +16,7 @@ import gpucnn
 from gpucnn import Tensor, nn, optim
 from gpucnn import functional as F
 from gpucnn.backends import Backend
-from gpucnn.tensor import Node, record
+from gpucnn.tensor import Node, enable_grad, record
 from gpucnn.testing import CASES, Case
 
 
@@ -73,6 +73,28 @@ def test_gradient_wanted_later_counts_from_then_on() -> None:
     x.requires_grad = False
     assert x.grad is None
     assert not (x * 2).requires_grad
+
+
+def test_a_leaf_that_is_frozen_for_a_while_keeps_its_gradient_and_what_was_computed_before() -> None:
+    x = leaf([1.0, 2])
+    (x * x).sum().backward()
+    y = (x * 3).sum()
+    x.requires_grad_(False)
+    assert x.grad is None
+    x.requires_grad_(True)
+    y.backward()
+    np.testing.assert_array_equal(gradient(x), [5, 7])  # 2x + 3
+    x.requires_grad_(False)
+    x.grad = None
+    assert x.requires_grad_(True).grad is None
+
+
+def test_gradient_of_a_leaf_without_axes_stays_an_array_that_can_be_clipped() -> None:
+    x = leaf(2.0)
+    for _ in range(2):
+        (x * 3).backward()
+    assert optim.clip_grad_norm_([x], 3.0) == 6
+    np.testing.assert_allclose(gradient(x), 3, rtol=1e-6)
 
 
 def test_requires_grad_of_a_result_cannot_be_set() -> None:
@@ -200,6 +222,48 @@ def test_inner_no_grad_does_not_end_the_outer() -> None:
             pass
         assert not (x * 2).requires_grad
     assert (x * 2).requires_grad
+
+
+def test_one_scope_may_be_entered_again_and_inside_itself() -> None:
+    silent, recording = gpucnn.no_grad(), enable_grad()
+    for _ in range(2):
+        with silent:
+            with recording, silent:
+                with recording:
+                    assert gpucnn.is_grad_enabled()
+                assert not gpucnn.is_grad_enabled()
+            assert not gpucnn.is_grad_enabled()
+        assert gpucnn.is_grad_enabled()
+
+
+def test_one_scope_may_be_entered_in_two_threads_at_once() -> None:
+    scope, met, left = gpucnn.no_grad(), threading.Event(), threading.Event()
+    enabled: list[bool] = []
+
+    def enter() -> None:
+        with scope:
+            met.set()
+            left.wait(10)
+        enabled.append(gpucnn.is_grad_enabled())
+
+    thread = threading.Thread(target=enter)
+    with scope:
+        thread.start()
+        assert met.wait(10)
+    left.set()
+    thread.join()
+    assert enabled == [True]
+    assert gpucnn.is_grad_enabled()
+
+
+def test_no_grad_decorates_without_parentheses_too() -> None:
+    @gpucnn.no_grad
+    def twice(x: Tensor) -> Tensor:
+        """Two of it."""
+        return x * 2
+
+    assert not twice(leaf([1.0])).requires_grad
+    assert twice.__doc__ == "Two of it."
 
 
 def test_no_grad_as_a_decorator_works_at_every_call_and_depth() -> None:

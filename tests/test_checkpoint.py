@@ -3,6 +3,8 @@
 import json
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +76,7 @@ def scrambled(model):
     """The model with other numbers everywhere, so that what is loaded can be told from what was drawn."""
     generator = np.random.default_rng(9)
     for value in model.state_dict().values():
-        value.copy_((generator.random(value.shape) * 9).astype(value.dtype))
+        value.detach().copy_((generator.random(value.shape) * 9).astype(value.dtype))
     return model
 
 
@@ -128,6 +130,32 @@ def test_appended_and_removed_layers_are_described():
     assert [n for n, _ in again.named_children()] == [n for n, _ in model.named_children()]
     assert isinstance(again.__dict__["12"], nn.Linear)
     again(gpucnn.zeros(2, 1, 28, 28))
+
+
+def test_a_layer_that_is_used_twice_is_described_once_and_built_as_one():
+    inner = nn.Linear(4, 4)
+    model = nn.Sequential(inner, nn.ReLU(), nn.Sequential(nn.ELU(), inner))
+    description = describe(model)
+    assert description["children"]["2"]["children"]["1"] == {"shared": "0"}
+    again = build(json.loads(json.dumps(description)))
+    assert again[2][1] is again[0]
+    assert describe(again) == description
+
+
+def test_layers_that_share_within_a_part_share_in_it_again():
+    twin = nn.Linear(4, 4)
+    part = nn.Sequential(twin, twin)
+    again = build(describe(nn.Sequential(nn.Linear(4, 4), part, part)))
+    assert again[1] is again[2]
+    assert again[1][0] is again[1][1]
+    assert again[1][0] is not again[0]
+
+
+@pytest.mark.parametrize("place", ["1", "0.weight", "nowhere", "", 3, []])
+def test_a_shared_layer_that_was_not_before_is_refused(place):
+    layers = {"0": describe(nn.ReLU()), "1": {"shared": place}}
+    with pytest.raises(ValueError, match="no description of a model"):
+        build({"class": "Sequential", "args": [], "kwargs": {}, "children": layers})
 
 
 def test_a_layer_that_was_taken_away_is_none():
@@ -254,6 +282,26 @@ def test_equal_models_give_equal_files(tmp_path):
     assert load_model(tmp_path / "one")[1]["normalise"] == [0.5, 0.25]
 
 
+@pytest.mark.parametrize(
+    "normalise",
+    [
+        (np.array([0.5, 0.25], np.float32), np.array([1.0, 2.0])),
+        Normalize(np.array([0.5, 0.25]), [np.float32(1), np.int64(2)]),
+    ],
+)
+def test_arrays_and_numbers_of_numpy_are_saved_as_plain_ones(tmp_path, normalise):
+    save_model(small_net(), tmp_path / "m", classes=np.arange(2), normalise=normalise)
+    description = load_model(tmp_path / "m")[1]
+    assert description["normalise"] == [[0.5, 0.25], [1.0, 2.0]]
+    assert description["classes"] == ["0", "1"]
+
+
+def test_what_gpucnn_itself_says_of_a_model_is_not_replaced(tmp_path):
+    with pytest.raises(ValueError, match=r"architecture='x', dtype='int8' would replace what gpucnn.*choose another"):
+        save_model(small_net(), tmp_path / "m", architecture="x", dtype="int8", note="hi")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_float64_model_stays_float64(tmp_path):
     model = small_net().to("float64")
     save_model(model, tmp_path / "m.safetensors")
@@ -275,6 +323,54 @@ def test_a_given_model_is_filled_even_of_a_class_of_the_users(tmp_path):
         load_model(tmp_path / "m.safetensors")
     assert load_model(tmp_path / "m.safetensors", other)[0] is other
     assert_same_state(state_of(other), state_of(model))
+
+
+def test_a_layer_that_is_used_twice_comes_back_as_one(tmp_path):
+    layer = nn.Linear(4, 4)
+    model = scrambled(nn.Sequential(layer, nn.ReLU(), layer))
+    save_model(model, tmp_path / "m.safetensors")
+    again, _ = load_model(tmp_path / "m.safetensors")
+    assert again[2] is again[0]
+    assert_same_state(state_of(again), state_of(model))
+
+
+def test_bfloat16_is_read_by_a_process_that_has_not_used_it(tmp_path):
+    """Only then does NumPy not know the name yet."""
+    model = nn.Sequential(nn.Linear(3, 2)).to("bfloat16")
+    save_model(model, tmp_path / "m.safetensors")
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "shards")
+    index = {"weight_map": dict.fromkeys(model.state_dict(), "part.safetensors")}
+    (tmp_path / "shards" / "model.safetensors").rename(tmp_path / "shards" / "part.safetensors")
+    (tmp_path / "shards" / "model.safetensors.index.json").write_text(json.dumps(index))
+    code = (
+        "import gpucnn\n"
+        "from gpucnn.checkpoint import load_model\n"
+        f"path = {str(tmp_path)!r}\n"
+        "{}\n"
+        "print(model[0].weight.dtype, model[0].weight.float().tolist())\n"
+    )
+    wanted = f"bfloat16 {model[0].weight.float().tolist()}\n"
+    for read in (
+        "model, _ = load_model(path + '/m.safetensors')",
+        "model = gpucnn.nn.Module.from_pretrained(path + '/whole')",
+        "model = gpucnn.nn.Module.from_pretrained(path + '/shards')",
+    ):
+        result = subprocess.run(
+            [sys.executable, "-c", code.format(read)], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert (result.stdout, result.returncode) == (wanted, 0), result.stderr
+
+
+def test_without_ml_dtypes_a_bfloat16_file_names_the_command(tmp_path):
+    save_model(nn.Linear(3, 2).to("bfloat16"), tmp_path / "m.safetensors")
+    code = (
+        "import sys; sys.modules['ml_dtypes'] = None\n"
+        "from gpucnn.checkpoint import load_model\n"
+        f"load_model({str(tmp_path / 'm.safetensors')!r})\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert 'ImportError: bfloat16 needs the package ml_dtypes: pip install "gpucnn[half]"' in result.stderr
 
 
 def test_a_plain_safetensors_file_fills_a_given_model(tmp_path):

@@ -134,7 +134,7 @@ MISTAKES = {
     ("train", "--epochs", "0"): r"Invalid value for '--epochs'",
     ("train", "--model", "alexnet"): r"'alexnet' is not one of 'lenet5'",
     ("predict",): r"Missing argument 'MODEL'",
-    ("train", "nonsense"): r"no data set and no path is called 'nonsense'.*mnist-5k",
+    ("train", "nonsense"): r"no data set and no path is called 'nonsense'\. Known by name: digits, mnist-5k",
     ("train", "mnist5k"): r"did you mean 'mnist-5k'\?",
     ("train", "--lr", "0"): r"--lr must be above 0, got 0",
     ("train", "--lr", "nan"): r"--lr must be above 0, got nan",
@@ -148,6 +148,12 @@ MISTAKES = {
     ("train", "--resume"): r"runs.mnist-5k holds no run to resume; without --resume a new one starts",
     ("train", "--resume", "--overwrite"): r"--resume goes on with a run and --overwrite deletes it; choose one",
     ("train", "x-or-not-x", "--from", "nix"): r"there is no file nix",
+    ("train", "--image-size", "100000x100000"): r"--image-size must be like.*at most 67,108,864 pixels, got '1000",
+    ("train", "--batch-size", "9999999999"): r"batch_size is 9999999999, not a whole number from 1 to 2147483647",
+    ("train", "--epochs", "99999999999"): r"epochs is 99999999999, not a whole number from 1 to 2147483647",
+    ("train", "--weight-decay", "inf"): r"weight_decay is inf, not a number from 0 to below 1e\+300",
+    ("train", "--lr", "1e305"): r"lr is 1e\+305, not a number above 0 and below 1e\+300",
+    ("train", "x-or-not-x", "--image-size", "8"): r"x-or-not-x has images of 5×5 and 1 channels, not 8×8 ones;",
     ("predict", "nix", "a.png"): r"there is no file nix",
     ("evaluate", "nix"): r"there is no file nix",
     ("show", "nix"): r"there is no file nix",
@@ -216,6 +222,18 @@ def test_a_reader_that_stops_reading_is_no_error(tmp_path):
     script = f"{sys.executable} -m gpucnn train --help | true; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGPIPE")
+@pytest.mark.parametrize("listener", ["2>&1 | head -3", "2>/dev/null | head -2"])
+def test_a_training_that_nobody_listens_to_any_more_does_not_end_as_if_it_were_done(tmp_path, listener):
+    line = " ".join(["train", "x-or-not-x", "--epochs", "30", "--batch-size", "16", "--no-pictures", "--out", "a"])
+    script = f"{sys.executable} -m gpucnn {line} {listener}; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 141, result.stderr
+    resumed = command("train", "x-or-not-x", "--out", "a", "--resume", "--no-pictures")
+    assert resumed.code == 0, resumed.err
+    assert "30 epochs in " in resumed.out
 
 
 # -- train -----------------------------------------------------------------------------------------
@@ -303,6 +321,13 @@ def test_a_second_run_says_what_exists_and_changes_nothing(finished):
     assert command("train", "--resume", "x-or-not-x", "--out", folder).out == again.out
 
 
+def test_a_finished_run_of_other_settings_is_no_answer_to_what_was_asked(finished):
+    folder, _ = finished
+    result = command("train", "--epochs", 3, "--lr", 0.5, "--out", folder)
+    assert result.code == 2
+    assert "holds a finished run with epochs 2, not 3; lr 0.1, not 0.5; choose another folder (--out)" in result.err
+
+
 def test_what_exists_comes_with_commands_that_work(finished, tmp_path):
     folder, _ = finished
     said = command("train", *TINY, "--out", folder).out
@@ -332,6 +357,36 @@ def test_a_finished_cycle_cannot_grow_and_the_error_says_how_to_train_another(fi
     assert "the onecycle schedule of" in result.err
     assert "ends at epoch 2" in result.err
     assert "--from" in result.err
+
+
+def test_a_stopped_cycle_is_to_end_before_another_starts_from_it(finished, tmp_path):
+    run = json.loads((finished[0] / "run.json").read_text())
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "run.json").write_text(json.dumps({name: run[name] for name in ("settings", "started")}))
+    result = command("train", "x-or-not-x", "--resume", "--epochs", 3, "--out", "a")
+    assert result.code == 2
+    assert "near 0; end it with gpucnn train x-or-not-x --out a --resume, then train another cycle" in result.err
+
+
+def test_another_cycle_reads_pictures_as_the_first_one_did():
+    line = cli._another_cycle(settings(data="photos", model="lenet5", image_size=[10, 9], gray=True), cli.Path("a"))
+    assert line == "gpucnn train photos --out a-2 --from a --model lenet5 --image-size 10x9 --gray"
+
+
+def test_commands_to_copy_are_not_folded(finished, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_console", lambda: Console(width=40))
+    cli._say_what_exists(json.loads((finished[0] / "run.json").read_text()), finished[0])
+    assert re.search(r"^  train further  gpucnn train .* --from .* --model x-or-not-x$", capsys.readouterr().out, re.M)
+
+
+def test_the_speed_is_no_negative_number_where_all_batches_were_done_before(capsys):
+    loader = data.Loader(data.load("x-or-not-x").subset(slice(100)), 64)
+    state = train.TrainingState(nn.models.x_or_not_x(), None, None, loader, None, 1, None, batch=len(loader))
+    lines = cli._Lines()
+    lines.on_epoch_begin(state)
+    state.history.rows.append({"loss": 0.5, "accuracy": 0.5})
+    lines.on_epoch_end(state)
+    assert "  0 images/s  " in capsys.readouterr().err
 
 
 def test_a_run_cannot_shrink(finished):
@@ -365,13 +420,68 @@ def test_the_seed_changes_weights_split_and_shuffles_and_nothing_else_does(tmp_p
 
 def test_overwrite_starts_anew_and_keeps_foreign_files(tmp_path):
     assert command("train", *TINY, "--out", "a").code == 0
-    (tmp_path / "a" / "notes.txt").write_text("mine")
-    (tmp_path / "a" / "samples" / "old.png").write_text("of the old run")
-    result = command("train", "x-or-not-x", "--epochs", 1, "--overwrite", "--out", "a", "--no-pictures")
+    mine = ["notes.txt", "samples/mine.png", "pictures/holiday.png", "tensorboard/notes.txt"]
+    for name in mine:
+        (tmp_path / "a" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "a" / name).write_text("mine")
+    (tmp_path / "a" / "pictures" / "curves.png").write_text("of the old run")
+    np.savez("other.npz", images=np.eye(12, dtype=np.uint8).repeat(40, 0).reshape(40, 12, 12), labels=np.arange(40) % 2)
+    result = command("train", "other.npz", "--epochs", 1, "--overwrite", "--out", "a", "--no-pictures")
     assert result.code == 0, result.err
-    assert (tmp_path / "a" / "notes.txt").read_text() == "mine"
-    assert not (tmp_path / "a" / "samples" / "old.png").exists()
+    assert all((tmp_path / "a" / name).read_text() == "mine" for name in mine)
+    assert not (tmp_path / "a" / "pictures" / "curves.png").exists()
+    assert sorted(path.name for path in (tmp_path / "a" / "samples").iterdir()) == ["0.png", "1.png", "mine.png"]
     assert json.loads((tmp_path / "a" / "run.json").read_text())["epochs"] == 1
+
+
+def test_overwrite_deletes_nothing_in_a_folder_that_holds_no_run(tmp_path):
+    for name in ("pictures/curves.png", "samples/X.png", "tensorboard/events.out.tfevents.1"):
+        (tmp_path / "proj" / name).parent.mkdir(parents=True)
+        (tmp_path / "proj" / name).write_text("mine")
+    (tmp_path / "proj" / "model.safetensors").write_text("mine")
+    before = contents(tmp_path)
+    result = command("train", *TINY, "--overwrite", "--out", "proj")
+    assert result.code == 2
+    assert "proj holds model.safetensors of something else than `gpucnn train`; move that away or choose" in result.err
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("how", ["--overwrite", "--resume"])
+def test_a_run_that_is_being_trained_is_left_as_it_is(tmp_path, how):
+    options = ("train", "x-or-not-x", "--schedule", "constant", "--no-pictures", "--out", "a")
+    assert command(*options, "--epochs", 2).code == 0
+    before = contents(tmp_path)
+    del before[f"a{os.sep}.lock"]
+    with train.locked(tmp_path / "a"):
+        result = command(*options, "--epochs", 3, how)
+        assert result.code == 2
+        assert f"a is in use by another training (process {os.getpid()}); wait for it" in result.err
+        assert before.items() <= contents(tmp_path).items()
+
+
+@pytest.mark.parametrize(
+    ("option", "package"), [(("--tensorboard",), "tensorboardX"), (("--precision", "bf16"), "ml_dtypes")]
+)
+def test_a_missing_package_does_not_cost_the_old_run(tmp_path, monkeypatch, option, package):
+    assert command("train", *TINY, "--out", "a").code == 0
+    before = contents(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    gpucnn.dtypes.bfloat16.cache_clear()
+    result = command("train", *TINY, *option, "--overwrite", "--out", "a")
+    assert result.code == 2
+    assert package in result.err
+    assert contents(tmp_path) == before
+
+
+def test_a_damaged_checkpoint_does_not_cost_the_result_of_a_finished_run(tmp_path):
+    options = ("train", "x-or-not-x", "--schedule", "constant", "--no-pictures", "--out", "a")
+    assert command(*options, "--epochs", 1).code == 0
+    (tmp_path / "a" / "checkpoint.safetensors").write_bytes(b"damaged")
+    before = contents(tmp_path)
+    result = command(*options, "--epochs", 2, "--resume")
+    assert result.code == 2
+    assert "checkpoint.safetensors" in result.err
+    assert contents(tmp_path) == before | {f"a{os.sep}.lock": str(os.getpid()).encode()}
 
 
 def test_a_mistake_in_a_new_run_does_not_cost_the_old_one(tmp_path):
@@ -387,6 +497,8 @@ def test_a_damaged_run_file_is_named(tmp_path):
     result = command("train", *TINY, "--out", "a")
     assert result.code == 2
     assert re.search(r"run\.json is damaged .*--overwrite", result.err)
+    overwritten = command("train", *TINY, "--out", "a", "--overwrite")
+    assert overwritten.code == 0, overwritten.err
 
 
 LONG = ["train", "x-or-not-x", "--epochs", "30", "--batch-size", "16", "--held-out", "1500", "--no-pictures"]
@@ -672,6 +784,51 @@ def test_evaluate_on_other_data_uses_all_of_it(gray, tmp_path):
     assert re.search(r"^accuracy [\d.]+ %$", result.out, re.MULTILINE)
 
 
+@pytest.mark.parametrize("spelt", ["./crosses.npz", "{}/crosses.npz", "../{}/crosses.npz"])
+def test_the_data_of_the_training_are_the_same_however_their_path_is_written(gray, monkeypatch, spelt):
+    path, run, _ = gray
+    monkeypatch.chdir(path.parent)
+    spelt = spelt.format(path.parent if spelt.startswith("{") else path.parent.name)
+    evaluated = command("evaluate", run, spelt)
+    assert "30 held-out images of crosses" in evaluated.out, evaluated.err
+    assert "holds a finished run" in command("train", spelt, "--resume", "--out", run).out
+    refused = command("train", spelt, "--from", run, "--out", "b", "--held-out", 20)
+    assert "so it has seen images that this run holds out" in refused.err
+
+
+def test_a_finished_run_is_named_by_what_a_dot_stands_for(tmp_path):
+    (tmp_path / "set").mkdir()
+    assert "set holds no run to resume" in command("train", tmp_path / "set" / ".", "--resume").err
+    assert f"runs{os.sep}{tmp_path.name} holds no run to resume" in command("train", ".", "--resume").err
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_images_of_channels_that_no_picture_has_are_trained_on_without_pictures(tmp_path, channels):
+    images = np.random.default_rng(0).integers(0, 256, (60, 12, 12, channels), dtype=np.uint8)
+    np.savez("bands.npz", images=images, labels=np.arange(60) % 2)
+    result = command("train", "bands.npz", "--epochs", 1, "--out", "a")
+    assert result.code == 0, result.err
+    assert f"images of {channels} channels can't be drawn, so there will be no pictures and no samples" in result.out
+    assert "finished" in json.loads((tmp_path / "a" / "run.json").read_text())
+    evaluated = command("evaluate", "a")
+    assert evaluated.code == 0, evaluated.err
+
+
+def test_one_class_is_refused_before_anything_is_written(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (30, 12, 12), dtype=np.uint8)
+    np.savez("one.npz", images=images, labels=np.zeros(30, np.int64), classes=["cat"])
+    result = command("train", "one.npz", "--out", "a")
+    assert result.code == 2
+    assert "one has one class, 'cat', so there is nothing to tell apart" in result.err
+    assert not (tmp_path / "a").exists()
+
+
+def test_samples_of_classes_whose_names_look_alike_are_all_there():
+    names = ("a", "A", "a!", "!", "a-1")
+    dataset = data.Dataset(np.zeros((5, 8, 8, 1), np.uint8), np.arange(5), names)
+    assert list(cli._samples(dataset)) == ["a.png", "A-1.png", "a-2.png", "3.png", "a-1-4.png"]
+
+
 def test_the_confusion_matrix_has_hits_in_green_and_mistakes_in_red():
     probabilities = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
     evaluation = train.Evaluation(0.0, probabilities, np.array([0, 1, 1]), ("cat", "dog"))
@@ -685,7 +842,7 @@ def test_the_confusion_matrix_has_hits_in_green_and_mistakes_in_red():
 def test_evaluate_refuses_images_of_another_size(finished):
     result = command("evaluate", finished[0], "digits")
     assert result.code == 2
-    assert "the model takes images 5×5×1 of 2 classes, digits has 8×8×1 of 10" in result.err
+    assert "digits has images of 8×8 and 1 channels, not 5×5 gray ones" in result.err
 
 
 def test_evaluate_needs_a_data_set_for_a_model_that_does_not_name_one(tmp_path):
@@ -779,6 +936,20 @@ def test_predict_normalises_colour_images_as_in_the_training(tmp_path):
     assert load_model(tmp_path / "g" / "model.safetensors")[1]["channels"] == 1
     with Image.open(tmp_path / "a" / "samples" / "cat.png") as picture:
         assert picture.mode == "RGB"
+
+
+def test_labels_that_are_no_text_are_named(finished, tmp_path):
+    (tmp_path / "labels.txt").write_bytes("über\nunter\n".encode("latin-1"))
+    result = command("predict", finished[0], finished[0] / "samples" / "X.png", "--labels", "labels.txt")
+    assert result.code == 2
+    assert "labels.txt is no text in UTF-8" in result.err
+
+
+def test_a_report_that_cannot_be_written_is_told_before_anything_is_verified(monkeypatch):
+    monkeypatch.setattr("gpucnn.verify.run", lambda *arguments: pytest.fail("it was verified"))
+    for option in ("--json", "--html"):
+        result = command("verify", option, "no/report")
+        assert (result.code, "can't write no/report: No such file" in result.err) == (2, True)
 
 
 @pytest.mark.parametrize("name", ["nix.png", "text.png"])

@@ -185,7 +185,7 @@ def test_kernel_files_that_are_not_there_are_found(machine, monkeypatch, tmp_pat
 
 
 @pytest.mark.parametrize(("variable", "subject"), [
-    ("GPUCNN_CACHE", "emulator cache"), ("GPUCNN_DATA", "data sets"), ("CUPY_CACHE_DIR", "CuPy cache"),
+    ("GPUCNN_CACHE", "kernel cache"), ("GPUCNN_DATA", "data sets"), ("CUPY_CACHE_DIR", "CuPy cache"),
 ])  # fmt: skip
 def test_a_cache_that_can_not_be_written_is_found(machine, monkeypatch, tmp_path, variable, subject):
     machine()

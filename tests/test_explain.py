@@ -206,7 +206,7 @@ LAYERS = [
 def test_every_layer_has_an_account_whose_gradients_are_the_tapes(layer, shape, unit):
     for name, value in layer.to("float64").state_dict().items():
         if value.dtype.kind == "f":
-            value.copy_(np.abs(image(*value.shape, seed=len(name))) + 0.3)
+            value.detach().copy_(np.abs(image(*value.shape, seed=len(name))) + 0.3)
     e, gradients = check_against_the_tape(layer, image(*shape), unit)
     if isinstance(layer, nn.Linear):
         expected = np.zeros(layer.weight.shape)

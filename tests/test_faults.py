@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpucnn.atomic import ABANDONED, write_atomically
+from gpucnn.atomic import ABANDONED, write_atomically, write_text
 from gpucnn.data.download import atomic_file
 
 SCRIPT = Path(__file__).parent.parent / "bench" / "faults.py"
@@ -49,6 +49,65 @@ def test_what_dead_writers_left_is_removed_by_the_next_one(tmp_path):
     with atomic_file(tmp_path / "f") as out:
         out.write(b"x")
     assert not again.exists()
+
+
+def test_a_leftover_that_can_not_be_removed_is_no_reason_not_to_write(tmp_path, monkeypatch):
+    """Such as another user's in a folder like /tmp."""
+    old = leftover(tmp_path, ".f.11.7.tmp", ABANDONED + 60)
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path == old:
+            raise PermissionError(1, "Operation not permitted")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    write_text(tmp_path / "f", "whole")
+    assert (tmp_path / "f").read_text() == "whole"
+
+
+def test_a_folder_that_can_not_be_listed_can_be_written_to(tmp_path, monkeypatch):
+    """The modes of a folder would not tell: some run the tests as root, who may list all of them."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    open_file = os.open
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr(os, "open", lambda path, *how: refuse() if path == tmp_path else open_file(path, *how))
+    write_text(tmp_path / "f", "whole")
+    assert (tmp_path / "f").read_text() == "whole"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o664])
+def test_a_file_that_is_written_again_keeps_its_mode(tmp_path, mode):
+    path = tmp_path / "f"
+    path.write_text("old")
+    path.chmod(mode)
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("new")
+        assert temporary.stat().st_mode & 0o077 == 0  # nobody reads meanwhile what was private
+
+    write_atomically(path, write)
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows lets few users make links")
+@pytest.mark.parametrize("old", ["old", None])
+def test_through_a_link_the_file_behind_it_is_written(tmp_path, old):
+    (tmp_path / "store").mkdir()
+    target, link = tmp_path / "store" / "f", tmp_path / "link"
+    if old is not None:
+        target.write_text(old)
+    link.symlink_to(Path("store") / "f")
+    write_text(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert sorted(os.listdir(tmp_path)) == ["link", "store"]
+    assert os.listdir(tmp_path / "store") == ["f"]
 
 
 def test_a_saved_file_has_the_modes_that_the_user_set(tmp_path):

@@ -1,6 +1,7 @@
 """compile: a captured step gives the bits of the step itself, or says why it is not captured."""
 
 import warnings
+from contextlib import nullcontext
 
 import fake_cupy
 import numpy as np
@@ -171,6 +172,25 @@ def test_a_label_that_is_no_class_makes_the_loss_of_a_graph_nan_and_touches_noth
     assert np.isnan(others).all()
 
 
+def test_labels_that_are_all_ignored_leave_gradients_of_0_in_a_graph_too(engine):
+    logits = gpucnn.tensor(normal(3, CLASSES).make("float32"), requires_grad=True)
+
+    @gpucnn.compile
+    def step(labels):
+        logits.grad = None
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        return loss
+
+    labels = gpucnn.tensor(np.array([0, 4, 1]))
+    losses = [step(labels).item() for _ in range(3)]
+    assert step.reason is None
+    assert np.isfinite(losses).all()
+    assert logits.grad.numpy().any()
+    assert np.isnan(step(gpucnn.tensor(np.full(3, -100))).item())
+    assert not logits.grad.numpy().any()
+
+
 def test_a_graph_for_prediction_without_a_tape(engine):
     model = small_net().eval()
 
@@ -275,7 +295,7 @@ def reads_a_value(x):
 
 
 def prints(x):
-    assert f"{x.sum()}".startswith("tensor(")
+    assert f"{x}".startswith("tensor(")
     return x
 
 
@@ -324,6 +344,84 @@ def test_a_step_that_can_not_be_captured_says_why_once_and_computes_all_the_same
         for ours, expected in results:
             np.testing.assert_equal(np.asarray(ours), np.asarray(expected))
     assert compiled.report() == []
+
+
+REPLACED = {
+    "moved there and back": lambda layer: layer.to("float64").to("float32"),
+    "another parameter": lambda layer: setattr(layer, "weight", nn.Parameter(layer.weight.detach().clone())),
+    "another buffer": lambda layer: setattr(layer, "shift", nn.Buffer(layer.shift.clone())),
+}
+
+
+@pytest.mark.parametrize("how", REPLACED)
+def test_a_step_without_an_optimizer_is_captured_anew_after_an_array_was_replaced(engine, how):
+    layer = nn.Linear(3, 2)
+    layer.shift = nn.Buffer(gpucnn.zeros(2))
+    compiled = gpucnn.compile(lambda x: layer(x) + layer.shift)
+    with gpucnn.no_grad():
+        for number in range(8):
+            if number == 4:
+                REPLACED[how](layer)
+                layer.weight.copy_(layer.weight * 2)
+                layer.shift.copy_(gpucnn.ones(2))
+            x = gpucnn.full((1, 3), number + 1.0)
+            assert compiled(x).tolist() == (layer(x) + layer.shift).tolist()
+    assert compiled.reason is None
+    assert len(compiled.report()) == 1
+
+
+def test_gradients_that_add_up_after_the_capture_are_noticed_and_kept(engine):
+    layer = nn.Linear(3, 2)
+
+    def step(x):
+        loss = layer(x).sum()
+        loss.backward()
+        return loss
+
+    compiled = gpucnn.compile(step)
+    for number in range(6):  # the third, which is captured, finds no gradients
+        if number % 2 == 0:
+            layer.zero_grad()
+        with pytest.warns(UserWarning, match="adds to gradients of an earlier call") if number == 3 else nullcontext():
+            compiled(gpucnn.full((1, 3), number + 1.0))
+        assert layer.weight.grad.tolist() == [[number + 1.0 + (number if number % 2 else 0)] * 3] * 2
+
+
+def test_what_the_step_itself_makes_and_leaves_that_are_cleared_between_calls_stay_in_the_graph(engine):
+    layer = nn.Linear(3, 2)
+
+    def step(x):
+        inner = x.detach().requires_grad_()
+        y = layer(inner)
+        y.retain_grad()
+        y.sum().backward()
+        return inner.grad
+
+    compiled = gpucnn.compile(step)
+    for number in range(6):
+        layer.zero_grad()
+        ours = compiled(gpucnn.full((1, 3), number + 1.0)).tolist()
+        np.testing.assert_allclose(ours, [layer.weight.numpy().sum(axis=0)], rtol=1e-6)
+    assert compiled.reason is None
+
+
+def test_many_small_tensors_are_joined_in_a_graph(engine):
+    compiled = gpucnn.compile(lambda x: F.cat([x * i for i in range(12)]))
+    for number in range(5):
+        y = compiled(gpucnn.full((2,), number + 1.0))
+        assert y.tolist() == [float(i * (number + 1)) for i in range(12) for _ in range(2)]
+    assert compiled.reason is None
+
+
+def test_a_graph_draws_from_the_generator_of_each_call(engine):
+    drop = nn.Dropout(0.5)
+    compiled, ones = gpucnn.compile(lambda x: drop(x)), gpucnn.ones(8, 8)
+    masks = []
+    for _ in range(5):
+        with gpucnn.use_generator(gpucnn.Generator(3)):
+            masks.append(compiled(ones).tolist())
+    assert compiled.reason is None
+    assert all(mask == masks[0] for mask in masks)
 
 
 def quiet_compile(step):

@@ -216,10 +216,23 @@ def test_step_changes_values_in_place_and_no_gradient(kind: Any, formula: Any, o
     assert (x.numpy() != 1).all()
 
 
+def test_a_parameter_in_read_only_memory_is_refused_before_any_is_changed(backend: str) -> None:
+    memory = bytes(8)
+    with gpucnn.use_backend(backend):
+        first, second = nn.Parameter(gpucnn.ones(2)), nn.Parameter(gpucnn.from_numpy(np.frombuffer(memory, np.float32)))
+        (first + second).sum().backward()
+        with pytest.raises(ValueError, match=r"read-only array; change a clone\(\) of it"):
+            optim.SGD([first, second], 1.0).step()
+    assert (first.tolist(), memory) == ([1, 1], bytes(8))
+
+
 def test_zero_grad_forgets_all() -> None:
     x, y = leaf([1.0]), leaf([1.0])
     (x * y).backward()
-    optim.SGD([x, y]).zero_grad()
+    optimizer = optim.SGD([x, y, leaf([1.0])])
+    optimizer.zero_grad(set_to_none=False)
+    assert [None if p.grad is None else p.grad.tolist() for p in optimizer.params] == [[0], [0], None]
+    optimizer.zero_grad()
     assert x.grad is y.grad is None
 
 
@@ -253,6 +266,25 @@ def test_state_goes_on_bit_for_bit(kind: Any, formula: Any, options: dict[str, A
     run(resumed, other, range(10, 20))
     for a, b in zip(whole, resumed, strict=True):
         assert a.numpy().tobytes() == b.numpy().tobytes()
+
+
+@every_optimiser
+def test_state_brings_its_settings_and_one_of_an_earlier_version_only_the_rate(
+    kind: Any, formula: Any, options: dict[str, Any]
+) -> None:
+    state = json.loads(json.dumps(kind([leaf([1.0])], **options).state_dict()))
+    x, moments = leaf([1.0]), State()
+    resumed = kind([x], lr=9.0, weight_decay=0.5)
+    resumed.load_state_dict(state)
+    expected = 1.0
+    for share in (0.25, -0.5, 0.125):
+        set_gradient(x, [share])
+        resumed.step()
+        expected = formula(expected, share, moments, **options)
+    assert x.item() == pytest.approx(expected, rel=1e-14)
+    earlier = kind([leaf([1.0])], lr=9.0, weight_decay=0.5)
+    earlier.load_state_dict({name: state[name] for name in ("lr", "arrays", "steps") if name in state})
+    assert (earlier.lr, earlier.weight_decay) == (options["lr"], 0.5)
 
 
 @pytest.mark.parametrize(
@@ -433,6 +465,36 @@ def test_schedule_goes_on_where_it_was(schedule: Schedule, done: int) -> None:
         other.step()
         found.append(resumed.lr)
     assert found == expected[done:]
+
+
+OTHERS: dict[str, Schedule] = {
+    "step": lambda o: optim.StepLR(o, 2, 0.9),
+    "cosine": lambda o: optim.CosineAnnealingLR(o, 5),
+    "one-cycle": lambda o: optim.OneCycleLR(o, 0.2, 30, 0.5, 3.0),
+    "warm-up": lambda o: optim.WarmUp(optim.CosineAnnealingLR(o, 9, 0.1), 2),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_state_of_a_schedule_brings_its_settings(name: str) -> None:
+    expected = rates(SCHEDULES[name], 14)
+    scheduler = SCHEDULES[name](optim.SGD([leaf([1.0])], 0.5))
+    for _ in range(5):
+        scheduler.step()
+    other = OTHERS[name](optim.SGD([leaf([1.0])], 123.0))
+    other.load_state_dict(json.loads(json.dumps(scheduler.state_dict())))
+    found = [other.optimizer.lr]
+    for _ in range(9):
+        other.step()
+        found.append(other.optimizer.lr)
+    assert found == expected[5:]
+
+
+def test_state_of_a_schedule_of_an_earlier_version_brings_where_it_was() -> None:
+    optimizer = optim.SGD([leaf([1.0])], 123.0)
+    scheduler = optim.StepLR(optimizer, 2, 0.5)
+    scheduler.load_state_dict({"base_lr": 8.0, "last_epoch": 5})
+    assert optimizer.lr == 2
 
 
 @pytest.mark.parametrize(

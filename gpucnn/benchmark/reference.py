@@ -177,7 +177,7 @@ def _network_problem(network: Network, training: bool, batch: int, precision: st
     for _ in range(1 if training else 2):
         disturbed = copy.deepcopy(module)
         for p in disturbed.parameters():
-            p.copy_(p.numpy() * (1 + unit * rng.standard_normal(p.shape)))
+            p.detach().copy_(p.numpy() * (1 + unit * rng.standard_normal(p.shape)))
         found = _results(disturbed, images, labels)
         misses += [_relative(a - b, b) for a, b in zip(found[: 2 if training else 1], exact, strict=False)]
     return NetworkProblem(network, training, weights, images, labels, exact, MARGIN * (max(misses) + UNIT["fp32"]))

@@ -424,6 +424,12 @@ def read_numpy(path: str | Path, split: str | None = None) -> Dataset:
         return images[..., None] if images.ndim == 3 else images, labels
 
     labels = [arrays[keys[1]] for keys in sets.values()]
+    for part in labels:
+        if part.size and part.dtype.kind not in "iu":
+            raise ValueError(
+                f"{path}: labels must be the numbers of classes, got {part.dtype}; for names, store "
+                "classes, labels = numpy.unique(names, return_inverse=True)"
+            )
     classes = tuple(map(str, arrays["classes"])) if "classes" in arrays else _numbered(labels, str(path))
     if "whole" in sets:
         return part_of(_joined([read("whole")], classes, path.stem), split)

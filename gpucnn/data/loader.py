@@ -48,6 +48,11 @@ class Loader:
         seed: int = 0,
         prefetch: int = 2,
     ) -> None:
+        if not isinstance(dataset, Dataset):
+            raise TypeError(
+                f"dataset must be a gpucnn.data.Dataset, got {type(dataset).__name__}; Dataset(images [N, H, W, C], "
+                "labels, classes) makes one of arrays"
+            )
         _check_integer("batch_size", batch_size, 1)
         _check_integer("seed", seed, 0)
         _check_integer("prefetch", prefetch, 0)

@@ -223,16 +223,26 @@ def load(
     ``download`` is False; by default ``GPUCNN_DATA`` or ``~/.cache/gpucnn``.
 
     Raises FileNotFoundError if it is not here, RuntimeError if it cannot be downloaded, ImportError if its package is
-    missing, ValueError if a file is damaged. Each says what to do.
+    missing, ValueError if a file is damaged, or if ``mode`` or ``size`` is another one than that of images which are
+    no pictures. Each says what to do.
     """
     if split not in (None, "train", "test"):
         raise ValueError(f'split must be "train", "test" or None, got {split!r}')
     source = _SOURCES.get(name_or_path) if isinstance(name_or_path, str) else None
     if isinstance(source, _Made):
-        return part_of(_make(str(name_or_path), source), split)
-    if source is not None:
-        return _load_downloaded(str(name_or_path), source, split, _root(root), download)
-    return _load_path(Path(name_or_path).expanduser(), split, mode, size)
+        found = part_of(_make(str(name_or_path), source), split)
+    elif source is not None:
+        found = _load_downloaded(str(name_or_path), source, split, _root(root), download)
+    else:
+        found = _load_path(Path(name_or_path).expanduser(), split, mode, size)
+    has = (found.height, found.width)
+    if tuple(size or has) != has or (mode == "L" and found.channels != 1):
+        wanted = f"{'×'.join(map(str, size or has))}{' gray' if mode == 'L' else ''}"
+        raise ValueError(
+            f"{found.name} has images of {has[0]}×{has[1]} and {found.channels} channels, not {wanted} ones; only a "
+            "folder of pictures can be brought to a size, or read as gray"
+        )
+    return found
 
 
 def _make(name: str, source: _Made) -> Dataset:
@@ -303,6 +313,6 @@ def _load_path(path: Path, split: str | None, mode: str, size: tuple[int, int] |
         return read_idx_files(files, path.name, None, split)
     close = get_close_matches(str(path), _SOURCES, 1)
     raise FileNotFoundError(
-        f"no data set and no path is called {str(path)!r}{f'; did you mean {close[0]!r}?' if close else ''} "
+        f"no data set and no path is called {str(path)!r}{f'; did you mean {close[0]!r}?' if close else '.'} "
         f"Known by name: {', '.join(_SOURCES)}"
     )

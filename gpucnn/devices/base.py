@@ -25,6 +25,7 @@ import ast
 import hashlib
 import math
 import operator
+import os
 import re
 import time
 from abc import ABC, abstractmethod
@@ -84,6 +85,11 @@ def needed_architecture(code: str) -> str | None:
     """The one architecture that a kernel file is for, such as "sm_90a", if its header says so."""
     found = re.search(r"^// Needs +(sm_\d+a)$", code, re.MULTILINE)
     return found[1] if found else None
+
+
+def cache_folder() -> Path:
+    """Where what is compiled and measured is kept: GPUCNN_CACHE, or ~/.cache/gpucnn."""
+    return Path(os.environ.get("GPUCNN_CACHE") or Path.home() / ".cache" / "gpucnn")
 
 
 def hash_of_kernels(folder: Path) -> str:

@@ -17,11 +17,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from functools import cached_property
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from gpucnn.atomic import replacing
 from gpucnn.devices.base import (
     Constants,
     Device,
@@ -30,11 +32,12 @@ from gpucnn.devices.base import (
     Parameter,
     Signature,
     Specialisation,
+    cache_folder,
     hash_of_kernels,
     kernel_folder,
     needed_architecture,
 )
-from gpucnn.devices.graph import HOST_READ, Arena, Graph
+from gpucnn.devices.graph import HOST_COPY, HOST_READ, Arena, Graph
 from gpucnn.devices.tensor_map import MAP_BYTES, TensorMap, encoded
 from gpucnn.geometry import Pixels
 from gpucnn.live import CaptureError
@@ -44,7 +47,7 @@ _WHEEL = re.compile(r"cupy(-cuda\d+x?|-rocm-[\d-]+)?")  # distributions that hol
 
 
 class CudaDevice(Device):
-    """The current CUDA device and stream of CuPy; arrays are cupy.ndarray, memory comes from CuPy's pool.
+    """CuPy's current stream on one GPU, the current one at first; arrays are cupy.ndarray, memory is of CuPy's pool.
 
     Raises RuntimeError, with the command that mends it, for what is missing: a driver, CuPy, a GPU, or NVRTC.
     """
@@ -53,6 +56,7 @@ class CudaDevice(Device):
 
     def __init__(self) -> None:
         self.xp = usable_cupy()
+        self._gpu: int = self.xp.cuda.Device().id
         self.capability: tuple[int, int] = divmod(int(self.xp.cuda.Device().compute_capability), 10)
         folder = kernel_folder()
         # CuPy's cache of compiled kernels does not look into the headers that a kernel includes: their content is made
@@ -67,6 +71,7 @@ class CudaDevice(Device):
         )
         self._functions: dict[Specialisation, Any] = {}
         self._allocate: Any = None  # the allocator that `measure` found
+        self.xp.cuda.set_pinned_memory_allocator(self._memory_for_a_copy)
 
     @cached_property
     def _driver(self) -> ctypes.CDLL:
@@ -97,10 +102,21 @@ class CudaDevice(Device):
         if self.capturing is not None:
             raise CaptureError(HOST_READ)
 
+    def _memory_for_a_copy(self, size: int) -> Any:
+        """Memory of the host that CuPy copies through. In a capture it would copy the values of now in every launch."""
+        if self.capturing is not None:
+            raise CaptureError(HOST_COPY)
+        return self.xp.get_default_pinned_memory_pool().malloc(size)
+
     def address(self, array: Any) -> int:
         return int(array.data.ptr)
 
     def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:
+        if (gpu := self.xp.cuda.runtime.getDevice()) != self._gpu:
+            raise RuntimeError(
+                f"gpucnn computes on GPU {self._gpu}, the current one when it began, but now GPU {gpu} is: leave "
+                f"cupy.cuda.Device({gpu}), or choose the GPU before the process starts, by CUDA_VISIBLE_DEVICES={gpu}"
+            )
         signature = Signature.of(kernel_folder() / file, name)
         types = signature.check(arguments, constants, self.xp)
         values = tuple(map(self._value, signature.parameters, arguments, types))
@@ -141,11 +157,12 @@ class CudaDevice(Device):
         if kernel not in self._functions:
             options = (*self._options, *(f"-D{k}={v}" for k, v in kernel.constants))
             code = (kernel_folder() / kernel.file).read_text("utf-8")
-            if of_one := needed_architecture(code):
-                options += (f"-arch={of_one}",)  # CuPy adds sm_90; of both NVRTC takes the one with more instructions
             shared = dict(kernel.constants).get("DYNAMIC_SHARED", 0)
             try:
-                module = self.xp.RawModule(code=code, options=options, backend="nvrtc")
+                if of_one := needed_architecture(code):
+                    module = self.xp.RawModule(path=str(self._compiled(code, (*options, f"-arch={of_one}"))))
+                else:
+                    module = self.xp.RawModule(code=code, options=options, backend="nvrtc")
                 self._functions[kernel] = module.get_function(kernel.name)
                 if shared:
                     self._functions[kernel].max_dynamic_shared_size_bytes = shared
@@ -154,6 +171,31 @@ class CudaDevice(Device):
                     f"NVRTC refused {kernel.file} for {kernel.name} with {dict(kernel.constants)}:\n{error}"
                 ) from error
         return self._functions[kernel]
+
+    def _compiled(self, code: str, options: tuple[str, ...]) -> Path:
+        """A file of what NVRTC makes of this code for the architecture that the options name.
+
+        CuPy always names the GPU's own architecture besides, and NVRTC before 12.9 takes no more than one.
+        """
+        nvrtc = self.xp.cuda.nvrtc
+        options += ("-ftz=true",)  # as CuPy does
+        content = "\0".join((code, *options, shown(nvrtc.getVersion())))
+        path = cache_folder() / "cuda" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.cubin"
+        if not path.exists():
+            program = nvrtc.createProgram(code, "kernel.cu", (), ())
+            try:
+                nvrtc.compileProgram(program, options)
+                made = nvrtc.getCUBIN(program) + b"\0"  # CuPy takes the last byte for the end of a string
+            except nvrtc.NVRTCError:
+                raise self.xp.cuda.compiler.CompileException(
+                    nvrtc.getProgramLog(program), code, "kernel.cu", options
+                ) from None
+            finally:
+                nvrtc.destroyProgram(program)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary:
+                temporary.write_bytes(made)
+        return path
 
     @contextmanager
     def measure(self) -> Iterator[Arena]:

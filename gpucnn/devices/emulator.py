@@ -30,6 +30,7 @@ from gpucnn.devices.base import (
     KernelError,
     Signature,
     Specialisation,
+    cache_folder,
     hash_of_kernels,
     kernel_folder,
 )
@@ -355,11 +356,6 @@ def _with_headers(file: Path) -> list[Path]:
     return found
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: in GPUCNN_CACHE, or ~/.cache/gpucnn."""
-    return Path(os.environ.get("GPUCNN_CACHE") or Path.home() / ".cache" / "gpucnn") / "emulator"
-
-
 @cache
 def compiler() -> str:
     """The C++ compiler, which must be GCC's: CXX, or the first that is found. Raises KernelError without one."""
@@ -373,7 +369,7 @@ def _build(code: str, flags: list[str], sources: list[Path]) -> Path:
     """A shared library of this code, which includes `sources` by name; built once for this content, in the cache."""
     command = [compiler(), *_FLAGS, *flags]
     content = [*command, code, *(source.read_text("utf-8") for source in sources)]
-    library = cache_folder() / (hashlib.sha256("\0".join(content).encode()).hexdigest()[:32] + ".so")
+    library = cache_folder() / "emulator" / (hashlib.sha256("\0".join(content).encode()).hexdigest()[:32] + ".so")
     if library.exists():
         return library
     library.parent.mkdir(parents=True, exist_ok=True)

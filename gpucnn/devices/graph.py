@@ -7,6 +7,7 @@ launch of the graph touches no memory that anybody else was given since.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -45,7 +46,7 @@ class Block:
         return self.start + self.bytes
 
     def __del__(self) -> None:
-        self.arena.free(self)
+        self.arena.free(self.start, self.bytes)
 
 
 class Arena:
@@ -63,10 +64,14 @@ class Arena:
         self.peak = 0  # the most that was ever used at once
         self._starts: list[int] = []  # of the living blocks, ascending
         self._stops: list[int] = []
+        self._freed: deque[int] = deque()  # where blocks begin that are no longer alive, but still in these lists
 
     def allocate(self, size: int) -> Block:
         """A block of at least that many bytes. Raises CaptureError if the limit leaves no place."""
         size = _aligned(max(size, 1))
+        while self._freed:
+            at = bisect_left(self._starts, self._freed.popleft())
+            del self._starts[at], self._stops[at]
         start, at = 0, 0
         while at < len(self._starts) and self._starts[at] - start < size:
             start = self._stops[at]
@@ -84,11 +89,13 @@ class Arena:
         """Note that many bytes of values from the host."""
         self.constant_bytes += _aligned(size)
 
-    def free(self, block: Block) -> None:
-        """Give its place to others; a block does so by itself in the end."""
-        at = bisect_left(self._starts, block.start)
-        del self._starts[at], self._stops[at]
-        self.used -= block.bytes
+    def free(self, start: int, size: int) -> None:
+        """Give a block's place to those that come; a block does so by itself in the end.
+
+        Python may collect garbage, blocks among it, while `allocate` looks for a place: so the lists stay as they are.
+        """
+        self._freed.append(start)
+        self.used -= size
 
 
 class Report(NamedTuple):

@@ -83,8 +83,8 @@ def encoded(
     sizes, rank = shape[::-1], len(shape)
     itemsize = ROW_BYTES // box[-1]
     strides = [itemsize * math.prod(sizes[:i]) for i in range(1, rank)]
-    memory = ctypes.create_string_buffer(MAP_BYTES + 64)
-    start = -ctypes.addressof(memory) % 64  # where a map must begin
+    memory = ctypes.create_string_buffer(2 * MAP_BYTES)
+    start = -ctypes.addressof(memory) % MAP_BYTES  # where a map must begin; by a multiple of 64 before CUDA 13
     arguments = [ctypes.byref(memory, start), _DATA_TYPES[dtype], u32(rank), ctypes.c_void_p(address)]
     arguments += [_in_c(u64, sizes), _in_c(u64, strides)]
     if pixels is None:

@@ -163,8 +163,8 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, generator: Gen
         return input
     if p == 1:
         return input * 0.0
-    source, count = get_generator(generator), input.numel()
-    position = Live(lambda: source.reserve(count))
+    count = input.numel()
+    position = Live(lambda: get_generator(generator).reserve(count))
     return record(
         backend,
         backend.dropout(input.array, p, position),

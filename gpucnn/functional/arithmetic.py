@@ -8,6 +8,7 @@ from __future__ import annotations
 import builtins
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,13 @@ _reciprocal = in_float32(_ratio)
 @in_float32
 def pow(input: Operand, exponent: Operand) -> Tensor:
     """input ** exponent, with broadcasting. The gradient at 0 ** 0 is 0, as in PyTorch."""
+    whole = all(value.dtype.kind in "iub" if isinstance(value, Tensor) else isinstance(value, Integral)
+                for value in (input, exponent))  # fmt: skip
+    if whole and np.any((exponent.array if isinstance(exponent, Tensor) else exponent) < 0):
+        raise ValueError(
+            f"pow: integers to negative integer powers are not allowed, got {exponent!r:.100}; convert the tensor with "
+            ".float() or .double()"
+        )
 
     def vjp_base(backend: Backend, dy: Array, x: Any, p: Any) -> Array:
         where = backend.xp.where
@@ -261,12 +269,12 @@ def expanded(backend: Backend, gradient: Array, x: Array, chosen: tuple[int, ...
 
 @in_float32
 def sum(input: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
-    """The sum over one axis, several, or all."""
+    """The sum over one axis, several, or all; of integers in int64."""
     backend = validate.one_backend("sum", input=input)
     chosen = validate.axes("sum", dim, input.ndim)
     x = input.array
     with np.errstate(all="ignore"):
-        y = x.sum(axis=chosen, keepdims=keepdim)
+        y = x.sum(axis=chosen, keepdims=keepdim, dtype=np.int64 if x.dtype.kind == "u" else None)
     return record(backend, y, (input, lambda dy: expanded(backend, dy, x, chosen)))
 
 
@@ -307,14 +315,14 @@ def amin(input: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = 
     return _extreme("amin", input, dim, keepdim)
 
 
-def argmax(input: Tensor, dim: int | None = None) -> Tensor:
+def argmax(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """The index of the first largest element along `dim`, or in the flattened tensor; int64, without a gradient."""
     backend = validate.one_backend("argmax", input=input)
     chosen = None if dim is None else validate.axis("argmax", dim, input.ndim)
     if input.numel() == 0:
         raise ValueError(f"argmax: shape {input.shape} is empty")
     x = backend.astype(input.array, np.float32) if is_half(input.dtype) else input.array
-    return Tensor(backend.xp.asarray(x.argmax(axis=chosen)), backend)
+    return Tensor(backend.xp.asarray(x.argmax(axis=chosen, keepdims=keepdim)), backend)
 
 
 def compare(function: str, input: Any, other: Any) -> Tensor:

@@ -7,14 +7,13 @@ Outside of autocast, too, what is listed for float32 never computes in a half ty
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 from gpucnn.dtypes import HALVES, DType, float32, float64, is_floating, is_half, named
-from gpucnn.tensor import Tensor, record
+from gpucnn.tensor import Scoped, Tensor, record
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,8 +47,7 @@ class _Scope:
 _scope: ContextVar[_Scope | None] = ContextVar("gpucnn_autocast", default=None)
 
 
-@contextmanager
-def autocast(dtype: Any = "float16", enabled: bool = True) -> Iterator[None]:
+def autocast(dtype: Any = "float16", enabled: bool = True) -> Scoped[Any]:
     """Mixed precision inside a with block or a decorator: torch.autocast. For the forward pass and the loss alone.
 
     Convolutions and products of float32 tensors are computed in `dtype`, float16 or bfloat16, and return it; losses,
@@ -64,11 +62,7 @@ def autocast(dtype: Any = "float16", enabled: bool = True) -> Iterator[None]:
     chosen = named(dtype)
     if chosen.name not in HALVES:
         raise ValueError(f"autocast: dtype must be float16 or bfloat16, got {chosen}")
-    token = _scope.set(_Scope(chosen) if enabled else None)
-    try:
-        yield
-    finally:
-        _scope.reset(token)
+    return Scoped(_scope, lambda: _Scope(chosen) if enabled else None)
 
 
 def is_autocast_enabled() -> bool:

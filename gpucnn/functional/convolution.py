@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,15 @@ MOST_WEIGHTS = 4096
 FUSED = [kind for kind, saved in ACTIVATIONS.items() if saved == "output"]
 
 
-def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int, transposed: bool) -> None:
+def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, groups: int, transposed: bool) -> int:
+    """The groups as an int. Raises ValueError and TypeError for operands that do not fit."""
     validate.floating(op, input=input, weight=weight, bias=bias)
     layout = "[C, K/groups, R, S]" if transposed else "[K, C/groups, R, S]"
     validate.rank(op, "input", input, 4, "[N, C, H, W]")
     validate.rank(op, "weight", weight, 4, layout)
     channels, first, second = input.shape[1], weight.shape[0], weight.shape[1]
-    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1 or channels % groups or first % groups:
+    counted = isinstance(groups, Integral) and not isinstance(groups, bool)
+    if not counted or groups < 1 or channels % groups or first % groups:
         raise ValueError(
             f"{op}: groups={groups!r} must divide the input's {channels} channels and the weight's first axis, {first}"
         )
@@ -42,6 +45,7 @@ def _check(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, groups: 
         raise ValueError(f"{op}: the weight is empty, shape {weight.shape}")
     filters = second * groups if transposed else first
     validate.shape(op, "bias", bias, (filters,), "one per filter")
+    return int(groups)
 
 
 @in_half
@@ -70,7 +74,7 @@ def conv2d(
     Raises ValueError for depths that differ, groups that do not divide, a window larger than the padded input;
     TypeError for dtypes that differ. See torch.nn.functional.conv2d.
     """
-    _check("conv2d", input, weight, bias, groups, transposed=False)
+    groups = _check("conv2d", input, weight, bias, groups, transposed=False)
     if activation is not None:
         validate.choice("conv2d", "activation", activation, FUSED)
     if scale is not None:
@@ -101,7 +105,7 @@ def conv2d_with_statistics(
     groups: int,
 ) -> tuple[Tensor, tuple[Array, Array]]:
     """conv2d, and (mean, variance) of each filter's results for a batch norm. Raises as conv2d does."""
-    _check("conv2d", input, weight, bias, groups, transposed=False)
+    groups = _check("conv2d", input, weight, bias, groups, transposed=False)
     window = Window.of(weight.shape[2:], stride, padding, dilation, size=input.array.shape[2:])
     b = None if bias is None else bias.array
     y, mean, variance = input.backend.conv2d_statistics(input.array, weight.array, b, window, groups)
@@ -172,7 +176,7 @@ def conv2d_max_pool2d(
     >>> F.conv2d_max_pool2d(images, weight, bias, padding=2, activation="relu", max_pool={"kernel_size": 2})
     """
     op = "conv2d_max_pool2d"
-    _check(op, input, weight, bias, groups, transposed=False)
+    groups = _check(op, input, weight, bias, groups, transposed=False)
     if activation is not None:
         validate.choice(op, "activation", activation, ("relu",))
     backend, x, w = input.backend, input.array, weight.array
@@ -217,7 +221,7 @@ def conv_transpose2d(
     Raises as conv2d does. See torch.nn.functional.conv_transpose2d.
     """
     op = "conv_transpose2d"
-    _check(op, input, weight, bias, groups, transposed=True)
+    groups = _check(op, input, weight, bias, groups, transposed=True)
     if isinstance(padding, str):
         raise ValueError(f"{op}: padding must be numbers, got {padding!r}")
     backend, x, w = input.backend, input.array, weight.array

@@ -57,6 +57,11 @@ def _labels(op: str, input: Tensor, target: Any, ignore_index: int, unread: bool
 
     unread: leave a tensor's on the device, unchecked (the kernel makes the loss of a wrong one NaN).
     """
+    if not -(2**31) <= ignore_index < 2**31:
+        raise ValueError(
+            f"{op}: ignore_index must be a number of 32 bits, got {ignore_index}; mark those labels by another number, "
+            "such as -100"
+        )
     unread = unread and isinstance(target, Tensor)
     try:
         values = target.array if unread else target.numpy() if isinstance(target, Tensor) else np.asarray(target)
@@ -106,18 +111,21 @@ def _class_weight(op: str, input: Tensor, weight: Tensor | None) -> None:
 
 
 def _weighted_mean(backend: Backend, losses: Tensor, labels: Array, weight: Tensor | None, ignore_index: int) -> Tensor:
-    """Σ losses / Σ weight[label], over the labels that count; NaN if none does, as in PyTorch."""
+    """Σ losses / Σ weight[label], over the labels that count; NaN, with gradients of 0, if none does, as in PyTorch."""
     counted = labels != ignore_index
     scale: Any
+    slope: Any  # finite if no label counts: what it multiplies is 0 then
     if backend.unread and backend.owns(labels):
-        scale = 1 / counted.sum().astype(losses.dtype)  # rounded as 1 / total is below
+        count = counted.sum().astype(losses.dtype)
+        scale, slope = 1 / count, 1 / backend.xp.maximum(count, 1)  # rounded as 1 / total is below
     else:
         total = counted.sum() if weight is None else weight.numpy()[labels[counted]].sum(dtype=np.float64)
         scale = 1 / float(total) if total else math.nan
+        slope = scale if counted.any() else 0.0
     x = losses.array
     with np.errstate(all="ignore"):
         y = x.sum() * scale
-    return record(backend, y, (losses, lambda dy: expanded(backend, dy * scale, x, (0,))))
+    return record(backend, y, (losses, lambda dy: expanded(backend, dy * slope, x, (0,))))
 
 
 @in_float32

@@ -123,18 +123,17 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     shapes = [t.shape for t in tensors]
     if len({(*s[:at], *s[at + 1 :]) for s in shapes}) > 1 or len({len(s) for s in shapes}) > 1:
         raise ValueError(f"cat: shapes {', '.join(map(str, shapes))} differ in more than axis {at}")
-    arrays = [t.array for t in tensors]
-    if len(shapes[0]) == 4:  # in storage order, so that the result is channels-last without a copy
-        y = backend.xp.concatenate([a.transpose(0, 2, 3, 1) for a in arrays], axis=(0, 3, 1, 2)[at])
-        y = y.transpose(0, 3, 1, 2)
-    else:
-        y = backend.xp.concatenate(arrays, axis=at)
     ends = np.cumsum([s[at] for s in shapes]).tolist()
-    edges = [
-        (t, lambda dy, part=(slice(None),) * at + (slice(end - t.shape[at], end),): dy[part])
-        for t, end in zip(tensors, ends, strict=True)
-    ]
-    return record(backend, y, *edges)
+    parts = [(slice(None),) * at + (slice(end - t.shape[at], end),) for t, end in zip(tensors, ends, strict=True)]
+    shape = (*shapes[0][:at], ends[-1], *shapes[0][at + 1 :])
+    if len(shape) == 4:  # in storage order, so that the result is channels-last
+        n, c, h, w = shape
+        y = backend.xp.empty((n, h, w, c), tensors[0].array.dtype).transpose(0, 3, 1, 2)
+    else:
+        y = backend.xp.empty(shape, tensors[0].array.dtype)
+    for t, part in zip(tensors, parts, strict=True):  # CuPy's concatenate copies from the host, which no graph can hold
+        y[part] = t.array
+    return record(backend, y, *((t, lambda dy, part=part: dy[part]) for t, part in zip(tensors, parts, strict=True)))
 
 
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -146,16 +145,16 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def host_index(index: Any) -> Any:
-    """An index with its tensors and lists as host arrays; lists of ints or bools index as arrays do."""
+    """An index with its tensors and lists as host arrays; tuples inside it, lists and ranges index as arrays do."""
     if isinstance(index, tuple):
-        return tuple(host_index(part) for part in index)
+        return tuple(host_index(list(part) if isinstance(part, tuple) else part) for part in index)
     if isinstance(index, Tensor):
         index = index.numpy()
-    if isinstance(index, list):
+    if isinstance(index, list | range):
         try:
             index = np.asarray(index, dtype=np.intp) if not index else np.asarray(index)
         except (ValueError, OverflowError) as error:
-            raise IndexError(f"the list {index!r:.100} can't be an index: {error}") from None
+            raise IndexError(f"the {type(index).__name__} {index!r:.100} can't be an index: {error}") from None
     if isinstance(index, np.ndarray) and index.dtype.kind not in "iub":
         raise IndexError(f"a tensor is indexed by ints, slices, or int or bool arrays, got an array of {index.dtype}")
     if isinstance(index, np.ndarray) and index.dtype == np.uint8:
@@ -171,6 +170,8 @@ def index(input: Tensor, index: Any) -> Tensor:
     backend = validate.one_backend("index", input=input)
     where = host_index(index)
     try:
+        if any(isinstance(part, np.ndarray) for part in (where if isinstance(where, tuple) else (where,))):
+            np.broadcast_to(np.int8(0), input.shape)[where]  # CuPy would wrap an index that is out of range around
         y = input.array[where]
     except (IndexError, TypeError, ValueError, OverflowError) as error:
         raise IndexError(f"index {index!r:.200} does not fit shape {input.shape}: {error}") from None
@@ -198,7 +199,7 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
     if len(pad) % 2 or len(pad) > 2 * input.ndim:
         raise ValueError(f"pad: needs a (before, after) pair for each of at most {input.ndim} axes, got {pad}")
     sides = [(0, 0)] * (input.ndim - len(pad) // 2) + [(pad[i], pad[i + 1]) for i in range(len(pad) - 2, -1, -2)]
-    if any(n + a + b < 0 for n, (a, b) in zip(input.shape, sides, strict=True)):
+    if any(n + min(a, 0) + min(b, 0) < 0 for n, (a, b) in zip(input.shape, sides, strict=True)):
         raise ValueError(f"pad: {pad} cuts more than shape {input.shape} has")
     if mode != "constant":
         return _pad_by_index(input, sides, mode)

@@ -64,7 +64,7 @@ def fused(modules: list[Module]) -> Iterator[Callable[[Any], Any]]:
         if pools_along(module, rest[len(relus) :]):
             yield partial(_conv_pool, module, relus, rest[len(relus)])
             i += 2 + len(relus)
-        elif starts(rest, MaxPool2d) and starts([module], ReLU) and not rest[0].return_indices:  # type: ignore[attr-defined]
+        elif starts(rest, MaxPool2d) and starts([module], ReLU) and _always_reads(rest[0]):
             yield rest[0]
             yield module
             i += 2
@@ -97,7 +97,7 @@ def pools_along(conv: Module, behind: list[Module]) -> bool:
     A backend does with few channels, for which a GPU computes an output without a matrix product, and where the
     pooling's windows do not overlap: else it would compute what they share more than once.
     """
-    if not (starts([conv], Conv2d) and starts(behind, MaxPool2d)) or behind[0].return_indices:  # type: ignore[attr-defined]
+    if not (starts([conv], Conv2d) and starts(behind, MaxPool2d) and _always_reads(behind[0])):
         return False
     channels, pool = conv.weight.shape[1], behind[0]  # type: ignore[attr-defined]
     window = Window.of(pool.kernel_size, pool.stride, 0, pool.dilation)  # type: ignore[attr-defined]
@@ -107,6 +107,15 @@ def pools_along(conv: Module, behind: list[Module]) -> bool:
         and window.taps <= NO_TAP
         and all(stride >= extent for stride, extent in zip(window.stride, window.extent, strict=True))
     )
+
+
+def _always_reads(pool: Module) -> bool:
+    """Whether a max pooling, which returns no indices, has an element in each of its windows.
+
+    One with gaps may lie wholly in the padding: its −∞ would be 0 if a ReLU came after.
+    """
+    gaps = Window.of(pool.kernel_size, None, 0, pool.dilation).dilation != (1, 1)  # type: ignore[attr-defined]
+    return not pool.return_indices and (not gaps or pool.padding == 0)  # type: ignore[attr-defined]
 
 
 def _conv_pool(conv: Module, relus: list[Module], pool: Module, input: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpucnn.functional import validate
 from gpucnn.random import Generator, get_generator
-from gpucnn.tensor import Tensor
+from gpucnn.tensor import Tensor, no_grad
 
 Mode = Literal["fan_in", "fan_out"]
 
@@ -23,7 +23,7 @@ def _fill(op: str, tensor: Tensor, draw: Draw, generator: Generator | None = Non
     if generator is not None and not isinstance(generator, Generator):
         raise TypeError(f"{op}: generator must be a gpucnn.Generator, got {type(generator).__name__}")
     values = draw(get_generator(generator).host, tensor.shape)
-    with np.errstate(all="ignore"):
+    with no_grad(), np.errstate(all="ignore"):
         return tensor.copy_(values.astype(tensor.dtype))
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
 from gpucnn.backends import Backend, get_backend
 from gpucnn.functional import validate
-from gpucnn.tensor import Tensor, checked_dtype, checked_shape, no_grad
+from gpucnn.live import replaced
+from gpucnn.tensor import Tensor, checked_dtype, checked_shape, no_grad, zero_grad
 
 if TYPE_CHECKING:
     from gpucnn.data import Normalize
@@ -38,6 +39,13 @@ class Buffer(Tensor):
     def __init__(self, data: Tensor) -> None:
         validate.one_backend("Buffer", data=data)
         super().__init__(data.array, data.backend)
+
+
+class IncompatibleKeys(NamedTuple):
+    """What `Module.load_state_dict` returns: the names that the state lacks, and those that the module lacks."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 class Module:
@@ -79,8 +87,9 @@ class Module:
             kind = type(current).__name__
             raise TypeError(
                 f"{type(self).__name__}.{name} is a {kind} and can't become a {type(value).__name__}; "
-                f"assign nn.{kind}(tensor), or change its values with module.{name}.copy_(tensor)"
+                f"assign nn.{kind}(tensor), or change its values inside no_grad() with module.{name}.copy_(tensor)"
             )
+        replaced.arrays += isinstance(current, Parameter | Buffer)
         super().__setattr__(name, value)
 
     # -- what it contains ------------------------------------------------------------------------------
@@ -139,8 +148,10 @@ class Module:
         """Name -> tensor for all parameters and buffers; the tensors share memory with the module."""
         return {name: value.detach() for name, value in self._named_tensors((Parameter, Buffer))}
 
-    def load_state_dict(self, state_dict: Mapping[str, Tensor | np.ndarray[Any, Any]], strict: bool = True) -> None:
-        """Copy values in, by name. Nothing changes unless everything fits.
+    def load_state_dict(
+        self, state_dict: Mapping[str, Tensor | np.ndarray[Any, Any]], strict: bool = True
+    ) -> IncompatibleKeys:
+        """Copy values in, by name. Nothing changes unless everything fits. Returns the names that did not meet.
 
         Raises ValueError that names the keys that are missing or not expected (unless strict=False) and those with
         another shape.
@@ -168,8 +179,12 @@ class Module:
         ]
         if problems:
             raise ValueError(f"this state does not fit {type(self).__name__}: {'; '.join(problems)}")
-        for name, value in given.items():
-            own[name].copy_(value)
+        with no_grad():
+            for name in given:
+                own[name]._writable()
+            for name, value in given.items():
+                own[name].copy_(value)
+        return IncompatibleKeys(missing, unexpected)
 
     def save_pretrained(
         self,
@@ -210,8 +225,9 @@ class Module:
 
     def train(self, mode: bool = True) -> Self:
         """Training mode (dropout drops, batch norm uses the batch) for this module and all below; returns self."""
-        for module in self.modules():
-            module.training = mode
+        self.training = mode
+        for child in self.children():  # which may have a train() of its own
+            child.train(mode)
         return self
 
     def eval(self) -> Self:
@@ -224,25 +240,32 @@ class Module:
             parameter.requires_grad = requires_grad
         return self
 
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-        for parameter in self.parameters():
-            parameter.grad = None
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget all gradients, or make them zeros."""
+        zero_grad(self.parameters(), set_to_none)
 
     def to(self, target: str | Backend | np.dtype[Any] | type) -> Self:
         """Move all parameters and buffers to a backend ("numpy", "cuda") or dtype ("float64"), in place; returns self.
 
-        A dtype converts the floating ones. Gradients are forgotten.
+        A dtype converts the floating ones. The gradients of those that change are forgotten.
         """
         for value in list(self._named_tensors((Parameter, Buffer))):
             value[1].move_(target)
         return self
 
     def apply(self, function: Callable[[Module], Any]) -> Self:
-        """Call function on this module and all below; returns self."""
+        """Call function on all modules below and then on this one, each once; returns self."""
         _callable("apply: function", function)
-        for module in list(self.modules()):
-            function(module)
+        seen: set[int] = set()
+
+        def visit(module: Module) -> None:
+            if id(module) not in seen:
+                seen.add(id(module))
+                for child in list(module.children()):
+                    visit(child)
+                function(module)
+
+        visit(self)
         return self
 
     # -- looking inside --------------------------------------------------------------------------------

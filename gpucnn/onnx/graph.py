@@ -22,6 +22,7 @@ FOLDED = {
     "Identity", "Mul", "Neg", "Pow", "Reciprocal", "Reshape", "Shape", "Slice", "Split", "Sqrt", "Squeeze", "Sub",
     "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
+STATISTICS = {"running_mean", "running_var"}  # each layer moves its own
 BROADCAST = {"Add", "Div", "Equal", "Mul", "Pow", "Sub", "Where"}
 
 WRONG = (ValueError, TypeError, IndexError, ArithmeticError)  # what a node raises that its inputs do not fit
@@ -118,7 +119,7 @@ class Graph(Module):
         same: dict[str, str] = {}  # what an Identity made, by what it took
         on_host: set[str] = set()
         size = 0  # of what was made of constants
-        tensors: dict[int, Tensor] = {}  # by the constant's identity: one that two nodes take is one parameter
+        tensors: dict[tuple[str, str], Tensor] = {}  # by name and role: one that two nodes take is one parameter
         for place, (node, operator, function) in enumerate(understood):
             inputs = [same.get(name, name) for name in node.inputs]
             known = all(name in constants or not name for name in inputs)
@@ -234,7 +235,7 @@ def _has(layer: Layer, role: str) -> bool:
 
 
 def _own(
-    layer: Layer, inputs: list[str], constants: dict[str, Array], tensors: dict[int, Tensor], shapes: bool
+    layer: Layer, inputs: list[str], constants: dict[str, Array], tensors: dict[tuple[str, str], Tensor], shapes: bool
 ) -> dict[str, str]:
     """Give a layer its inputs that are constants: role -> name of those that became parameters or buffers."""
     found = {}
@@ -249,11 +250,11 @@ def _own(
         elif shapes or value.dtype.kind != "f":
             layer._held[role] = host(value)
         else:
-            if id(value) not in tensors:
+            if role in STATISTICS or (name, role) not in tensors:
                 backend = get_backend()
-                data = Tensor(backend.asarray(value), backend)
-                tensors[id(value)] = Parameter(data) if _is_weight(role, value) else Buffer(data)
-            setattr(layer, role, tensors[id(value)])
+                data = Tensor(backend.asarray(value.copy()), backend)  # equal constants may be one array in the file
+                tensors[name, role] = Parameter(data) if _is_weight(role, value) else Buffer(data)
+            setattr(layer, role, tensors[name, role])
             found[role] = name
     return found
 

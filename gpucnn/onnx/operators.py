@@ -287,7 +287,7 @@ def argmax(node: Node) -> Function:
     axis, keep = node.int("axis", 0), node.int("keepdims", 1)
     if node.int("select_last_index", 0):
         raise ValueError("select_last_index is not supported")
-    return lambda x: F.argmax(x, axis).unsqueeze(axis) if keep else F.argmax(x, axis)
+    return lambda x: F.argmax(x, axis, keepdim=bool(keep))
 
 
 # -- shapes ----------------------------------------------------------------------------------------
@@ -439,7 +439,10 @@ def slice_(node: Node) -> Function:
         for start, end, axis, step in zip(
             starts, ends, range(len(starts)) if axes is None else axes, steps or [1] * len(starts), strict=True
         ):
-            chosen[validate.axis(node.op, axis, x.ndim)] = slice(start, end, step)
+            axis = validate.axis(node.op, axis, x.ndim)
+            if step < 0:  # what begins before the first element begins with it, where Python takes nothing
+                start = max(start, -x.shape[axis])
+            chosen[axis] = slice(start, end, step)
         return F.index(x, tuple(chosen))
 
     return run

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 
 from gpucnn import functional as F
 from gpucnn.atomic import write_atomically
+from gpucnn.checkpoint import classes_and_normalise
 from gpucnn.data import Normalize
 from gpucnn.functional import pooling
 from gpucnn.geometry import Size, Window
@@ -67,9 +68,14 @@ class Writer:
 
     def constant(self, array: Array, name: str | None = None) -> str:
         """A constant of the file."""
-        numbered = (f"constant_{i}" for i in itertools.count(len(self.constants)))
-        name = name or next(n for n in numbered if n not in self._reserved)
+        name = name or self.free(f"constant_{i}" for i in itertools.count(len(self.constants)))
         self.constants[name] = np.ascontiguousarray(array).reshape(array.shape)
+        return name
+
+    def free(self, names: Iterable[str]) -> str:
+        """The first of these names that nothing else has yet; it is taken then."""
+        name = next(name for name in names if name not in self._reserved)
+        self._reserved.add(name)
         return name
 
     def ints(self, *values: int) -> str:
@@ -80,7 +86,7 @@ class Writer:
         """One node; inputs are tensors, or names. Returns the name of what it makes."""
         number = len(self.nodes)
         names = [value if isinstance(value, str) else self.name(value) for value in inputs]
-        output = f"{op}_{number}_output"
+        output = self.free(_numbered(f"{op}_{number}_output"))
         self.nodes.append(helper.make_node(op, names, [output], f"{op}_{number}", **attributes))
         return output
 
@@ -288,7 +294,8 @@ def where(w: Writer, s: Step) -> str:
 
 def argmax(w: Writer, s: Step) -> str:
     x = s["input"] if s["dim"] is not None else w.node("Reshape", s["input"], w.ints(-1))
-    return w.node("ArgMax", x, axis=s["dim"] or 0, keepdims=0)
+    y = w.node("ArgMax", x, axis=s["dim"] or 0, keepdims=int(s["keepdim"]))
+    return y if s["dim"] is not None or not s["keepdim"] else w.node("Reshape", y, w.ints(*[1] * s["input"].ndim))
 
 
 def linear(w: Writer, s: Step) -> str:
@@ -484,8 +491,7 @@ def save(
         model.eval()
         first, second = (record(model, shapes, batch, Recorder(FUNCTIONS, _whole)) for batch in BATCHES)
         proto = _file(model.state_dict(), first, second)
-        note = {"classes": None if classes is None else list(classes), "normalise": _pair(normalise)}
-        helper.set_model_props(proto, {METADATA: json.dumps(note)})
+        helper.set_model_props(proto, {METADATA: json.dumps(classes_and_normalise(classes, normalise))})
         _check(proto)
         write_atomically(path, lambda temporary: _write(proto, temporary, model, shapes, first))
     finally:
@@ -493,18 +499,11 @@ def save(
             module.training = was_training[id(module)]
 
 
-def _pair(normalise: Normalize | tuple[Any, Any] | None) -> list[list[float]] | None:
-    if normalise is None:
-        return None
-    mean, std = (normalise.mean, normalise.std) if isinstance(normalise, Normalize) else normalise
-    return [np.atleast_1d(mean).astype(float).tolist(), np.atleast_1d(std).astype(float).tolist()]
-
-
 def _file(named: dict[str, Tensor], first: Recording, second: Recording) -> onnx.ModelProto:
     """The whole file. Raises ValueError that names everything which can't be written."""
     w = Writer(named)
     problems: list[str] = []
-    names = ["input", *(f"input_{i}" for i in range(1, len(first.inputs)))]
+    names = [w.free(_numbered("input")) for _ in first.inputs]
     for name, tensor in zip(names, first.inputs, strict=True):
         w.call(tensor, name)
     for step in steps(first, second, problems):
@@ -519,8 +518,8 @@ def _file(named: dict[str, Tensor], first: Recording, second: Recording) -> onnx
     if problems:
         raise ValueError(f"this model can't be written as ONNX: {'; '.join(dict.fromkeys(problems))}")
     outputs = [
-        _value(_output(w, tensor, "output" + (f"_{i}" if i else "")), tensor, again)
-        for i, (tensor, again) in enumerate(zip(first.outputs, second.outputs, strict=True))
+        _value(_output(w, tensor, w.free(_numbered("output"))), tensor, again)
+        for tensor, again in zip(first.outputs, second.outputs, strict=True)
     ]
     inputs = [_value(name, t, u) for name, t, u in zip(names, first.inputs, second.inputs, strict=True)]
     size = sum(array.nbytes for array in w.constants.values())
@@ -531,6 +530,11 @@ def _file(named: dict[str, Tensor], first: Recording, second: Recording) -> onnx
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="gpucnn")
     proto.ir_version = IR_VERSION
     return proto
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """name, name_1, name_2 and so on."""
+    return itertools.chain([name], (f"{name}_{i}" for i in itertools.count(1)))
 
 
 def _output(w: Writer, tensor: Tensor, name: str) -> str:

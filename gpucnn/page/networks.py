@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import gpucnn
 from gpucnn import data, optim, train
+from gpucnn.atomic import check_writable
 from gpucnn.backends import use_backend
 from gpucnn.checkpoint import describe_input, save_model
 from gpucnn.data import Dataset, Normalize
@@ -48,6 +49,8 @@ def train_first(path: Path, progress: dict[str, Any]) -> None:
 
     What is held out is what `gpucnn train` holds out, so `gpucnn evaluate` measures the file on the same images.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path)
     settings = {"data": "mnist-5k", "held_out": None, "seed": 0, "image_size": None, "gray": False, "model": "lenet5"}
     rest, held_out = data.split(data.load("mnist-5k"), 0.2)
     with use_backend("numpy"):
@@ -65,7 +68,6 @@ def train_first(path: Path, progress: dict[str, Any]) -> None:
             progress=False,
         )
         accuracy = train.evaluate(model, data.Loader(held_out, 256)).accuracy
-    path.parent.mkdir(parents=True, exist_ok=True)
     save_model(model, path, **describe_input(loader), trained_on=settings, accuracy=accuracy)
 
 

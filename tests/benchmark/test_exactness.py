@@ -162,7 +162,7 @@ def test_a_tf32_network_does_not_pass_for_fp32():
     problem = pose(task("lenet5", "inference", 8), "fp32")
     module = problem.module().to("float64")
     for p in module.parameters():
-        p.copy_(rounded(p.numpy(), "tf32"))
+        p.detach().copy_(rounded(p.numpy(), "tf32"))
     import gpucnn
 
     logits = module(gpucnn.tensor(problem.images.astype(np.float64), backend="numpy")).numpy()

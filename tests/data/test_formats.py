@@ -509,6 +509,16 @@ class TestNumpy:
         with pytest.raises(ValueError, match=r"half.npz: no test part: it holds x_train, y_train"):
             load(tmp_path / "half.npz", split="test")
 
+    @pytest.mark.parametrize("more", [{}, {"classes": ["cat", "dog"]}])
+    def test_labels_that_are_names_are_refused_with_the_remedy(self, tmp_path, more):
+        names, images = np.array(["dog", "cat", "dog"]), np.zeros((3, 4, 5), np.uint8)
+        np.savez(tmp_path / "set.npz", images=images, labels=names, **more)
+        with pytest.raises(ValueError, match=r"set.npz: labels must be the numbers .* got <U3; .*numpy.unique"):
+            load(tmp_path / "set.npz")
+        classes, labels = np.unique(names, return_inverse=True)
+        np.savez(tmp_path / "set.npz", images=images, labels=labels, classes=classes)
+        assert load(tmp_path / "set.npz").classes == ("cat", "dog")
+
     def test_npy_is_memory_mapped_with_its_labels_beside_it(self, tmp_path):
         images = rng().integers(0, 256, (4, 3, 2, 1), dtype=np.uint8)
         np.save(tmp_path / "train_images.npy", images)

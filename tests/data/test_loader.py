@@ -273,6 +273,7 @@ def test_two_iterators_run_side_by_side():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        ({"dataset": (np.zeros(2), np.zeros(2))}, TypeError, r"dataset must be a gpucnn.data.Dataset, got tuple"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         ({"batch_size": 2.0}, TypeError, "batch_size must be an int, got 2.0"),
         ({"batch_size": True}, TypeError, "batch_size must be an int, got True"),
@@ -285,7 +286,7 @@ def test_two_iterators_run_side_by_side():
 )
 def test_arguments_that_make_no_sense_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
-        Loader(dataset_of(), **{"batch_size": 4, **arguments})
+        Loader(**{"dataset": dataset_of(), "batch_size": 4, **arguments})
 
 
 def test_epoch_and_start_are_checked_at_once():

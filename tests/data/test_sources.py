@@ -263,7 +263,7 @@ def test_an_unknown_name_is_refused_with_those_there_are():
         FileNotFoundError, match="no data set and no path is called 'fashion-minst'; did you mean 'fashion-mnist'"
     ):
         load("fashion-minst")
-    with pytest.raises(FileNotFoundError, match="called 'zzz' Known by name: digits, mnist-5k, x-or-not-x, mnist, fa"):
+    with pytest.raises(FileNotFoundError, match=r"called 'zzz'\. Known by name: digits, mnist-5k, x-or-not-x, mnist,"):
         load("zzz")
 
 
@@ -290,6 +290,18 @@ def test_another_kind_of_file_is_refused(tmp_path):
     (tmp_path / "set.csv").write_text("1,2")
     with pytest.raises(ValueError, match=r"set.csv: expected a folder, a .npz or a .npy file"):
         load(tmp_path / "set.csv")
+
+
+def test_a_size_or_mode_that_only_pictures_can_be_brought_to_is_refused_for_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("some.npz", images=np.zeros((4, 6, 5, 3), np.uint8), labels=np.arange(4))
+    write_idx_set(tmp_path / "set")
+    for place in ("x-or-not-x", "some.npz", "set"):
+        with pytest.raises(ValueError, match=r"has images of \d×\d and \d channels, not 7×9 ones; only a folder"):
+            load(place, size=(7, 9))
+    with pytest.raises(ValueError, match=r"some has images of 6×5 and 3 channels, not 6×5 gray ones; only a folder"):
+        load("some.npz", mode="L")
+    assert load("x-or-not-x", mode="L", size=(5, 5)).channels == 1, "which it is already"
 
 
 def test_another_split_is_refused():

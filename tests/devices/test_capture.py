@@ -279,7 +279,8 @@ def test_a_device_that_has_no_graphs_says_so():
 
 
 CUPY_REFUSES = {
-    "a copy from the host": (lambda cupy, x: cupy.asarray(np.ones(3)), RuntimeError, "StreamCaptureUnsupported"),
+    "a copy from the host": (lambda cupy, x: cupy.asarray(np.ones(3)), CaptureError, "hands values on the host"),
+    "an index on the host": (lambda cupy, x: x[np.array([2, 0])], CaptureError, "hands values on the host"),
     "a copy to the host": (lambda cupy, x: cupy.asnumpy(x), RuntimeError, "StreamCaptureUnsupported"),
     "waiting": (lambda cupy, x: cupy.cuda.get_current_stream().synchronize(), RuntimeError, "StreamCaptureUnsupported"),
     "cuBLAS": (lambda cupy, x: cupy.matmul(x, x), NotImplementedError, "calling cuBLAS API during stream capture"),
@@ -288,7 +289,7 @@ CUPY_REFUSES = {
 
 
 @pytest.mark.parametrize("what", CUPY_REFUSES)
-def test_the_stand_in_refuses_in_a_capture_what_cupy_does(monkeypatch, what):
+def test_the_stand_in_refuses_in_a_capture_what_cupy_and_our_allocator_do(monkeypatch, what):
     cupy = fake_cupy.install(monkeypatch)
     attempt, error, message = CUPY_REFUSES[what]
     device = CudaDevice()

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 from gpucnn.backends.kernel_backend import KernelBackend
-from gpucnn.devices import Specialisation, cuda
+from gpucnn.devices import Specialisation, cuda, host_arrays
 from gpucnn.devices.base import KernelError, kernel_folder
 from gpucnn.devices.cuda import CudaDevice
 from gpucnn.devices.emulator import EmulatorDevice
+from gpucnn.devices.graph import Arena
 from gpucnn.geometry import Window
+from gpucnn.live import CaptureError
+from gpucnn.tensor import Tensor
 
 CONSTANTS = {"SCALAR": "float", "KERNEL_H": 3}
 SCALE = Specialisation("scale.cu", "scale", (("KERNEL_H", 3), ("SCALAR", "float")))
@@ -214,6 +217,63 @@ def test_nothing_is_contracted_that_is_not_written_so_and_constants_become_macro
     assert code == (folder / "scale.cu").read_text()
     assert backend == "nvrtc"
     assert {"-fmad=false", "-DSCALAR=float", "-DKERNEL_H=3", f"-I{folder}"} <= set(options)
+
+
+@pytest.mark.parametrize("nvrtc", [(12, 0), (12, 9), (13, 0)])
+def test_a_kernel_of_one_architecture_is_compiled_for_it_alone_and_once_for_all_processes(
+    cupy, folder, nvrtc, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("GPUCNN_CACHE", str(tmp_path / "cache"))
+    cupy.nvrtc, source = nvrtc, folder / "scale.cu"
+    source.write_text("// Needs sm_90a\n" + source.read_text())
+    for _ in range(2):  # processes
+        launch(CudaDevice())
+        launch(CudaDevice(), KERNEL_H=5)
+    assert len(cupy.launches) == 4
+    for code, options, _ in cupy.modules:
+        assert code == source.read_text()
+        assert [option for option in options if option.startswith("-arch")] == ["-arch=sm_90a"]
+        assert {"-fmad=false", "-ftz=true", f"-I{folder}"} <= set(options)
+    assert len(cupy.cuda.nvrtc.programs) == 2
+    assert set(map(tuple, cupy.cuda.nvrtc.programs.values())) == {("destroyed",)}
+    with pytest.raises(KernelError, match=r"NVRTC refused scale.cu for scale with .*'BROKEN': 1.*\n.*expected a ;"):
+        launch(CudaDevice(), BROKEN=1)
+
+
+def test_another_gpu_than_the_one_it_began_on_is_refused(cupy, folder):
+    device = CudaDevice()
+    cupy.current = 1
+    with pytest.raises(RuntimeError, match=r"computes on GPU 0, .* but now GPU 1 is: .* CUDA_VISIBLE_DEVICES=1"):
+        launch(device)
+    assert not cupy.launches
+    cupy.current = 0
+    launch(device)
+
+
+def test_a_copy_from_the_host_takes_cupys_memory_except_in_a_capture(cupy):
+    device = CudaDevice()
+    given = object()
+    cupy.get_default_pinned_memory_pool = lambda: SimpleNamespace(malloc=lambda size: (given, size))
+    assert cupy.pinned(12) == (given, 12)
+    with device.capture(Arena(1 << 20)), pytest.raises(CaptureError, match="hands values on the host"):
+        cupy.pinned(12)
+    assert cupy.pinned(12) == (given, 12)
+
+
+@pytest.mark.parametrize("index", [np.array([7]), (slice(None), np.array([0, -4])), ([0], [3])])
+def test_an_index_out_of_range_is_refused_though_cupy_wraps_it_around(cupy, monkeypatch, index):
+    def wrapped(array, index):
+        return np.ndarray.__getitem__(array, np.mod(index, 3) if isinstance(index, np.ndarray) else 0)
+
+    engine = KernelBackend(CudaDevice())
+    x = Tensor(engine.asarray(np.ones((3, 3), np.float32)), engine)
+    monkeypatch.setattr(host_arrays.HostArray, "__getitem__", wrapped)
+    with pytest.raises(IndexError, match=r"does not fit shape \(3, 3\): index .* is out of bounds"):
+        x[index]
+
+
+def test_cupy_writes_the_kernels_sources_in_any_encoding():
+    assert all(path.read_bytes().isascii() for path in kernel_folder().glob("*.cu*"))
 
 
 def test_a_specialisation_is_compiled_once(cupy, folder):

@@ -229,12 +229,21 @@ def test_sum_of_nothing_is_zero(backend: str) -> None:
     np.testing.assert_array_equal(gpucnn.tensor(np.ones((0, 3)), backend=backend).sum(0).numpy(), [0, 0, 0])
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8", "bool"])
+def test_sum_of_integers_is_int64(dtype: str, backend: str) -> None:
+    x = gpucnn.tensor(np.full((2, 3), 200).astype(dtype), backend=backend)
+    total = int(x.numpy().astype(np.int64).sum())
+    assert (x.sum().dtype, x.sum().item(), x.sum(0).dtype) == (np.int64, total, np.int64)
+
+
 def test_argmax_is_the_first_largest(backend: str) -> None:
     x = np.array([[1.0, 5, 5], [9, 0, 9]])
     (tensor,) = named(backend, x=x)
     assert tensor.argmax().item() == 3
     np.testing.assert_array_equal(tensor.argmax(1).numpy(), [1, 0])
     np.testing.assert_array_equal(tensor.argmax(-2).numpy(), [1, 0, 1])
+    assert tensor.argmax(1, keepdim=True).tolist() == [[1], [0]]
+    assert tensor.argmax(keepdim=True).tolist() == [[3]]
     assert tensor.argmax(1).dtype == np.int64
     guess = gpucnn.tensor(np.array([0, 0.1, 0.1, 0.75, 0, 0, 0, 0, 0, 0.05]), backend=backend)
     assert guess.argmax().item() == 3
@@ -323,6 +332,8 @@ WRONG: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("largest-of-nothing", lambda: ones(0, 3).amax(0), ValueError, r"amax: .*\(0, 3\)"),
     ("argmax-of-nothing", lambda: ones(0).argmax(), ValueError, r"argmax: .*\(0,\)"),
     ("mean-of-integers", lambda: gpucnn.tensor([1, 2]).mean(), TypeError, r"mean: input .*int64.*float"),
+    ("integer-power", lambda: gpucnn.tensor([2, 3]) ** -1, ValueError, r"negative integer powers .* -1; .*\.float\(\)"),
+    ("integer-powers", lambda: 2 ** gpucnn.tensor([1, -2]), ValueError, r"pow: .*tensor\(\[ 1, -2\]\)"),
     ("complex", lambda: ones(2).to("complex64"), TypeError, "complex64.*float16, bfloat16, float32 and float64"),
     ("no-backend", lambda: ones(2).to("abacus"), ValueError, "abacus.*numpy"),
 ]

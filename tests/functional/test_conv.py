@@ -219,6 +219,7 @@ def test_groups_are_separate_convolutions_side_by_side(conv: Any) -> None:
     x, w = random(2, 6, 7, 5), random(9, 2, 3, 2)
     apart = [conv(x[:, 2 * g : 2 * g + 2], w[3 * g : 3 * g + 3], stride=2) for g in range(3)]
     assert_within(conv(x, w, groups=3, stride=2), np.concatenate(apart, axis=1), 1e-13)
+    np.testing.assert_array_equal(conv(x, w, groups=np.int64(3), stride=2), conv(x, w, groups=3, stride=2))
 
 
 def test_dilation_is_a_filter_with_holes(conv: Any) -> None:

@@ -133,10 +133,19 @@ def test_ignored_label_costs_nothing_whatever_its_scores(op: str, reduction: str
 
 
 @pytest.mark.parametrize("op", ["cross_entropy", "nll_loss"])
-def test_mean_over_no_labels_is_nan_as_in_pytorch(op: str, backend: str) -> None:
-    loss, _ = loss_and_gradient(op, random(2, 3), np.array([-100, -100]), backend)
+def test_mean_over_no_labels_is_nan_with_gradients_of_0_as_in_pytorch(op: str, backend: str) -> None:
+    loss, gradient = loss_and_gradient(op, random(2, 3), np.array([-100, -100]), backend)
     assert np.isnan(loss)
+    np.testing.assert_array_equal(gradient, np.zeros((2, 3)))
     assert loss_and_gradient(op, random(2, 3), np.array([-100, -100]), backend, reduction="sum")[0] == 0
+
+
+@pytest.mark.parametrize("op", ["cross_entropy", "nll_loss"])
+def test_mean_over_labels_without_weight_is_nan_and_so_are_its_gradients_as_in_pytorch(op: str, backend: str) -> None:
+    weight = gpucnn.tensor(np.zeros(3), backend=backend)
+    loss, gradient = loss_and_gradient(op, random(2, 3), np.array([0, 2]), backend, weight=weight)
+    assert np.isnan(loss)
+    assert np.isnan(gradient[[0, 1], [0, 2]]).all()
 
 
 @pytest.mark.parametrize("op", ["cross_entropy", "nll_loss"])
@@ -186,6 +195,12 @@ def test_class_probabilities_that_are_one_hot_are_labels(backend: str) -> None:
 def test_wrong_labels_are_shown(op: str, x: Any, labels: Array, error: Any, message: str, backend: str) -> None:
     with pytest.raises(error, match=message):
         loss_and_gradient(op, random(*x), labels, backend)
+
+
+@pytest.mark.parametrize("op", ["cross_entropy", "nll_loss"])
+def test_an_ignore_index_that_32_bits_can_not_hold_is_refused(op: str, backend: str) -> None:
+    with pytest.raises(ValueError, match=rf"{op}: ignore_index .* got 4294967296; .*such as -100"):
+        loss_and_gradient(op, random(2, 3), np.array([2**32, 1]), backend, ignore_index=2**32)
 
 
 def test_float_labels_are_an_error_in_both_losses(backend: str) -> None:

@@ -168,6 +168,8 @@ WRONG: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("pad-odd", lambda: F.pad(ones(2, 3), (1, 1, 1)), ValueError, r"\(1, 1, 1\)"),
     ("pad-axes", lambda: F.pad(ones(3), (1, 1, 1, 1)), ValueError, r"1 axes.*\(1, 1, 1, 1\)"),
     ("pad-cut", lambda: F.pad(ones(2, 3), (-2, -2)), ValueError, r"\(-2, -2\).*\(2, 3\)"),
+    ("pad-cut-more", lambda: F.pad(ones(2, 3), (-5, 4)), ValueError, r"\(-5, 4\) cuts more than shape \(2, 3\)"),
+    ("pad-cut-last", lambda: F.pad(ones(1, 1, 1, 8), (2, -1, -2, 2)), ValueError, r"\(2, -1, -2, 2\) cuts more"),
     ("reflect", lambda: F.pad(ones(1, 1, 2, 3), (3, 0), "reflect"), ValueError, r"reflect.*\(3, 0\).*has 3"),
     ("resize-mode", lambda: F.interpolate(ones(1, 1, 2, 3), 4, mode="cubic"), ValueError, "mode .*bilinear.*cubic"),
     ("resize-both", lambda: F.interpolate(ones(1, 1, 2, 3), 4, 2.0), ValueError, "either size or scale_factor"),

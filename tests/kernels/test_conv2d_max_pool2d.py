@@ -103,8 +103,8 @@ def test_only_the_gradients_that_are_needed_are_computed() -> None:
 
 def test_filters_are_shared_out_evenly_and_fit_shared_memory() -> None:
     assert [_filters_at_once(filters, 25) for filters in (1, 6, 8, 9, 17, 64)] == [1, 6, 8, 5, 6, 8]
-    assert [_filters_at_once(64, depth) for depth in (768, 769, 4096)] == [8, 7, 1]
-    assert all(8 * depth * _filters_at_once(64, depth) <= 48 << 10 for depth in range(1, 4097))
+    assert [_filters_at_once(64, depth) for depth in (767, 768, 4096)] == [8, 7, 1]
+    assert all(8 * (depth + 1) * _filters_at_once(64, depth) <= 48 << 10 for depth in range(1, 4097))  # and a bias each
 
 
 @pytest.mark.parametrize("half", ["float16", "bfloat16"])

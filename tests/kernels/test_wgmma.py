@@ -494,7 +494,7 @@ def test_only_the_files_for_hopper_need_its_own_architecture() -> None:
 
 
 def test_cuda_gets_maps_by_value_shared_memory_and_the_architecture(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from fake_cupy import FakeCupy
 
@@ -502,9 +502,10 @@ def test_cuda_gets_maps_by_value_shared_memory_and_the_architecture(
 
     cupy, functions = FakeCupy(), []
 
-    def module(code: str, options: tuple[str, ...], backend: str) -> Any:
+    def module(code: str = "", options: tuple[str, ...] = (), backend: str = "", path: str = "") -> Any:
         def get_function(name: str) -> Any:
-            functions.append(Function(name, options))
+            of_path = Path(path).read_text("utf-8").split("\0")[1:] if path else []
+            functions.append(Function(name, (*options, *of_path)))
             return functions[-1]
 
         return SimpleNamespace(get_function=get_function)
@@ -516,6 +517,7 @@ def test_cuda_gets_maps_by_value_shared_memory_and_the_architecture(
         def __call__(self, grid: Any, block: Any, values: Any, shared_mem: int) -> None:
             self.values, self.shared = values, shared_mem
 
+    monkeypatch.setenv("GPUCNN_CACHE", str(tmp_path))
     monkeypatch.setattr(cupy, "compute_capability", "90")
     monkeypatch.setattr(cupy, "RawModule", module)
     monkeypatch.setattr(cuda, "usable_cupy", lambda: cupy)
@@ -525,7 +527,7 @@ def test_cuda_gets_maps_by_value_shared_memory_and_the_architecture(
     backend = KernelBackend(cuda.CudaDevice(), preferring("wgmma"))
     backend.conv2d_forward(backend.asarray(X), backend.asarray(W), None, WINDOW, 1)
     function = next(f for f in functions if f.name == "conv2d_wgmma_forward")
-    assert "-arch=sm_90a" in function.options
+    assert [option for option in function.options if option.startswith("-arch")] == ["-arch=sm_90a"]
     assert function.shared == function.max_dynamic_shared_size_bytes == 99328
     assert [v.tobytes() for v in function.values[:2]] == [bytes(range(128))] * 2
     assert all(v.size == 1 and v.itemsize == 128 for v in function.values[:2])

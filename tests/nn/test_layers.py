@@ -168,7 +168,7 @@ def test_layer_is_its_function_with_its_arguments(make: Any, shape: tuple[int, .
     x = gpucnn.randn(*shape)
     for parameter in layer.parameters():  # normalisation starts with weights of 1, which would hide their absence
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            parameter.copy_(gpucnn.randn(*parameter.shape))
+            parameter.detach().copy_(gpucnn.randn(*parameter.shape))
     gpucnn.manual_seed(3)
     actual = layer(x)
     gpucnn.manual_seed(3)

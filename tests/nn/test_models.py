@@ -341,7 +341,7 @@ def _block(kind: str, shortcut: str, place: str, backend: str) -> nn.Module:
     rng = np.random.default_rng(7)
     for norm in (module for module in block.modules() if isinstance(module, nn.BatchNorm2d)):
         for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-            tensor.copy_(gpucnn.tensor(rng.uniform(0.5, 2, tensor.shape), backend=backend))
+            tensor.detach().copy_(gpucnn.tensor(rng.uniform(0.5, 2, tensor.shape), backend=backend))
     return block
 
 

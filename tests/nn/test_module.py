@@ -1,6 +1,7 @@
 """Modules: what they find in themselves, their state, modes, hooks, summaries and copies."""
 
 import copy
+from collections import OrderedDict
 from types import ModuleType
 from typing import Any
 
@@ -205,8 +206,22 @@ def test_state_that_does_not_fit_names_every_problem_and_changes_nothing() -> No
 def test_loose_loading_takes_what_there_is() -> None:
     model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
     kept = model[1].weight.item()
-    model.load_state_dict({"0.weight": np.full((1, 1), 7.0), "other": np.zeros(3)}, strict=False)
+    found = model.load_state_dict({"0.weight": np.full((1, 1), 7.0), "other": np.zeros(3)}, strict=False)
     assert (model[0].weight.item(), model[1].weight.item()) == (7, kept)
+    assert found.missing_keys == ["0.bias", "1.weight", "1.bias"]
+    assert found.unexpected_keys == ["other"]
+    assert model.load_state_dict(model.state_dict()) == ([], [])
+
+
+def test_loading_into_a_parameter_that_can_not_be_written_changes_no_other() -> None:
+    values = np.ones(2, np.float32)
+    values.flags.writeable = False
+    layer = nn.Linear(1, 2)
+    layer.bias = nn.Parameter(gpucnn.from_numpy(values))
+    before = layer.weight.tolist()
+    with pytest.raises(ValueError, match=r"read-only array; change a clone\(\)"):
+        layer.load_state_dict({"weight": np.full((2, 1), 7.0), "bias": np.zeros(2)})
+    assert layer.weight.tolist() == before
 
 
 def test_mode_reaches_every_module_below() -> None:
@@ -217,6 +232,15 @@ def test_mode_reaches_every_module_below() -> None:
     assert all(m.training for m in model.modules())
     model[1].eval()
     assert [m.training for m in model.modules()] == [True, True] + [False] * 5
+
+
+def test_a_module_may_refuse_a_mode_for_itself_and_what_is_below() -> None:
+    class Frozen(nn.BatchNorm2d):
+        def train(self, mode: bool = True) -> nn.BatchNorm2d:
+            return super().train(False)
+
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), Frozen(2)).train()
+    assert [m.training for m in model.modules()] == [True, True, False]
 
 
 def test_conversion_reaches_floating_tensors_of_the_whole_tree() -> None:
@@ -256,6 +280,8 @@ def test_freezing_and_forgetting_gradients() -> None:
     model = Residual(2)
     model(gpucnn.randn(1, 2, 3, 4)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+    model.zero_grad(set_to_none=False)
+    assert all(p.grad is not None and not p.grad.numpy().any() for p in model.parameters())
     model.zero_grad()
     assert all(p.grad is None for p in model.parameters())
     assert model.requires_grad_(False) is model
@@ -264,11 +290,11 @@ def test_freezing_and_forgetting_gradients() -> None:
     assert model(gpucnn.randn(1, 2, 3, 4)).requires_grad
 
 
-def test_function_is_applied_to_every_module_once() -> None:
+def test_function_is_applied_to_every_module_once_children_first() -> None:
     shared = nn.ReLU()
     model, seen = nn.Sequential(shared, nn.Sequential(shared, nn.Tanh())), []
     assert model.apply(seen.append) is model
-    assert sorted(map(id, seen)) == sorted(map(id, [model, shared, model[1], model[1][1]]))
+    assert list(map(id, seen)) == list(map(id, [shared, model[1][1], model[1], model]))
 
 
 # -- calls and hooks -----------------------------------------------------------------------------------
@@ -435,6 +461,18 @@ def test_sequential_is_indexed_sliced_iterated_and_grows() -> None:
         nn.Sequential(nn.ReLU(), 3)  # type: ignore[arg-type]
     x = gpucnn.ones(2)
     assert nn.Sequential()(x) is x
+
+
+def test_sequential_takes_the_names_of_its_modules_from_a_mapping() -> None:
+    model = nn.Sequential(OrderedDict(linear=nn.Linear(2, 3), act=nn.ReLU()))
+    assert list(model.state_dict()) == ["linear.weight", "linear.bias"]
+    assert [name for name, _ in model.append(nn.Tanh()).named_children()] == ["linear", "act", "2"]
+    assert model(gpucnn.ones(1, 2)).shape == (1, 3)
+    for name in ("", "a.b", "forward", 3):
+        with pytest.raises(ValueError, match=rf"a module can't be called {name!r}; choose a text"):
+            nn.Sequential({name: nn.ReLU()})  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match="Sequential holds modules, got int"):
+        nn.Sequential({"linear": 3})  # type: ignore[dict-item]
 
 
 def test_slice_shares_its_layers_with_the_whole() -> None:

@@ -109,6 +109,13 @@ def test_relu_runs_on_the_pooled_elements() -> None:
     assert list(fused([relu, pool])) == [pool, relu]
 
 
+@pytest.mark.parametrize("before", [[], [nn.Conv2d(1, 1, 1)]], ids=["relu", "conv relu"])
+def test_relu_stays_before_a_pool_that_has_windows_wholly_in_the_padding(before: list[nn.Module]) -> None:
+    pool = nn.MaxPool2d(2, stride=5, padding=1, dilation=4)  # on 3×3 pixels its taps are at −1 and 3
+    model = nn.Sequential(*before, nn.ReLU(), pool)
+    assert model(gpucnn.ones(1, 1, 3, 3)).item() == -np.inf
+
+
 @pytest.mark.parametrize("hooked", [0, 1, 2])
 def test_a_hook_sees_what_its_module_alone_gives(hooked: int) -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2))
@@ -128,7 +135,7 @@ def test_a_subclass_keeps_its_own_forward() -> None:
             return 2 * super().forward(input)
 
     model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), Doubled(), nn.MaxPool2d(1))
-    model[0].weight.copy_(gpucnn.tensor(np.ones((1, 1, 1, 1), "float32")))
+    model[0].weight.detach().copy_(gpucnn.tensor(np.ones((1, 1, 1, 1), "float32")))
     assert model(gpucnn.tensor(np.full((1, 1, 1, 1), 3, "float32"))).item() == 6
 
 
@@ -147,7 +154,7 @@ def test_inference_takes_the_norm_into_the_convolution(
     rng = np.random.default_rng(2)
     conv, norm = nn.Conv2d(3, 5, (3, 2), bias=bias), nn.BatchNorm2d(5, affine=affine)
     for tensor in (norm.running_mean, norm.running_var, *norm.parameters()):
-        tensor.copy_(gpucnn.tensor(rng.uniform(0.5, 2, 5).astype("float32")))
+        tensor.detach().copy_(gpucnn.tensor(rng.uniform(0.5, 2, 5).astype("float32")))
     model = nn.Sequential(conv, norm, *([nn.ReLU()] if activation else [])).to(backend).eval()
     x = gpucnn.tensor(rng.standard_normal((2, 3, 6, 7)).astype("float32"), backend=backend)
     calls: list[str] = []

@@ -89,7 +89,7 @@ def test_state_can_be_saved_loaded_and_moved(tmp_path: Path, backend: str) -> No
     first, second = (loaded(small_network(), tmp_path) for _ in range(2))
     x = gpucnn.tensor(random(2, 2, 5, 4), backend=backend)
     for parameter in first.parameters():
-        parameter.copy_(parameter.numpy() * 2)
+        parameter.detach().copy_(parameter.numpy() * 2)
     before = second(x).numpy()
     second.load_state_dict(first.state_dict())
     np.testing.assert_array_equal(second(x).numpy(), first(x).numpy())
@@ -105,7 +105,7 @@ def test_a_copy_has_weights_of_its_own(tmp_path: Path, backend: str) -> None:
     twin = copy.deepcopy(graph)
     np.testing.assert_array_equal(twin(x).numpy(), wanted)
     for parameter in twin.parameters():
-        parameter.copy_(np.zeros(parameter.shape))
+        parameter.detach().copy_(np.zeros(parameter.shape))
     assert not twin(x).numpy().any()
     np.testing.assert_array_equal(graph(x).numpy(), wanted)
 
@@ -296,17 +296,53 @@ def test_several_inputs_and_outputs_come_in_the_files_order(tmp_path: Path, back
 
 
 def test_a_constant_that_two_nodes_take_is_one_parameter(tmp_path: Path, backend: str) -> None:
-    nodes = [
-        make_node("Identity", ["w"], ["again"]),
-        make_node("Conv", ["x", "w"], ["h"], "one"),
-        make_node("Conv", ["h", "again"], ["y"], "two"),
-    ]
+    nodes = [make_node("Conv", ["x", "w"], ["h"], "one"), make_node("Conv", ["h", "w"], ["y"], "two")]
     graph = loaded(model_of(nodes, {"x": [1, 2, 3, 3]}, constants={"w": random(2, 2, 1, 1)}), tmp_path)
     assert [name for name, _ in graph.named_parameters()] == ["one.weight"]
     y = graph(gpucnn.tensor(random(1, 2, 3, 3), backend=backend))
     y.sum().backward()
     one, two = graph.children()
     assert one.weight is two.weight  # type: ignore[attr-defined]
+
+
+def test_a_constant_with_two_roles_is_two_tensors(tmp_path: Path, backend: str) -> None:
+    """Exporters write equal constants once: those of a new BatchNorm are the ones and zeros of its statistics."""
+    constants = {"ones": np.ones(3, np.float32), "zeros": np.zeros(3, np.float32)}
+    nodes = [
+        make_node("BatchNormalization", ["x", "ones", "zeros", "zeros", "ones"], ["h"], "first"),
+        make_node("BatchNormalization", ["h", "ones", "zeros", "zeros", "ones"], ["y"], "second"),
+    ]
+    x = random(8, 3, 4, 5) * 3 + 5
+    with gpucnn.use_backend(backend):
+        graph = loaded(model_of(nodes, {"x": ["N", 3, 4, 5]}, constants=constants), tmp_path).train()
+        norms = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+        for model in (graph, norms):
+            model(gpucnn.tensor(x))
+    assert [name for name, _ in graph.named_parameters()] == ["first.weight", "first.bias"]
+    first, second = graph.children()
+    assert (first.weight, first.bias) == (second.weight, second.bias)  # type: ignore[attr-defined]
+    for ours, theirs in zip((first, second), norms, strict=True):
+        for name in ("running_mean", "running_var"):
+            found, wanted = (vars(layer)[name].numpy() for layer in (ours, theirs))
+            np.testing.assert_allclose(found, wanted, rtol=16 * U, atol=16 * U)
+        np.testing.assert_array_equal(vars(ours)["weight"].numpy(), 1)
+        np.testing.assert_array_equal(vars(ours)["bias"].numpy(), 0)
+
+
+def test_an_identity_of_a_constant_is_another_parameter(tmp_path: Path, backend: str) -> None:
+    """Exporters write it where two weights that learn apart begin as equals."""
+    nodes = [
+        make_node("Identity", ["w"], ["again"]),
+        make_node("Conv", ["x", "w"], ["h"], "one"),
+        make_node("Conv", ["h", "again"], ["y"], "two"),
+    ]
+    w = random(2, 2, 1, 1)
+    with gpucnn.use_backend(backend):
+        graph = loaded(model_of(nodes, {"x": [1, 2, 3, 3]}, constants={"w": w}), tmp_path)
+    state = graph.state_dict()
+    assert list(state) == ["one.weight", "two.weight"]
+    state["one.weight"].copy_(np.zeros_like(w))
+    np.testing.assert_array_equal(state["two.weight"].numpy(), w)
 
 
 def test_names_that_a_module_has_already_are_replaced(tmp_path: Path) -> None:
@@ -384,6 +420,10 @@ CASES: dict[str, tuple[tuple[Any, int], dict[str, Any]]] = {
     "pad-cut": (image_node("Pad", "p", "v"), {"p": np.array([0, 0, -1, 2, 0, 0, 0, 3]), "v": np.float32(9)}),
     "slice-1": (image_node("Slice", opset=9, starts=[1, -3], ends=[9, -1], axes=[2, 3]), {}),
     "slice-1-first-axes": (image_node("Slice", opset=9, starts=[0, 1], ends=[1, 2]), {}),
+    "slice-backwards-from-before-the-first": (
+        image_node("Slice", "s", "e", "a", "t"),
+        {"s": np.array([-100, 100]), "e": np.array([-200, -100]), "a": np.array([2, 3]), "t": np.array([-1, -2])},
+    ),
     "squeeze-all": (image_node("Squeeze"), {}),
     "max-11": (image_node("ReduceMax", opset=11, axes=[1, 2], keepdims=0), {}),
     "mean-11": (image_node("ReduceMean", opset=11, axes=[-1]), {}),

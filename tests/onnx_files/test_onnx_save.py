@@ -29,7 +29,7 @@ def settled(model: nn.Module) -> nn.Module:
     rng = np.random.default_rng(5)
     for name, value in model.state_dict().items():
         if value.dtype.kind == "f":
-            value.copy_(value.numpy() + (0.1 * rng.random(value.shape)).astype(value.dtype))
+            value.detach().copy_(value.numpy() + (0.1 * rng.random(value.shape)).astype(value.dtype))
         assert name
     return model.eval()
 
@@ -225,6 +225,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Any]] = {
     "reductions": lambda x: x.mean(1) + x.amax(1) - x.amin(dim=(1,)) + x.sum(1),
     "argmax": lambda x: x.argmax(1),
     "argmax of all": lambda x: x.argmax(),
+    "argmax that keeps its axis": lambda x: x.argmax(1, keepdim=True),
+    "argmax of all that keeps the axes": lambda x: x.argmax(keepdim=True),
     "clamps": lambda x: x.clamp(-0.5) + x.clamp(max=0.5) + x.clamp(-1, 1),
     "where": lambda x: F.where(x > 0, x, -0.1) + F.where(x <= 0.5, 1.0, x),
     "comparisons": lambda x: ((x == x).float() + (x != x).float() + (x < 0).float() + (x >= 1).float()),
@@ -285,6 +287,29 @@ def test_a_module_of_ones_own_with_several_inputs_and_outputs(tmp_path: Path, ba
     assert "shift" in {tensor.name for tensor in written.graph.initializer}
 
 
+class NamesOfItsOwn(nn.Module):
+    """Parameters that are called as the file would call its inputs, outputs and what nodes make."""
+
+    def __init__(self) -> None:
+        for name in ("input", "input_1", "output", "constant_0", "Add_0_output", "Add_1_output"):
+            setattr(self, name, nn.Parameter(gpucnn.randn(3)))
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        total = x + y
+        for _, parameter in self.named_parameters():
+            total = total + parameter
+        return total, total * 3.0
+
+
+def test_names_that_parameters_have_are_no_names_of_inputs_and_outputs(tmp_path: Path, backend: str) -> None:
+    gpucnn.manual_seed(0)
+    model = NamesOfItsOwn()
+    written = check(model, tmp_path, backend, (3,), (3,))
+    assert [entry.name for entry in written.graph.input] == ["input_2", "input_3"]
+    assert [entry.name for entry in written.graph.output] == ["output_1", "output_2"]
+    assert {name for name, _ in model.named_parameters()} < {tensor.name for tensor in written.graph.initializer}
+
+
 def test_momentum_of_the_running_statistics_is_kept(tmp_path: Path, backend: str) -> None:
     model = nn.Sequential(nn.BatchNorm2d(4, momentum=0.3))
     gpucnn.onnx.save(model, tmp_path / "model.onnx", PLANE)
@@ -329,7 +354,7 @@ def test_norms_taken_into_convolutions_are_written_too(tmp_path: Path, backend: 
 def test_classes_and_normalisation_are_kept_for_predict(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     gpucnn.onnx.save(nn.Linear(3, 2), path, (3,), classes=["cat", "dog"], normalise=(0.5, [0.25]))
-    assert gpucnn.onnx.load(path).metadata == {"classes": ["cat", "dog"], "normalise": [[0.5], [0.25]]}
+    assert gpucnn.onnx.load(path).metadata == {"classes": ["cat", "dog"], "normalise": [0.5, [0.25]]}
     gpucnn.onnx.save(nn.Linear(3, 2), path, (3,), normalise=gpucnn.data.Normalize([0.1, 0.2], [1, 2]))
     assert gpucnn.onnx.load(path).metadata == {"normalise": [[0.1, 0.2], [1.0, 2.0]]}
     gpucnn.onnx.save(nn.Linear(3, 2), path, (3,))
