@@ -88,12 +88,17 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, write)
 
 
+def unfinished(folder: Path, name: str = ".+") -> Iterator[Path]:
+    """The files of a folder that `replacing` has named, to become one of that name (a pattern)."""
+    pattern = re.compile(rf"\.{name}\.\d+\.\d+\.tmp")
+    return (path for path in folder.iterdir() if pattern.fullmatch(path.name) and path.is_file())
+
+
 def _sweep(path: Path) -> None:
-    name = re.compile(rf"\.{re.escape(path.name)}\.\d+\.\d+\.tmp")
     with suppress(OSError):  # a folder may be written to that can't be listed
-        for other in path.parent.iterdir():
+        for other in unfinished(path.parent, re.escape(path.name)):
             with suppress(OSError):  # another process was quicker, or it is another user's
-                if name.fullmatch(other.name) and time.time() - other.stat().st_mtime > ABANDONED:
+                if time.time() - other.stat().st_mtime > ABANDONED:
                     other.unlink()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -13,13 +14,8 @@ class CaptureError(RuntimeError):
     """Something that a graph can't hold: str() says what, and what to do."""
 
 
-class Replaced:
-    """How many arrays of parameters and buffers were replaced by others in this process: a graph refers to arrays."""
-
-    arrays = 0
-
-
-replaced = Replaced()
+# How many arrays of parameters and buffers were replaced by others in this process: a graph refers to arrays.
+replaced = SimpleNamespace(arrays=0)
 
 
 class Live(Generic[T]):

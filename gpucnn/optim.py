@@ -79,14 +79,9 @@ class Optimizer(ABC):
                     raise CaptureError("the optimizer has yet to make its first step; let it make one before")
 
     def _live(self, settings: Callable[[], T], has_changed: Callable[[], bool] = lambda: False) -> Live[T]:
-        """The settings of each step to come; stale, for a graph, once it would step arrays that nobody uses."""
-        arrays, state, momentum = [p.array for p in self.params], self._state, bool(self.momentum)
-
-        def is_stale() -> bool:
-            replaced = any(p.array is not array for p, array in zip(self.params, arrays, strict=True))
-            return replaced or self._state is not state or bool(self.momentum) != momentum or has_changed()
-
-        return Live(settings, is_stale)
+        """The settings of each step to come; stale, for a graph, once it would use moments that nobody else does."""
+        state, momentum = self._state, bool(self.momentum)
+        return Live(settings, lambda: self._state is not state or bool(self.momentum) != momentum or has_changed())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients, or make them zeros."""

@@ -199,6 +199,12 @@ def in_storage_order(function: Callable[..., Array], *operands: Any) -> Array:
         return function(*(_channels_last_view(a) for a in operands)).transpose(0, 3, 1, 2)
 
 
+def check_index(where: Any, shape: tuple[int, ...]) -> None:
+    """Raises NumPy's IndexError if an array of the index is out of range; CuPy would wrap it around."""
+    if any(isinstance(part, np.ndarray) for part in (where if isinstance(where, tuple) else (where,))):
+        np.broadcast_to(np.int8(0), shape)[where]
+
+
 def _channels_last_view(a: Any) -> Any:
     rank = getattr(a, "ndim", 0)
     if rank == 0:
@@ -629,6 +635,7 @@ class Tensor:
         if values.dtype.kind not in "iubfV":
             raise TypeError(f"__setitem__: a {self.dtype} tensor can't hold {value!r:.100}")
         try:
+            check_index(where, self.shape)
             with np.errstate(all="ignore"):  # infinity and NaN are values, as in PyTorch
                 array[where] = values
         except (IndexError, TypeError, ValueError, OverflowError) as error:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from gpucnn import functional as F
 from gpucnn import nn
 from gpucnn.amp import GradScaler, autocast
-from gpucnn.atomic import naming
+from gpucnn.atomic import naming, unfinished
 from gpucnn.backends import Backend, get_backend
 from gpucnn.backends import precision as computing_in
 from gpucnn.backends.precision import PRECISIONS
@@ -82,7 +82,6 @@ _ELEMENTWISE_MODULES = (
 
 
 SMALLEST_SCALE = 2.0**-16
-_UNFINISHED = re.compile(r"\..+\.\d+\.\d+\.tmp")  # how gpucnn.atomic names what is still being written
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -517,9 +516,8 @@ class _Run:
 
     def open(self, folder: Path, resume: bool) -> None:
         """Take up the run in this folder, or make sure that there is none."""
-        for path in folder.iterdir():
-            if _UNFINISHED.fullmatch(path.name) and path.is_file():
-                path.unlink()  # of a process that was killed while it wrote; the lock is ours
+        for stale in unfinished(folder):  # of a process that was killed while it wrote; the lock is ours
+            stale.unlink()
         self.checkpoint = folder / "checkpoint.safetensors"
         if self.checkpoint.exists() and resume:
             self._resume(self.checkpoint)

@@ -13,7 +13,7 @@ from gpucnn.functional import validate
 from gpucnn.functional.arithmetic import _sum_to
 from gpucnn.functional.casting import promoted, through_float32
 from gpucnn.geometry import MOST
-from gpucnn.tensor import Tensor, checked_shape, record
+from gpucnn.tensor import Tensor, check_index, checked_shape, record
 
 
 def reshape(input: Tensor, shape: Sequence[int]) -> Tensor:
@@ -170,8 +170,7 @@ def index(input: Tensor, index: Any) -> Tensor:
     backend = validate.one_backend("index", input=input)
     where = host_index(index)
     try:
-        if any(isinstance(part, np.ndarray) for part in (where if isinstance(where, tuple) else (where,))):
-            np.broadcast_to(np.int8(0), input.shape)[where]  # CuPy would wrap an index that is out of range around
+        check_index(where, input.shape)
         y = input.array[where]
     except (IndexError, TypeError, ValueError, OverflowError) as error:
         raise IndexError(f"index {index!r:.200} does not fit shape {input.shape}: {error}") from None

@@ -268,8 +268,11 @@ def test_an_index_out_of_range_is_refused_though_cupy_wraps_it_around(cupy, monk
     engine = KernelBackend(CudaDevice())
     x = Tensor(engine.asarray(np.ones((3, 3), np.float32)), engine)
     monkeypatch.setattr(host_arrays.HostArray, "__getitem__", wrapped)
+    monkeypatch.setattr(host_arrays.HostArray, "__setitem__", lambda array, index, value: None)
     with pytest.raises(IndexError, match=r"does not fit shape \(3, 3\): index .* is out of bounds"):
         x[index]
+    with pytest.raises(IndexError, match=r"can't be put at .* of shape \(3, 3\): index .* is out of bounds"):
+        x[index] = 2
 
 
 def test_cupy_writes_the_kernels_sources_in_any_encoding():
