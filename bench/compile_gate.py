@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import ctypes
 import hashlib
 import json
 import math
@@ -34,7 +33,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +42,7 @@ from rich.progress import track
 
 import gpucnn
 from gpucnn.atomic import write_atomically, write_text
+from gpucnn.devices import nvrtc
 from gpucnn.devices.base import cache_folder, kernel_folder, needed_architecture
 from gpucnn.devices.recorder import Launched, RecorderDevice
 from gpucnn.dtypes import HALVES
@@ -53,8 +52,7 @@ from gpucnn.warmup import train_once
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 DISASSEMBLED = 90  # nvdisasm takes longer than the compiler, so one architecture stands for all
-OPTIONS = ("-std=c++17", "-fmad=false", "-ftz=true")  # CudaDevice's, and the one that CuPy adds
-NVRTC, NVDISASM = "nvidia-cuda-nvrtc", "nvidia-cuda-nvdisasm"  # on PyPI
+NVDISASM = "nvidia-cuda-nvdisasm"  # on PyPI
 REGISTERS_OF_A_MULTIPROCESSOR = 65536
 MOST_SHARED = 227 * 1024  # bytes of a block, on sm_90
 # The least share of products in the hot loop that the best variant of a kernel must have, by its label on the page. The
@@ -168,7 +166,7 @@ def source(path: Path) -> str:
 
 def key(unit: Unit, version: str) -> str:
     """A hash of all that the figures of a unit depend on."""
-    of_unit = (source(unit.path), unit.constants, OPTIONS, architectures(unit.path))
+    of_unit = (source(unit.path), unit.constants, nvrtc.OPTIONS, architectures(unit.path))
     parts = (*of_unit, version, DISASSEMBLED, CLASSES, COLUMNS)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
@@ -180,57 +178,14 @@ class Tools:
     """NVRTC and nvdisasm, from their wheels. Raises RuntimeError with the remedy where they are not installed."""
 
     def __init__(self) -> None:
-        self.version = self._installed(NVRTC).version
-        self._nvrtc = ctypes.CDLL(self._file(NVRTC, "libnvrtc.so"))
-        self._nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
-        self._nvdisasm = self._file(NVDISASM, "nvdisasm")
-
-    @staticmethod
-    def _installed(name: str) -> metadata.Distribution:
-        try:
-            return metadata.distribution(name)
-        except metadata.PackageNotFoundError:
-            raise RuntimeError(f'{name} is not installed: pip install -e ".[test]" (on Linux)') from None
-
-    def _file(self, wheel: str, name: str) -> str:
-        files = self._installed(wheel).files or []
-        return str(next(file for file in files if file.name.startswith(name)).locate())
-
-    def _call(self, function: str, *arguments: Any) -> None:
-        result = getattr(self._nvrtc, function)(*arguments)
-        if result:
-            raise RuntimeError(f"{function}: {self._nvrtc.nvrtcGetErrorString(result).decode()}")
-
-    def _output(self, name: str, program: ctypes.c_void_p) -> bytes:
-        size = ctypes.c_size_t()
-        self._call(f"nvrtcGet{name}Size", program, ctypes.byref(size))
-        output = ctypes.create_string_buffer(size.value)
-        self._call(f"nvrtcGet{name}", program, output)
-        return output.raw
+        nvrtc.library()
+        self.version = nvrtc.version()
+        self._nvdisasm = str(nvrtc.in_wheel(NVDISASM, "nvdisasm"))
 
     def compile(self, unit: Unit, architecture: int) -> tuple[str, bytes]:
-        """(what the assembler says of each kernel, the cubin). Raises RuntimeError with NVRTC's errors. Threads may
-        compile at the same time: NVRTC takes no lock, and ctypes lets go of Python's."""
-        code, name = unit.path.read_bytes(), unit.path.name.encode()
-        options = [
-            f"-arch={needed_architecture(code.decode()) or f'sm_{architecture}'}",
-            *OPTIONS,
-            f"-I{unit.path.parent}",
-            f"-I{kernel_folder()}",
-            *(f"-D{name}={value}" for name, value in unit.constants),
-            "--ptxas-options=-v",
-        ]
-        program = ctypes.c_void_p()
-        self._call("nvrtcCreateProgram", ctypes.byref(program), code, name, 0, None, None)
-        try:
-            encoded = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-            failed = self._nvrtc.nvrtcCompileProgram(program, len(options), encoded)
-            log = self._output("ProgramLog", program).rstrip(b"\0").decode()
-            if failed:
-                raise RuntimeError(log)
-            return log, self._output("CUBIN", program)
-        finally:
-            self._call("nvrtcDestroyProgram", ctypes.byref(program))
+        """(what the assembler says of each kernel, the cubin). Raises RuntimeError with NVRTC's errors."""
+        real = needed_architecture(unit.path.read_text("utf-8")) or f"sm_{architecture}"
+        return nvrtc.compiled(unit.path, real, unit.constants, "CUBIN", "--ptxas-options=-v")
 
     def disassemble(self, cubin: bytes) -> dict[str, list[Instruction]]:
         """The machine code (SASS) of each kernel in a cubin."""
@@ -517,7 +472,7 @@ def section(rows: Sequence[Row]) -> str:
     numbers = f"{len(rows)} specialisations of {len({row['kernel'] for row in rows})} kernels"
     return "\n".join(
         (
-            f"NVRTC {rows[0]['nvrtc']}, `{' '.join(OPTIONS)}`: {numbers}.",
+            f"NVRTC {rows[0]['nvrtc']}, `{' '.join(nvrtc.OPTIONS)}`: {numbers}.",
             "",
             "Registers a thread:",
             "",

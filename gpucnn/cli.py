@@ -30,7 +30,7 @@ from gpucnn import data as datasets_  # the command `datasets` has the plain nam
 from gpucnn import functional as F
 from gpucnn import nn, optim, pretrained, train
 from gpucnn.atomic import check_writable, write_atomically, write_text
-from gpucnn.backends import auto_choice, available_backends, get_backend, use_backend
+from gpucnn.backends import INSTRUMENTS, auto_choice, available_backends, get_backend, use_backend
 from gpucnn.backends.precision import PRECISIONS
 from gpucnn.checkpoint import describe_input, load_model, save_model
 from gpucnn.data import Dataset, Loader, Normalize
@@ -1262,14 +1262,14 @@ def tune_command(
     from gpucnn import tune
     from gpucnn.backends import tuning
     from gpucnn.backends.kernel_backend import KernelBackend
-    from gpucnn.benchmark.command import EMULATOR
+    from gpucnn.benchmark.command import INSTRUMENT
 
     chosen = get_backend(backend)
     if not isinstance(chosen, KernelBackend):
         raise ValueError(f"the {chosen.name} backend has no kernels to choose among: --backend cuda has, on a GPU")
     name = out or os.environ.get("GPUCNN_TUNING", "").removesuffix(tuning.OFF) or tuning.OWN
-    if chosen.name == "emulator" and name == tuning.OWN:
-        raise ValueError(f"{EMULATOR}; to try out tuning itself, name a file for it: --out FILE")
+    if chosen.name in INSTRUMENTS and name == tuning.OWN:
+        raise ValueError(f"{INSTRUMENT.format(chosen.name)}; to try out tuning itself, name a file for it: --out FILE")
     path = tuning.path_of(chosen.device, name)
     if (list_ or clear) and not path.exists():
         print(f"nothing is stored: there is no {path}")

@@ -70,11 +70,14 @@ def diagnose(backend: str | None = None) -> list[Finding]:
         Finding("ok", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         Finding("ok", "gpucnn", f"{gpucnn.__version__} in {Path(gpucnn.__file__).parent}"),
         _numpy(),
-        _kernels("problem" if chosen in ("cuda", "emulator") else "warning"),
+        _kernels("warning" if chosen == "numpy" else "problem"),
         *_caches(),
         _compiler(severity("emulator")),
         *_cuda(severity("cuda")),
-        *(_trial(name, severity(name)) for name in ("numpy", "emulator", "cuda")),
+        *(
+            _trial(name, severity(name))
+            for name in ("numpy", "emulator", "cuda", *(["ptx"] if chosen == "ptx" else []))
+        ),
         *_tuning(backend),
         _choice(backend, chosen, why),
     ]

@@ -150,6 +150,10 @@ def _device(backend: Backend) -> str:
         from gpucnn.devices.emulator import compiler
 
         return compiler()
+    if backend.name == "ptx":
+        from gpucnn.devices import nvrtc
+
+        return f"NVRTC {nvrtc.version()}"
     if backend.xp.__name__ == "cupy":
         runtime = backend.xp.cuda.runtime
         gpu = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()

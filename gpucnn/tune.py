@@ -19,7 +19,7 @@ from functools import partial
 from statistics import median
 
 from gpucnn.amp import autocast
-from gpucnn.backends import Array, precision
+from gpucnn.backends import INSTRUMENTS, Array, precision
 from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.backends.precision import PRECISIONS
 from gpucnn.backends.tuning import Measurement, Tuning, path_of, stored
@@ -349,8 +349,8 @@ def show(tuning: Tuning) -> None:
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         print("  ".join([*cells, row[4]]))
-    if tuning.identity["name"] == "emulator":
-        print("these are times of the emulator, which say nothing about any GPU")
+    if tuning.identity["name"] in INSTRUMENTS:
+        print(f"these are times of the {tuning.identity['name']} backend, which say nothing about any GPU")
 
 
 def shown(problem: Problem) -> str:

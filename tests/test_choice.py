@@ -37,6 +37,14 @@ def _no_compiler(monkeypatch):
 
 
 @pytest.fixture
+def _no_nvrtc(monkeypatch):
+    def library():
+        raise RuntimeError("nvidia-cuda-nvrtc is not installed: pip install nvidia-cuda-nvrtc")
+
+    monkeypatch.setattr("gpucnn.devices.nvrtc.library", library)
+
+
+@pytest.fixture
 def cupy(monkeypatch):
     return fake_cupy.install(monkeypatch)
 
@@ -140,7 +148,9 @@ def test_a_backend_that_became_able_to_run_is_found_without_a_new_process(monkey
 
 @pytest.mark.parametrize("name", ["cudda", "CUDA", "gpu", "recorder"])
 def test_a_name_that_does_not_exist_lists_those_that_do(monkeypatch, name):
-    with pytest.raises(ValueError, match=f"^backend is '{name}', but the backends are auto, numpy, cuda, emulator$"):
+    with pytest.raises(
+        ValueError, match=f"^backend is '{name}', but the backends are auto, numpy, cuda, emulator, ptx$"
+    ):
         gpucnn.get_backend(name)
     monkeypatch.setenv("GPUCNN_BACKEND", name)
     with pytest.raises(ValueError, match=f"^GPUCNN_BACKEND is '{name}', but"):
@@ -150,15 +160,16 @@ def test_a_name_that_does_not_exist_lists_those_that_do(monkeypatch, name):
 # -- what is available -------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("_no_driver", "_no_compiler")
+@pytest.mark.usefixtures("_no_driver", "_no_compiler", "_no_nvrtc")
 def test_numpy_is_always_available():
     assert gpucnn.available_backends() == ("numpy",)
 
 
 @pytest.mark.usefixtures("cupy")
 def test_what_is_available_can_be_had():
-    assert gpucnn.available_backends() == ("numpy", "cuda", "emulator")
-    assert [gpucnn.get_backend(name).name for name in gpucnn.available_backends()] == ["numpy", "cuda", "emulator"]
+    names = ("numpy", "cuda", "emulator", "ptx")
+    assert gpucnn.available_backends() == names
+    assert tuple(gpucnn.get_backend(name).name for name in names) == names
 
 
 # -- moving ------------------------------------------------------------------------------------------

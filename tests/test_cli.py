@@ -1115,7 +1115,7 @@ def _no_gpu(monkeypatch):
     ("chosen", "line"),
     [
         ("cuda", "GPUCNN_BACKEND  'cuda', which can't run here: there is no NVIDIA driver (libcuda can't be loaded): "),
-        ("tpu", "GPUCNN_BACKEND  'tpu', but the backends are auto, numpy, cuda, emulator"),
+        ("tpu", "GPUCNN_BACKEND  'tpu', but the backends are auto, numpy, cuda, emulator, ptx"),
     ],
 )
 def test_info_shows_the_rest_and_the_remedy_where_the_chosen_backend_can_not_run(monkeypatch, chosen, line):

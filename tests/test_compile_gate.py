@@ -13,6 +13,7 @@ import fake_cupy
 import numpy as np
 import pytest
 
+from gpucnn.devices import nvrtc
 from gpucnn.devices.base import kernel_folder
 from gpucnn.devices.cuda import CudaDevice
 from gpucnn.devices.recorder import Launched
@@ -338,7 +339,7 @@ def test_the_options_are_those_of_the_cuda_device_and_of_cupy(monkeypatch):
     device.launch("sums.cu", "sum_parts", {"SCALAR": "float"}, (1, 1, 1), (32, 1, 1), x, np.empty(2, np.float32), 2, 2)
     ((_, options, _),) = cupy.modules
     ours = [option for option in options if not option.startswith(("-I", "-D"))]
-    assert [*ours, "-ftz=true"] == list(compile_gate.OPTIONS)
+    assert [*ours, "-ftz=true"] == list(nvrtc.OPTIONS)
 
 
 # -- machine code --------------------------------------------------------------------------------------
@@ -586,7 +587,7 @@ def test_without_nvrtc_the_check_is_skipped_with_the_reason(monkeypatch, no_comp
     monkeypatch.delenv("CI", raising=False)
     command(monkeypatch, "--check")
     assert capsys.readouterr().out == (
-        'compile gate: skipped, nvidia-cuda-nvrtc is not installed: pip install -e ".[test]" (on Linux)\n'
+        "compile gate: skipped, nvidia-cuda-nvrtc is not installed: pip install nvidia-cuda-nvrtc (on Linux)\n"
     )
 
 

@@ -246,7 +246,7 @@ def test_a_misspelt_backend_is_the_only_problem_and_names_the_choices(machine, m
     monkeypatch.setenv("GPUCNN_BACKEND", "cudda")
     findings = diagnose()
     assert problems(findings) == ["choice"]
-    assert "GPUCNN_BACKEND is 'cudda', but the backends are auto, numpy, cuda, emulator" in findings[-1].text
+    assert "GPUCNN_BACKEND is 'cudda', but the backends are auto, numpy, cuda, emulator, ptx" in findings[-1].text
     assert findings[-1].command == "export GPUCNN_BACKEND=auto"
 
 

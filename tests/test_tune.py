@@ -399,7 +399,7 @@ def test_the_emulator_is_measured_only_into_a_file_that_is_named(
     )
     out = capsys.readouterr().out
     assert "matmul 3x6 by transposed 6x5  gemm 64x16" in out
-    assert "these are times of the emulator, which say nothing about any GPU" in out
+    assert "these are times of the emulator backend, which say nothing about any GPU" in out
     assert run("tune", str(tmp_path / "m.onnx"), "--batch", "3", "--budget", "1", *on_emulator) == 0
     assert len(tuning.read(EmulatorDevice(), file).measured) == 1, "the same problem"
     assert run("tune", "--list", *on_emulator) == 0

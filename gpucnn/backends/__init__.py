@@ -31,7 +31,8 @@ __all__ = [
     "use_tuning",
 ]
 
-_NAMES = ("numpy", "cuda", "emulator")
+INSTRUMENTS = ("emulator", "ptx")  # they check the kernels; how long they take says nothing about any GPU
+_NAMES = ("numpy", "cuda", *INSTRUMENTS)
 _made: dict[str, Backend] = {}
 _auto: list[tuple[str, str]] = []  # what auto_choice found out
 _lock = threading.RLock()
@@ -58,7 +59,7 @@ def auto_choice() -> tuple[str, str]:
 
 
 def get_backend(backend: str | Backend | None = None) -> Backend:
-    """The backend of that name ("numpy", "cuda", "emulator", "auto"); None is the current default.
+    """The backend of that name ("numpy", "cuda", "emulator", "ptx", "auto"); None is the current default.
 
     The default is the innermost `use_backend` scope, else the environment variable GPUCNN_BACKEND, else "auto". It is
     read at each call, so it may be set before or after the import. A backend is made once, when it is first asked for.
@@ -104,9 +105,13 @@ def _make(name: str) -> Backend:
         from gpucnn.devices.cuda import CudaDevice
 
         return KernelBackend(CudaDevice())
-    from gpucnn.devices.emulator import EmulatorDevice
+    if name == "emulator":
+        from gpucnn.devices.emulator import EmulatorDevice
 
-    return KernelBackend(EmulatorDevice())
+        return KernelBackend(EmulatorDevice())
+    from gpucnn.devices.ptx import PtxDevice
+
+    return KernelBackend(PtxDevice())
 
 
 def _lacks(name: str) -> str | None:

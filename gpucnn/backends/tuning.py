@@ -195,7 +195,7 @@ def stored(device: Device, name: str = OWN) -> Tuning | None:
     Raises ValueError, with the remedy, for a file that is damaged or of another device, and FileNotFoundError if there
     is none of a name that is asked for.
 
-    What is timed on the emulator says nothing, so it has no file of its own.
+    What is timed on a test instrument says nothing, so it has no file of its own.
     """
     if not device.identity or (name == OWN and device.name != "cuda"):
         return None

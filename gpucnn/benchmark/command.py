@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gpucnn.backends import INSTRUMENTS
 from gpucnn.backends.precision import PRECISIONS
 from gpucnn.benchmark import measure, processes, providers, real_work, report, roofline
 from gpucnn.benchmark.providers import Provider
@@ -25,9 +26,9 @@ SHARES = {"ops": 0.5, "networks": 0.32, "startup": 0.1, "memory": 0.08}  # of th
 BUDGET, QUICK_BUDGET = 570.0, 45.0  # seconds: with what comes before and after, ten minutes and one
 MEASURED_HERE = ("ops", "networks")  # in this process; the other suites need one for each measurement
 REAL_WORK = "real-work"
-EMULATOR = (
-    "the emulator is a test instrument: it runs a GPU's threads one after the other on the CPU to find bugs, and its "
-    "times say nothing about any GPU; choose numpy or cuda"
+INSTRUMENT = (
+    "{} is a test instrument: it runs a GPU's threads on the CPU to find bugs, and its times say nothing about any "
+    "GPU; choose numpy or cuda"
 )
 
 
@@ -55,14 +56,15 @@ class Request:
             ("suite", self.suites, (*SUITES, REAL_WORK)),
             ("--pass", self.passes or (), PASSES),
             ("--precision", (self.precision,), PRECISIONS),
-            ("--providers", self.providers or (), (*providers.NAMES, "emulator")),
+            ("--providers", self.providers or (), (*providers.NAMES, *INSTRUMENTS)),
         ):
             for value in given:
                 if value not in known:
-                    shown = ", ".join(one for one in known if one != "emulator")
+                    shown = ", ".join(one for one in known if one not in INSTRUMENTS)
                     raise ValueError(f"{what} {value!r} does not exist; there are {shown}")
-        if "emulator" in (self.providers or ()) or os.environ.get("GPUCNN_BACKEND") == "emulator":
-            raise ValueError(EMULATOR)
+        for name in (*(self.providers or ()), os.environ.get("GPUCNN_BACKEND")):
+            if name in INSTRUMENTS:
+                raise ValueError(INSTRUMENT.format(name))
         for card in self.cards:
             roofline.limits_of_card(card, self.precision)
         if any(n < 1 for n in self.batches or ()):

@@ -55,6 +55,7 @@ BACKENDS = {
     "numpy": "NumPy on the CPU",
     "cuda": "CUDA on the GPU",
     "emulator": "Emulator: checks the kernels, slow",
+    "ptx": "PTX: checks the compiled kernels, slow",
 }
 
 

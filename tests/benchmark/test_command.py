@@ -48,7 +48,8 @@ def kept(folder="runs"):
     [
         (["oops"], "suite 'oops' does not exist; there are ops, networks, startup, memory, real-work"),
         (["--providers", "numpy,tpu"], "--providers 'tpu' does not exist; there are numpy, cuda, cuda-graph,"),
-        (["--providers", "emulator"], "the emulator is a test instrument: it runs a GPU's threads one after the other"),
+        (["--providers", "emulator"], "emulator is a test instrument: it runs a GPU's threads on the CPU to find bugs"),
+        (["--providers", "ptx"], "ptx is a test instrument: it runs a GPU's threads on the CPU to find bugs"),
         (["--pass", "sideways"], "--pass 'sideways' does not exist; there are forward, input-gradient,"),
         (["--precision", "fp8"], "fp8"),
         (["--batch", "1,many"], "--batch takes numbers from 1 on, by commas, got 'many'"),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.backends.variants import Variant, candidates
 from gpucnn.devices.base import kernel_folder
 from gpucnn.devices.emulator import EmulatorDevice
+from gpucnn.devices.host import HostDevice
 
 Force = Callable[[Callable[[Variant], bool]], None]
 
@@ -33,14 +35,18 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Force:
 
 
 @pytest.fixture
-def plant(tmp_path: Path) -> Callable[..., EmulatorDevice]:
-    """plant(file, old, new, capability=None): an emulator of kernels where a text that the file has once is another."""
+def plant(tmp_path: Path) -> Callable[..., HostDevice]:
+    """plant(file, old, new, capability=None, device=EmulatorDevice): a device of that class with kernels where a text
+    that the file has once is another."""
     folder = Path(copytree(kernel_folder(), tmp_path / "kernels"))
 
-    def plant(file: str, old: str, new: str, capability: tuple[int, int] | None = None) -> EmulatorDevice:
+    def plant(
+        file: str, old: str, new: str, capability: tuple[int, int] | None = None, device: Any = EmulatorDevice
+    ) -> HostDevice:
         text = (folder / file).read_text("utf-8")
         assert text.count(old) == 1, f"{file} has {text.count(old)} times {old!r}"
         (folder / file).write_text(text.replace(old, new), "utf-8")
-        return EmulatorDevice(kernels=folder, capability=capability)
+        made: HostDevice = device(kernels=folder, capability=capability)
+        return made
 
     return plant

@@ -1,0 +1,159 @@
+"""PtxDevice: runs what NVRTC makes of the kernels, on the CPU. A test instrument, as the emulator is.
+
+The emulator runs the kernels' C++, with twins in the place of what is written as assembly. Here the PTX that a driver
+would get is interpreted: so the assembly itself, the branches that only a GPU's compiler takes, and what that compiler
+makes of all are tested too.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpucnn.devices import nvrtc
+from gpucnn.devices.base import (
+    Constants,
+    Dim,
+    KernelError,
+    Signature,
+    hash_of_kernels,
+    kernel_folder,
+    needed_architecture,
+)
+from gpucnn.devices.host import HostDevice
+from gpucnn.devices.ptx import hopper, scalar, warp
+from gpucnn.devices.ptx.code import Instruction, Kernel, read
+from gpucnn.devices.ptx.machine import At, Buffer, Memory, Program, Step, Wave, unknown
+from gpucnn.devices.tensor_map import TensorMap
+from gpucnn.dtypes import is_floating
+
+OLDEST = (7, 5)  # that NVRTC 13 compiles for
+
+
+class PtxDevice(HostDevice):
+    """Runs kernels as NVRTC compiles them for a GPU of that `capability`, 7.5 if None.
+
+    `kernels` is the folder of the .cu files, gpucnn's own if None.
+
+    Raises KernelError for a launch that does not fit the kernel's signature, for an access out of bounds or off its
+    boundary, for a barrier that not all threads reach, for a warp's instruction that not all its threads take, and for
+    an instruction that it does not know; RuntimeError if there is no NVRTC.
+    """
+
+    name = "ptx"
+
+    def __init__(self, kernels: Path | None = None, capability: tuple[int, int] | None = None) -> None:
+        self.capability = capability
+        self.kernels = kernels or kernel_folder()
+        nvrtc.library()
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        capability = "none" if self.capability is None else ".".join(map(str, self.capability))
+        return {"name": self.name, "capability": capability, "kernels": hash_of_kernels(self.kernels)}
+
+    def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:
+        signature = Signature.of(self.kernels / file, name)
+        types = signature.check(arguments, constants, np)
+        major, minor = self.capability or OLDEST
+        program = _program(self.kernels / file, name, tuple(sorted(constants.items())), f"{major}{minor}")
+        kernel = program.kernel
+        if min(grid) < 1 or min(block) < 1 or math.prod(block) > kernel.most_threads:
+            raise KernelError(
+                f"{name}: a grid of {grid} blocks of {block} threads can't be launched: "
+                f"its PTX allows {kernel.most_threads} threads"
+            )
+        if self.noted(file, name, constants, grid, block, *arguments):
+            return
+        buffers: list[Buffer] = []
+        values: list[bytes] = []
+        for p, a, dtype in zip(signature.parameters, arguments, types, strict=True):
+            if p.extent is None:
+                values.append(dtype.type(a).tobytes())
+                continue
+            if a is None:
+                values.append(bytes(8))
+                continue
+            listed = [a.array] if isinstance(a, TensorMap) else a if p.table else [a]
+            for array in listed:
+                if p.written and is_floating(array.dtype):
+                    array.fill(np.nan)
+            buffers += [Buffer(p.name, array, not p.constant) for array in listed]
+            if p.table:
+                a = np.array([array.ctypes.data for array in a], np.uint64)
+                buffers.append(Buffer(f"the table {p.name}", a, False))
+            values.append(a.encoded if isinstance(a, TensorMap) else struct.pack("<Q", a.ctypes.data))
+        memory, packed = Memory(buffers), _packed(kernel, values)
+        with np.errstate(all="ignore"):
+            for blocks in program.waves(math.prod(grid), block):
+                Wave(program, memory, packed, grid, block, blocks).run()
+
+
+def _packed(kernel: Kernel, values: list[bytes]) -> bytes:
+    """The arguments as they lie in memory."""
+    sizes = [size for _, size in kernel.parameters.values()]
+    if [len(value) for value in values] != sizes:
+        raise KernelError(
+            f"{kernel.name}: its parameters have {sizes} bytes in PTX, its arguments {[*map(len, values)]}"
+        )
+    packed = bytearray(max(start + size for start, size in kernel.parameters.values()))
+    for (start, size), value in zip(kernel.parameters.values(), values, strict=True):
+        packed[start : start + size] = value
+    return bytes(packed)
+
+
+@lru_cache(maxsize=256)
+def _program(path: Path, name: str, constants: tuple[tuple[str, Any], ...], architecture: str) -> Program:
+    return Program(_kernels(path, constants, architecture)[name], int(dict(constants).get("DYNAMIC_SHARED", 0)), step)
+
+
+@lru_cache(maxsize=64)
+def _kernels(path: Path, constants: tuple[tuple[str, Any], ...], architecture: str) -> dict[str, Kernel]:
+    only = needed_architecture(path.read_text("utf-8"))
+    virtual = f"compute_{only.removeprefix('sm_') if only else architecture}"
+    try:
+        _, text = nvrtc.compiled(path, virtual, constants, "PTX", "-lineinfo")
+    except RuntimeError as error:
+        raise KernelError(f"NVRTC refused {path.name} with {dict(constants)} for {virtual}:\n{error}") from error
+    return read(text.rstrip(b"\0").decode())
+
+
+# -- instructions ------------------------------------------------------------------------------------
+
+
+def _copy(program: Program, one: Instruction) -> Step:
+    """cp.async, of a thread or of the copy engine."""
+    return (hopper.tensor_copy if one.opcode[2] == "bulk" else warp.copy)(program, one)
+
+
+INSTRUCTIONS: dict[str, Callable[[Program, Instruction], Step]] = {
+    **dict.fromkeys(scalar.ARITHMETIC, scalar.arithmetic),
+    "setp": scalar.comparison, "selp": scalar.selection, "mov": scalar.move, "cvta": scalar.move,
+    "cvt": scalar.conversion, "ld": scalar.load, "st": scalar.store,
+    "bar": warp.barrier, "shfl": warp.shuffle, "ldmatrix": warp.load_matrix, "mma": warp.multiply, "cp": _copy,
+    "mbarrier": hopper.mbarrier, "fence": hopper.fence, "wgmma": hopper.wgmma,
+}  # fmt: skip
+
+
+def step(program: Program, one: Instruction) -> Step:
+    """What an instruction does; with a guard, for those whose predicate lets them."""
+    if one.opcode[0] not in INSTRUCTIONS:
+        raise unknown(program, one)
+    made = INSTRUCTIONS[one.opcode[0]](program, one)
+    if one.guard is None:
+        return made
+    number, value = one.guard
+
+    def guarded(wave: Wave, at: At) -> None:
+        threads = wave.indices(at)
+        obeying = threads[wave.registers[number][threads] == value]
+        if len(obeying):
+            made(wave, None if len(obeying) == wave.threads else obeying)
+
+    return guarded
