@@ -100,7 +100,7 @@ static __device__ __forceinline__ Scalar share(Scalar dy, Scalar saved, Scalar p
     const Scalar s = sigmoid(x);
     return dy * (s * multiply_add(x, 1 - s, Scalar(1)));
 #elif KIND == HARDSWISH
-    return dy * (x <= -3 ? Scalar(0) : x >= 3 ? Scalar(1) : x / 3 + Scalar(0.5));
+    return dy * (x <= -3 ? Scalar(0) : x < 3 ? x / 3 + Scalar(0.5) : Scalar(1));  // of NaN too, as PyTorch
 #elif KIND == HARDSIGMOID
     return x > -3 && x < 3 ? dy / 6 : dy * 0;
 #else

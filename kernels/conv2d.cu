@@ -8,7 +8,8 @@
 // Order      Each sum runs over its terms in the order that its formula names, in one chain.
 #include "activation.cuh"
 #include "gemm_tile.cuh"
-#include "window.cuh"
+
+#include "conv2d_sources.cuh"
 
 // y[n,p,q,k] = f(b[k] + scale[k] * sum over r, s, c of x[n, row_of(p, r), column_of(q, s), c] * w[k,r,s,c]
 //                + residual[n,p,q,k]).
@@ -22,21 +23,14 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) conv2d_forward(
     RESULT* __restrict__ y,               // [N, P, Q, K]
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     __shared__ GemmTiles tiles;
-    const int channels = C / groups, filters = K / groups;
+    const int channels = C / groups, filters = K / groups, pixels = N * P * Q;
     const int depth = KERNEL_H * KERNEL_W * channels;
-    const TilePlace place = tile_place(N * P * Q, filters);
+    const TilePlace place = tile_place(pixels, filters);
     const int group = place.layer;
-    const SCALAR* wg = w + (long long)group * filters * depth;
-    gemm_tile(
-        tiles, place, N * P * Q, filters, 0, depth,
-        [=](int m, int k) -> Scalar {
-            const int q = m % Q, p = m / Q % P, n = m / (P * Q);
-            const int c = k % channels, s = k / channels % KERNEL_W, r = k / (channels * KERNEL_W);
-            const int h = row_of(p, r), v = column_of(q, s);
-            if (h < 0 || h >= H || v < 0 || v >= W) return 0;
-            return x[((long long)(n * H + h) * W + v) * C + group * channels + c];
-        },
-        [=](int k, int n) -> Scalar { return wg[(long long)n * depth + k]; },
+    gemm_tile<true, true>(
+        tiles, place, pixels, filters, depth,
+        Patches<Scalars<TILE_M, true>>(x, pixels, H, W, C, P, Q, channels, group, place.m),
+        Rows<Scalars<TILE_N, true>>(w + group * filters * depth, filters, depth, place.n, 0),
         [=](int m, int n, Scalar sum) {
             const int k = group * filters + n;
             const long long i = (long long)m * K + k;
@@ -52,24 +46,13 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) conv2d_backward_in
     RESULT* __restrict__ dx,        // [N, H, W, C]
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     __shared__ GemmTiles tiles;
-    const int channels = C / groups, filters = K / groups;
-    const TilePlace place = tile_place(N * H * W, channels);
+    const int channels = C / groups, filters = K / groups, pixels = N * H * W;
+    const TilePlace place = tile_place(pixels, channels);
     const int group = place.layer;
-    gemm_tile(
-        tiles, place, N * H * W, channels, 0, KERNEL_H * KERNEL_W * filters,
-        [=](int m, int i) -> Scalar {
-            const int v = m % W, h = m / W % H, n = m / (H * W);
-            const int k = i % filters, s = i / filters % KERNEL_W, r = i / (filters * KERNEL_W);
-            const int ph = h + PAD_TOP - r * DILATION_H, qv = v + PAD_LEFT - s * DILATION_W;
-            if (ph < 0 || qv < 0 || ph % STRIDE_H || qv % STRIDE_W) return 0;
-            const int p = ph / STRIDE_H, q = qv / STRIDE_W;
-            if (p >= P || q >= Q) return 0;
-            return dy[((long long)(n * P + p) * Q + q) * K + group * filters + k];
-        },
-        [=](int i, int c) -> Scalar {
-            const int k = group * filters + i % filters, rs = i / filters;
-            return w[((long long)k * KERNEL_H * KERNEL_W + rs) * channels + c];
-        },
+    gemm_tile<true, false>(
+        tiles, place, pixels, channels, KERNEL_H * KERNEL_W * filters,
+        Gradients<Scalars<TILE_M, true>>(dy, pixels, H, W, K, P, Q, filters, group, place.m),
+        Filters<Scalars<TILE_N, false>>(w, channels, filters, group, place.n),
         [=](int m, int c, Scalar sum) { dx[(long long)m * C + group * channels + c] = sum; });
 }
 
@@ -86,17 +69,11 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) conv2d_backward_we
     const int depth = KERNEL_H * KERNEL_W * channels;
     const TilePlace place = tile_place(filters, depth);
     const int group = place.layer % groups, part = place.layer / groups;
-    const int first = part * length, last = min(first + length, N * P * Q);
+    const int from = part * length, to = min(from + length, N * P * Q);
     Scalar* out = dw + ((long long)part * K + group * filters) * depth;
-    gemm_tile(
-        tiles, place, filters, depth, first, last,
-        [=](int k, int m) -> Scalar { return dy[(long long)m * K + group * filters + k]; },
-        [=](int m, int i) -> Scalar {
-            const int q = m % Q, p = m / Q % P, n = m / (P * Q);
-            const int c = i % channels, s = i / channels % KERNEL_W, r = i / (channels * KERNEL_W);
-            const int h = row_of(p, r), v = column_of(q, s);
-            if (h < 0 || h >= H || v < 0 || v >= W) return 0;
-            return x[((long long)(n * H + h) * W + v) * C + group * channels + c];
-        },
+    gemm_tile<false, false>(
+        tiles, place, filters, depth, to - from,
+        Columns<Scalars<TILE_M, false>>(dy + group * filters, filters, K, place.m, from),
+        PatchColumns<Scalars<TILE_N, false>>(x, H, W, C, P, Q, channels, group, place.n, from),
         [=](int k, int i, Scalar sum) { out[(long long)k * depth + i] = sum; });
 }

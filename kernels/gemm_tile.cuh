@@ -1,6 +1,7 @@
-// One tile of a matrix product y[m, n] = sum over k of a(m, k) * b(k, n), the operands given by functions.
+// One tile of a matrix product y[m, n] = sum over k of a(m, k) * b(k, n), for matrices of any size.
 //
-// Tiling   A block computes TILE_M x TILE_N outputs; it walks k in steps of TILE_K, through two shared tiles:
+// Tiling   A block computes TILE_M x TILE_N outputs; it walks k in steps of TILE_K, through two shared tiles. There are two
+//          of each: while one step is multiplied, the next is on its way into registers, and is then stored.
 //
 //              k ->                n ->
 //            +------+            +-----------+            a thread's THREAD_M x THREAD_N outputs stay in registers;
@@ -10,10 +11,14 @@
 //
 // Threads  (TILE_M / THREAD_M) * (TILE_N / THREAD_N), in rows along n. A thread's rows are TILE_M / THREAD_M apart (and
 //          columns likewise), so neighbouring threads read neighbouring words of a tile: no bank conflicts.
-// Shared   (TILE_M + TILE_N) * TILE_K scalars. a's tile is stored k-major so that both are read along a row.
+// Sources  sources.cuh, one scalar at a time. Neighbouring threads load neighbouring k where these are neighbours in
+//          memory, else neighbouring rows or columns.
+// Shared   2 * (TILE_M + TILE_N + 2 PAST_ROW) * TILE_K scalars. a's tile is stored k-major so that both are read along a row.
 // Grid     x alone (y and z end at 65535): tiles along m first, then along n, then layers (groups, parts, batch).
 // Order    Each output sums k = 0, 1, 2, ... in one chain of multiply-adds, whatever the tile.
 #pragma once
+#define CHUNK 1
+#include "sources.cuh"
 #include "tile.cuh"
 
 #if !defined(TILE_M) || !defined(TILE_N) || !defined(TILE_K) || !defined(THREAD_M) || !defined(THREAD_N)
@@ -24,61 +29,88 @@
 #define THREADS_N (TILE_N / THREAD_N)
 #define GEMM_THREADS (THREADS_M * THREADS_N)
 
-// The shared memory of a block; a kernel declares one and hands it over.
-struct GemmTiles {
-    Scalar a[TILE_K][TILE_M];
-    Scalar b[TILE_K][TILE_N];
+// A warp that loads along k stores TILE_K neighbouring k of 32 / TILE_K rows at once. With so many scalars behind each row
+// of a tile these lie in 32 banks; else the TILE_K of them would lie in one, where rows are multiples of 32.
+#define PAST_ROW (128 / (TILE_K * (int)sizeof(Scalar)))
+
+// Which scalars of a step's tile, LENGTH rows (of a) or columns (of b) by TILE_K k, a thread loads, and where they go.
+template <int LENGTH, bool ALONG>
+struct Scalars {
+    static constexpr int STEP = TILE_K, AT_A_K = GEMM_THREADS / TILE_K;  // threads at each k
+    static constexpr int COUNT = LENGTH / AT_A_K;
+    static_assert(COUNT * AT_A_K == LENGTH && AT_A_K * TILE_K == GEMM_THREADS, "the same for each thread");
+
+    typedef Scalar Tile[TILE_K][LENGTH + PAST_ROW];
+
+    static __device__ __forceinline__ int row(int i) {
+        return (ALONG ? threadIdx.x / TILE_K : threadIdx.x % AT_A_K) + i * AT_A_K;
+    }
+    static __device__ __forceinline__ int k() { return ALONG ? threadIdx.x % TILE_K : threadIdx.x / AT_A_K; }
+
+    template <class Source>
+    static __device__ __forceinline__ void load(Scalar (&to)[COUNT], Source& source, int left) {
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            const Chunk chunk = source.chunk(i);
+            to[i] = k() < left && chunk.inside ? Scalar(*chunk.from) : Scalar(0);
+        }
+        source.advance();
+    }
+
+    static __device__ __forceinline__ void store(Tile& tile, const Scalar (&from)[COUNT]) {
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) tile[k()][row(i)] = from[i];
+    }
 };
 
-// load_a(m, k) and load_b(k, n) are called only inside 0 <= m < rows, first <= k < last, 0 <= n < columns.
+// The shared memory of a block; a kernel declares one and hands it over.
+struct GemmTiles {
+    Scalars<TILE_M, true>::Tile a[2];
+    Scalars<TILE_N, true>::Tile b[2];
+};
+
 // store(m, n, sum) is called for every output of the tile inside the matrix.
-template <class LoadA, class LoadB, class Store>
+template <bool A_ALONG, bool B_ALONG, class SourceA, class SourceB, class Store>
 static __device__ __forceinline__ void gemm_tile(
-    GemmTiles& tiles, const TilePlace& place, int rows, int columns, int first, int last,
-    LoadA load_a, LoadB load_b, Store store) {
-    const int thread = threadIdx.x;
-    const int thread_m = thread / THREADS_N, thread_n = thread % THREADS_N;
-    const int m0 = place.m, n0 = place.n;
+    GemmTiles& tiles, const TilePlace& place, int rows, int columns, int terms, SourceA source_a, SourceB source_b,
+    Store store) {
+    typedef Scalars<TILE_M, A_ALONG> A;
+    typedef Scalars<TILE_N, B_ALONG> B;
+    const int thread_m = threadIdx.x / THREADS_N, thread_n = threadIdx.x % THREADS_N;
 
-    Scalar sum[THREAD_M][THREAD_N];
-#pragma unroll
-    for (int i = 0; i < THREAD_M; ++i)
-#pragma unroll
-        for (int j = 0; j < THREAD_N; ++j) sum[i][j] = 0;
-
-    for (int k0 = first; k0 < last; k0 += TILE_K) {
-        // Neighbouring threads load neighbouring k of a (a row of the im2col matrix is contiguous along channels) and
-        // neighbouring k of b for the same reason: filters are stored with channels fastest too.
-        for (int i = thread; i < TILE_M * TILE_K; i += GEMM_THREADS) {
-            const int m = i / TILE_K, k = i % TILE_K;
-            tiles.a[k][m] = m0 + m < rows && k0 + k < last ? load_a(m0 + m, k0 + k) : Scalar(0);
-        }
-        for (int i = thread; i < TILE_N * TILE_K; i += GEMM_THREADS) {
-            const int n = i / TILE_K, k = i % TILE_K;
-            tiles.b[k][n] = n0 + n < columns && k0 + k < last ? load_b(k0 + k, n0 + n) : Scalar(0);
-        }
-        __syncthreads();
+    Scalar sum[THREAD_M][THREAD_N] = {};
+    Scalar next_a[A::COUNT], next_b[B::COUNT];
+    A::load(next_a, source_a, terms);
+    B::load(next_b, source_b, terms);
+    A::store(tiles.a[0], next_a);
+    B::store(tiles.b[0], next_b);
+    __syncthreads();
+    for (int done = 0, stage = 0; done < terms; done += TILE_K, stage ^= 1) {
+        A::load(next_a, source_a, terms - done - TILE_K);
+        B::load(next_b, source_b, terms - done - TILE_K);
 #pragma unroll
         for (int k = 0; k < TILE_K; ++k) {
             Scalar a[THREAD_M], b[THREAD_N];
 #pragma unroll
-            for (int i = 0; i < THREAD_M; ++i) a[i] = tiles.a[k][thread_m + i * THREADS_M];
+            for (int i = 0; i < THREAD_M; ++i) a[i] = tiles.a[stage][k][thread_m + i * THREADS_M];
 #pragma unroll
-            for (int j = 0; j < THREAD_N; ++j) b[j] = tiles.b[k][thread_n + j * THREADS_N];
+            for (int j = 0; j < THREAD_N; ++j) b[j] = tiles.b[stage][k][thread_n + j * THREADS_N];
 #pragma unroll
             for (int i = 0; i < THREAD_M; ++i)
 #pragma unroll
                 for (int j = 0; j < THREAD_N; ++j) sum[i][j] = multiply_add(a[i], b[j], sum[i][j]);
         }
-        __syncthreads();  // before the next step overwrites the tiles
+        A::store(tiles.a[stage ^ 1], next_a);  // which all have read before the last barrier
+        B::store(tiles.b[stage ^ 1], next_b);
+        __syncthreads();
     }
 
 #pragma unroll
     for (int i = 0; i < THREAD_M; ++i) {
-        const int m = m0 + thread_m + i * THREADS_M;
+        const int m = place.m + thread_m + i * THREADS_M;
 #pragma unroll
         for (int j = 0; j < THREAD_N; ++j) {
-            const int n = n0 + thread_n + j * THREADS_N;
+            const int n = place.n + thread_n + j * THREADS_N;
             if (m < rows && n < columns) store(m, n, sum[i][j]);
         }
     }

@@ -22,12 +22,21 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) matmul(
     __shared__ GemmTiles tiles;
     const TilePlace place = tile_place(M, N);
     const int matrix = place.layer % batch, part = place.layer / batch;
-    const SCALAR* left = a + (long long)(a_index ? a_index[matrix] : matrix) * M * K;
-    const SCALAR* right = b + (long long)(b_index ? b_index[matrix] : matrix) * K * N;
+    const SCALAR* left = a + (a_index ? a_index[matrix] : matrix) * M * K;
+    const SCALAR* right = b + (b_index ? b_index[matrix] : matrix) * K * N;
     Scalar* out = y + (long long)place.layer * M * N;
-    gemm_tile(
-        tiles, place, M, N, part * length, min(part * length + length, K),
-        [=](int m, int k) -> Scalar { return left[TRANS_A ? (long long)k * M + m : (long long)m * K + k]; },
-        [=](int k, int n) -> Scalar { return right[TRANS_B ? (long long)n * K + k : (long long)k * N + n]; },
+    const int from = part * length, to = min(from + length, K);
+#if TRANS_A
+    const Columns<Scalars<TILE_M, false>> source_a(left, M, M, place.m, from);
+#else
+    const Rows<Scalars<TILE_M, true>> source_a(left, M, K, place.m, from);
+#endif
+#if TRANS_B
+    const Rows<Scalars<TILE_N, true>> source_b(right, N, K, place.n, from);
+#else
+    const Columns<Scalars<TILE_N, false>> source_b(right, N, N, place.n, from);
+#endif
+    gemm_tile<!TRANS_A, TRANS_B>(
+        tiles, place, M, N, to - from, source_a, source_b,
         [=](int m, int n, Scalar sum) { out[(long long)m * N + n] = sum; });
 }

@@ -1,6 +1,7 @@
 // Where the operands of a tile's product lie in memory: which 16 bytes a thread takes for each step of k.
 //
-// Chunk    16 bytes, CHUNK scalars that are neighbours in memory: along k, or across it (neighbouring rows or columns).
+// Chunk    16 bytes, CHUNK scalars that are neighbours in memory: along k, or across it (neighbouring rows or columns);
+//          or one scalar.
 // Place    The tile says which chunks are a thread's: COUNT of them, all at the same k, in different rows. Place::k() is
 //          the first k of the thread's chunks in step 0, Place::row(i) the first row (of a) or column (of b) of the
 //          i-th, counted from the tile's own first; a step is Place::STEP k.
@@ -10,7 +11,9 @@
 #pragma once
 #include "common.cuh"
 
+#ifndef CHUNK  // gemm_tile.cuh takes one scalar at a time
 #define CHUNK ((int)(16 / sizeof(SCALAR)))
+#endif
 
 // Zeros if it is not inside; nothing may be read then.
 struct Chunk {

@@ -132,9 +132,10 @@ def table() -> Any:
 PLANTED = [
     ("common.cuh", "? from[i] : Scalar(0)", "? from[0] : Scalar(0)", "value"),
     ("column_sum.cuh", "__syncthreads();  // all lanes are in their places", "", "emulator"),
-    ("gemm_tile.cuh", "k0 += TILE_K", "k0 += 0 * TILE_K", "endless"),
+    ("gemm_tile.cuh", "done += TILE_K", "done += 0 * TILE_K", "emulator"),
+    ("column_sum.cuh", "lane < LANES; ++lane", "lane < LANES; lane += 0", "endless"),
     ("common.cuh", "left >= 4 && ", "", "emulator"),
-    ("gemm_tile.cuh", "tiles.b[k][n] = n0", "tiles.b[k][n] = undeclared + n0", "does not compile"),
+    ("gemm_tile.cuh", "b[j] = tiles.b", "b[j] = undeclared + tiles.b", "does not compile"),
     ("sums.cu", "Scalar sum = terms[i];", "Scalar sum = terms[i] * 1.0000001f;", "alive"),  # no case launches it
     ("common.cuh", "return left >= 4 && ", "return left > 4 && ", "alive"),  # only the path is slower
     ("gemm_tile.cuh", "multiply_add(a[i], b[j], sum[i][j])", "a[i] * b[j] + sum[i][j]", "bits"),

@@ -226,11 +226,11 @@ def _is_direct(problem: Problem) -> bool:
 
 
 def _direct_pays(problem: Problem) -> bool:
-    """With few channels the tiles of a matrix product would be mostly empty; the weight gradient's have filters for
-    rows, so there both must be few."""
-    s = problem.shape
-    few_filters = problem.operation != "conv2d_backward_weight" or problem.matrix.rows <= 4
-    return isinstance(s, Convolution) and s.c // s.groups <= 4 and few_filters
+    """Where channels are few, and filters too but for the input's gradient: the tiles of a matrix product would be
+    mostly empty, since it has these for its columns (the weight's gradient: filters for rows)."""
+    s, of = problem.shape, problem.matrix
+    few = {"conv2d_forward": of.columns < 8, "conv2d_backward_weight": of.rows <= 4}
+    return isinstance(s, Convolution) and s.c // s.groups <= 4 and few.get(problem.operation, True)
 
 
 def _direct(problem: Problem) -> Iterator[Variant]:

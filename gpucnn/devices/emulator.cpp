@@ -287,8 +287,8 @@ void complete(Mbarrier& barrier) {
 // xored with bits 7 to 9, so that the 16 bytes of eight neighbouring rows lie in different banks.
 int64_t swizzled(int64_t offset) { return offset ^ ((offset >> 7 & 7) << 4); }
 
-// The nearest TF32 number, of two the one away from zero; infinities and NaN as they are.
-uint32_t to_tf32(uint32_t bits) { return (~bits & 0x7f800000) ? (bits + 0x1000) & ~0x1fffu : bits; }
+// The nearest TF32 number, of two the even one; infinities and NaN as they are.
+uint32_t to_tf32(uint32_t bits) { return (~bits & 0x7f800000) ? (bits + 0xfff + (bits >> 13 & 1)) & ~0x1fffu : bits; }
 
 // A copy comes in: rows of 128 bytes, what lies outside of the array as zeros; floats are rounded to TF32.
 void land(const TensorCopy& copy) {

@@ -1,4 +1,5 @@
 // What the copy engine brings, and where it lies in shared memory: ROWS of LENGTH, 128 bytes.
+// Needs sm_90a
 #include "wgmma.cuh"
 
 __shared__ struct __align__(1024) {

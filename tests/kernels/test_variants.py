@@ -35,15 +35,16 @@ FAST = ("float", "fp32", H100)
 # -- the usual one -------------------------------------------------------------------------------------
 
 
-def test_few_input_channels_are_convolved_directly() -> None:
-    assert [usual(convolution(o, 3, 64)).family for o in CONVOLUTIONS] == ["direct", "direct", "gemm"]
+def test_few_input_channels_are_convolved_directly_but_forward_where_filters_fill_a_tile() -> None:
+    assert [usual(convolution(o, 3, 64)).family for o in CONVOLUTIONS] == ["gemm", "direct", "gemm"]
+    assert families(FORWARD, [(3, 7), (3, 8)]) == ["direct", "gemm"]
     assert [usual(convolution(o, 1, 1)).family for o in CONVOLUTIONS] == ["direct"] * 3
     assert [usual(convolution(o, 5, 1)).family for o in CONVOLUTIONS] == ["gemm"] * 3
 
 
 def test_channels_by_fours_and_half_a_tile_of_them_take_large_tiles() -> None:
     sizes = [(8, 32), (32, 8), (8, 28), (8, 34), (34, 32), (4, 32)]
-    assert families(FORWARD, sizes) == ["fma", "gemm", "gemm", "gemm", "gemm", "direct"]
+    assert families(FORWARD, sizes) == ["fma", "gemm", "gemm", "gemm", "gemm", "fma"]
     assert families("conv2d_backward_input", sizes) == ["gemm", "fma", "gemm", "gemm", "gemm", "direct"]
     assert families("conv2d_backward_weight", sizes) == ["fma", "gemm", "gemm", "gemm", "gemm", "fma"]
     assert "fma" not in families(FORWARD, sizes, "float16")
@@ -65,9 +66,9 @@ def test_tensor_cores_are_chosen_by_capability_and_precision(capability: Any, fp
 
 def test_a_convolution_that_does_not_fit_tensor_cores_stays_where_it_was() -> None:
     sizes = [(8, 8), (6, 8), (8, 6), (4, 8), (1, 1)]
-    assert families(FORWARD, sizes, *FAST) == ["mma", "gemm", "gemm", "direct", "direct"]
+    assert families(FORWARD, sizes, *FAST) == ["mma", "gemm", "gemm", "mma", "direct"]
     assert families(FORWARD, sizes)[0] == "gemm"
-    assert families(FORWARD, [(4, 16), (12, 16), (16, 16)], "float16", "fp32", H100) == ["direct", "gemm", "mma"]
+    assert families(FORWARD, [(4, 16), (12, 16), (16, 16)], "float16", "fp32", H100) == ["gemm", "gemm", "mma"]
 
 
 @pytest.mark.parametrize(("size", "transposed", "how", "family"), [

@@ -16,9 +16,10 @@ import gpucnn
 from gpucnn.backends import get_backend, variants
 from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.backends.variants import Convolution, Problem, Product, Variant, candidates, preferring, usual
-from gpucnn.devices import KernelError, Signature, tensor_map
+from gpucnn.devices import Device, KernelError, Signature, tensor_map
 from gpucnn.devices.base import kernel_folder, needed_architecture
 from gpucnn.devices.emulator import EmulatorDevice, compiler
+from gpucnn.devices.ptx import PtxDevice
 from gpucnn.devices.recorder import RecorderDevice
 from gpucnn.geometry import Pixels, Window
 from gpucnn.testing import (
@@ -48,11 +49,12 @@ def wgmma() -> KernelBackend:
 # -- what a copy brings ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def device(tmp_path: Path) -> EmulatorDevice:
+@pytest.fixture(params=[EmulatorDevice, PtxDevice], ids=["emulator", "ptx"])
+def device(request: pytest.FixtureRequest, tmp_path: Path) -> Device:
     for file in [HERE / "copies.cu", *kernel_folder().glob("*.cuh")]:
         shutil.copy(file, tmp_path)
-    return EmulatorDevice(kernels=tmp_path)
+    made: Device = request.param(kernels=tmp_path)
+    return made
 
 
 def in_rows(shown: Any) -> Any:
@@ -63,7 +65,7 @@ def in_rows(shown: Any) -> Any:
 
 
 @pytest.mark.parametrize("at", [(0, 0, 0), (4, 3, 64), (-1, -2, -8)])
-def test_a_box_comes_as_rows_and_as_zeros_outside(at: tuple[int, int, int], device: EmulatorDevice) -> None:
+def test_a_box_comes_as_rows_and_as_zeros_outside(at: tuple[int, int, int], device: Device) -> None:
     x, y = whole(6, 5, 72, most=2000).make("float16"), np.empty((32, 64), np.float16)
     x = device.xp.asarray(x)
     around = np.pad(np.asarray(x), ((4, 12), (4, 8), (64, 128)))
@@ -76,10 +78,10 @@ def test_a_box_comes_as_rows_and_as_zeros_outside(at: tuple[int, int, int], devi
     np.testing.assert_array_equal(in_rows(y), expected)
 
 
-def test_floats_come_as_the_nearest_tf32(device: EmulatorDevice) -> None:
-    """Which has 11 bits: steps of 2^-10 from 1 to 2; in the middle away from zero; what is no number as it is."""
+def test_floats_come_as_the_nearest_tf32(device: Device) -> None:
+    """Which has 11 bits: steps of 2^-10 from 1 to 2; in the middle to the even one; what is no number as it is."""
     values, step = device.xp.asarray(np.zeros((8, 4, 32), np.float32)), 2.0**-10
-    values[0, 0, :8] = [1 + 0.49 * step, 1 + 0.5 * step, -1 - 0.5 * step, 2 - 0.3 * step, np.pi, 1e30, -np.inf, np.nan]
+    values[0, 0, :8] = [1 + 0.49 * step, 1 + 0.5 * step, -1 - 1.5 * step, 2 - 0.3 * step, np.pi, 1e30, -np.inf, np.nan]
     y = np.empty((32, 32), np.float32)
     device.launch(
         "copies.cu", "show_box", {"SCALAR": "float", "ROWS": 32, "LENGTH": 32}, (1, 1, 1), (32, 1, 1),
@@ -87,7 +89,7 @@ def test_floats_come_as_the_nearest_tf32(device: EmulatorDevice) -> None:
     )  # fmt: skip
     got = in_rows(y)
     pi, large = (float(np.round(v / s)) * s for v, s in ((np.pi, 2.0**-9), (float(np.float32(1e30)), 2.0**89)))
-    np.testing.assert_array_equal(got[0, :8], np.float32([1, 1 + step, -1 - step, 2, pi, large, -np.inf, np.nan]))
+    np.testing.assert_array_equal(got[0, :8], np.float32([1, 1, -1 - 2 * step, 2, pi, large, -np.inf, np.nan]))
     assert not got[1:].any()
 
 
@@ -97,7 +99,7 @@ def test_floats_come_as_the_nearest_tf32(device: EmulatorDevice) -> None:
     (Window((2, 3), stride=(2, 3), dilation=(1, 2), padding=(1, 0, 2, 3)), 3),
     (Window((1, 1), stride=(1, 2)), 20),
 ], ids=str)  # fmt: skip
-def test_pixels_come_as_the_rows_of_im2col(window: Window, first: int, device: EmulatorDevice) -> None:
+def test_pixels_come_as_the_rows_of_im2col(window: Window, first: int, device: Device) -> None:
     """Walked from any of them; each tap; more rows than there are; 64 of 72 channels, then 8 and zeros."""
     n, h, w, c, rows = 2, 7, 6, 72, 32
     x = device.xp.asarray(whole(n, h, w, c, most=2000).make("float16"))

@@ -51,7 +51,12 @@ class PtxDevice(HostDevice):
     def __init__(self, kernels: Path | None = None, capability: tuple[int, int] | None = None) -> None:
         self.capability = capability
         self.kernels = kernels or kernel_folder()
+        self._program = lru_cache(maxsize=128)(self._compiled)
         nvrtc.library()
+
+    def step(self, program: Program, one: Instruction) -> Step:
+        """What an instruction of a kernel does. One that is not known raises KernelError."""
+        return step(program, one)
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -62,7 +67,7 @@ class PtxDevice(HostDevice):
         signature = Signature.of(self.kernels / file, name)
         types = signature.check(arguments, constants, np)
         major, minor = self.capability or OLDEST
-        program = _program(self.kernels / file, name, tuple(sorted(constants.items())), f"{major}{minor}")
+        program = self._program(file, name, tuple(sorted(constants.items())), f"{major}{minor}")
         kernel = program.kernel
         if min(grid) < 1 or min(block) < 1 or math.prod(block) > kernel.most_threads:
             raise KernelError(
@@ -94,6 +99,10 @@ class PtxDevice(HostDevice):
             for blocks in program.waves(math.prod(grid), block):
                 Wave(program, memory, packed, grid, block, blocks).run()
 
+    def _compiled(self, file: str, name: str, constants: tuple[tuple[str, Any], ...], architecture: str) -> Program:
+        kernel = _kernels(self.kernels / file, constants, architecture)[name]
+        return Program(kernel, int(dict(constants).get("DYNAMIC_SHARED", 0)), self.step)
+
 
 def _packed(kernel: Kernel, values: list[bytes]) -> bytes:
     """The arguments as they lie in memory."""
@@ -106,11 +115,6 @@ def _packed(kernel: Kernel, values: list[bytes]) -> bytes:
     for (start, size), value in zip(kernel.parameters.values(), values, strict=True):
         packed[start : start + size] = value
     return bytes(packed)
-
-
-@lru_cache(maxsize=256)
-def _program(path: Path, name: str, constants: tuple[tuple[str, Any], ...], architecture: str) -> Program:
-    return Program(_kernels(path, constants, architecture)[name], int(dict(constants).get("DYNAMIC_SHARED", 0)), step)
 
 
 @lru_cache(maxsize=64)

@@ -41,7 +41,7 @@ class Mbarrier:
 
     def over(self, parity: int) -> bool:
         """Whether the latest phase of that parity is; the one before the first is."""
-        return self.phase & 1 != parity
+        return self.phase & 1 != parity & 1
 
     def check(self) -> None:
         """Begin the next phase if this one is over."""
@@ -80,6 +80,8 @@ def mbarrier(program: Program, one: Instruction) -> Step:
         for thread, address, number in zip(threads.tolist(), addresses.tolist(), numbers, strict=True):
             place = (int(wave.block[thread]), address)
             if name == known[0]:
+                if place in wave.mbarriers:
+                    raise Fault(thread, f"there is an mbarrier at byte {address} already")
                 wave.mbarriers[place] = Mbarrier(number, number)
                 continue
             if place not in wave.mbarriers:
@@ -119,6 +121,11 @@ class Map:
         start, element, rank, pixels, *rest = struct.unpack_from("<Q3i14i", data)
         parts = [tuple(rest[i:j]) for i, j in ((0, 4), (4, 8), (8, 10), (10, 12), (12, 14))]
         return cls(start, element, rank, bool(pixels), parts[0], parts[1], *parts[2:])
+
+    def begins_at(self, at: tuple[int, ...], offsets: tuple[int, ...]) -> bool:
+        """Whether a walk by pixels may: inside of the bounding box."""
+        within = zip(at[1:3], self.lower, self.upper, self.sizes[1:3], strict=True)
+        return max(offsets) <= 255 and all(low <= i < size + up for i, low, up, size in within)
 
     def places(self, at: tuple[int, ...], offsets: tuple[int, ...]) -> list[Array]:
         """Where in each of the four axes the elements of a copy lie, in the order in which they come."""
@@ -167,6 +174,8 @@ def tensor_copy(program: Program, one: Instruction) -> Step:
                 raise Fault(thread, "the tensor map is of the other kind")
             if place not in wave.mbarriers:
                 raise Fault(thread, f"there is no mbarrier at byte {place[1]}")
+            if by_pixels and not walked.begins_at(where, offsets):
+                raise Fault(thread, f"begins a walk at {where} with offsets {offsets}, outside of the bounding box")
             axes = walked.places(where, offsets)
             size = len(axes[0]) * walked.element
             if target % 1024 or target + size > program.shared_bytes:
@@ -183,7 +192,7 @@ def _map_and_corner(operand: Address) -> tuple[Any, tuple[Any, ...]]:
 
 
 def land(wave: Wave, walked: Map, axes: list[Array], block: int, target: int, place: tuple[int, int]) -> None:
-    """The copy itself. What lies outside comes as zeros, a float as the nearest TF32."""
+    """The copy itself. What lies outside comes as zeros, a float as the nearest TF32, of two the even one."""
     inside = np.ones(len(axes[0]), np.bool_)
     offset = np.zeros(len(axes[0]), np.int64)
     step = walked.element
@@ -198,7 +207,8 @@ def land(wave: Wave, walked: Map, axes: list[Array], block: int, target: int, pl
         values[inside] = wave.memory.load(addresses, type_, wave.memory.find(addresses, type_.itemsize, lambda _: 0))
     if walked.element == 4:
         finite = (values & np.uint32(0x7F800000)) != 0x7F800000
-        values = np.where(finite, (values + np.uint32(0x1000)) & np.uint32(0xFFFFE000), values)
+        even = values >> np.uint32(13) & np.uint32(1)
+        values = np.where(finite, (values + np.uint32(0xFFF) + even) & np.uint32(0xFFFFE000), values)
     at = swizzled(target + np.arange(len(values)) * walked.element)
     wave.shared.view(type_)[block, at // walked.element] = values
     wave.mbarriers[place].expect(-len(values) * walked.element)

@@ -345,6 +345,8 @@ class Program:
                 wave.counter[slice(None) if at is None else at] = target
 
             return branch
+        if last.guard is not None and waits(last):
+            raise unknown(self, last)
         step, target = steps(self, last), np.int32(after) + (WAITS if waits(last) else np.int32(0))
 
         def go_on(wave: Wave, at: At) -> None:

@@ -18,12 +18,18 @@ from gpucnn.devices.ptx.machine import UNSIGNED, At, Program, Step, Wave, unknow
 Values = Any
 
 TINY = np.float32(2.0**-126)
+NAN32 = np.uint32(0x7FFFFFFF).view(np.float32)
 NAN16 = np.uint16(0x7FFF).view(np.float16)  # every NaN, of bfloat16 too
 
 
 def flushed(x: Any) -> Any:
     """x with zeros of its sign for what is below the normal numbers."""
     return np.where(np.abs(x) < TINY, x * np.float32(0), x)
+
+
+def canonical(x: Values) -> Values:
+    """x with the one NaN that arithmetic on floats makes."""
+    return np.where(x == x, x, NAN32)
 
 
 # -- arithmetic --------------------------------------------------------------------------------------
@@ -36,7 +42,8 @@ def fma(a: Values, b: Values, c: Values) -> Values:
         return to_float32(*two_sum(product, c.astype(np.float64)))
     product, below = two_product(a, b)
     total, rest = two_sum(product, c)
-    result = total + (rest + below)
+    rest = rest + below
+    result = np.where(rest == 0, total, total + rest)  # of a zero the sign stays
     # Where the parts overflow the result is what a · b + c is.
     return np.where(np.isfinite(result), result, a * b + c)
 
@@ -123,9 +130,10 @@ def extreme(largest: bool) -> Callable[[Values, Values], Values]:
 
 def bit_field(a: Values, b: Values, start: Values, length: Values) -> Values:
     """bfi: b with the lowest `length` bits of a from `start` on."""
+    start, length = start & np.uint32(0xFF), length & np.uint32(0xFF)
     wide = ((1 << unbounded(length)) - 1) << unbounded(start)
     mask = np.asarray(wide & ((1 << 8 * a.itemsize) - 1)).astype(a.dtype)
-    return (b & ~mask) | ((a << start.astype(a.dtype)) & mask)
+    return (b & ~mask) | (shifted(True)(a, start) & mask)
 
 
 def permuted(a: Values, b: Values, selector: Values) -> Values:
@@ -141,9 +149,12 @@ def permuted(a: Values, b: Values, selector: Values) -> Values:
 
 
 def reciprocal(x: Values) -> Values:
-    """rcp.approx.ftz.f64: of the upper 32 bits, to 20 bits."""
+    """rcp.approx.ftz.f64: of the upper 32 bits, to 20 bits; what is below the normal numbers counts as zero."""
     upper = (x.view(np.int64) & ~0xFFFFFFFF).view(np.float64)
-    return ((1 / upper).view(np.int64) & ~0xFFFFFFFF).view(np.float64)
+    result = ((1 / np.where(np.abs(upper) < 2.0**-1022, upper * 0, upper)).view(np.int64) & ~0xFFFFFFFF).view(
+        np.float64
+    )
+    return np.where(np.abs(result) < 2.0**-1022, result * 0, result)
 
 
 ARITHMETIC: dict[str, Callable[..., Any]] = {
@@ -177,10 +188,8 @@ def arithmetic(program: Program, one: Instruction) -> Step:
 
     def step(wave: Wave, at: At) -> None:
         values = [wave.get(source, of, at) for source, of in sources]
-        if ftz:
-            wave.set(to, flushed(function(*map(flushed, values))), at)
-        else:
-            wave.set(to, function(*values), at)
+        result = flushed(function(*map(flushed, values))) if ftz else function(*values)
+        wave.set(to, canonical(result) if type_ == np.float32 else result, at)
 
     return step
 

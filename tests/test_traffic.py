@@ -1,0 +1,100 @@
+"""What bench/traffic.py counts, and that the tiles of the kernels meet in no bank of shared memory."""
+
+import os
+
+import numpy as np
+import pytest
+import traffic
+
+import gpucnn
+from gpucnn.backends.kernel_backend import KernelBackend
+from gpucnn.backends.variants import preferring
+from gpucnn.devices import nvrtc
+
+try:
+    nvrtc.library()
+except RuntimeError as error:
+    if os.environ.get("CI"):
+        raise
+    pytest.skip(str(error), allow_module_level=True)
+
+LANES = np.arange(32)
+
+
+@pytest.mark.parametrize(("addresses", "size", "taken"), [
+    (4 * LANES, 4, 1),  # neighbours
+    (0 * LANES, 4, 1),  # all the same word
+    (8 * LANES, 4, 2),  # every other word: two lanes a bank
+    (128 * LANES, 4, 32),  # all in one bank
+    (8 * LANES, 8, 2),  # half a warp at a time
+    (16 * LANES, 16, 4),  # a quarter
+    (128 * LANES, 16, 32),  # eight lanes of each quarter in the same four banks
+    (LANES // 4, 1, 1),  # four lanes a byte
+    (np.where(LANES < 8, 128 * LANES, -1), 4, 8),  # of those that take part
+])  # fmt: skip
+def test_the_wavefronts_of_an_access_to_shared_memory(addresses, size, taken):
+    assert traffic.wavefronts(addresses[None], size)[1] == taken
+
+
+@pytest.mark.parametrize(("addresses", "size", "taken", "least"), [
+    (4 * LANES, 4, 4, 4), (16 * LANES, 16, 16, 16), (32 * LANES, 4, 32, 4), (0 * LANES, 4, 1, 4),
+    (np.where(LANES < 4, 32 * LANES, -1), 4, 4, 1),
+])  # fmt: skip
+def test_the_sectors_of_an_access_to_global_memory(addresses, size, taken, least):
+    assert traffic.sectors(addresses[None], size) == (1, taken, least)
+
+
+def counted(family, precision, dtype, c, k, capability=(9, 0)):
+    device = traffic.CountingDevice(capability)
+    backend = KernelBackend(device, preferring(family))
+    rng = np.random.default_rng(0)
+    x, w = (
+        gpucnn.tensor(
+            rng.standard_normal(shape).astype(gpucnn.dtypes.named(dtype)), backend=backend, requires_grad=True
+        )
+        for shape in ((1, c, 8, 16), (k, c, 3, 3))
+    )
+    with gpucnn.precision(precision):
+        gpucnn.functional.conv2d(x, w, padding=1).sum().backward()
+    return device
+
+
+@pytest.mark.parametrize(("family", "precision", "dtype"), [
+    ("gemm", "fp32", "float32"), ("gemm", "fp32", "float64"), ("fma", "fp32", "float32"), ("mma", "fp32", "float32"),
+    ("mma", "tf32", "float32"), ("mma", "fp32", "float16"), ("halo", "tf32", "float32"), ("halo", "fp32", "bfloat16"),
+])  # fmt: skip
+def test_what_is_read_and_written_of_a_tile_meets_in_no_bank(family, precision, dtype):
+    device = counted(family, precision, dtype, 32, 64)
+    of_tiles = {key: t for key, t in device.traffic.items() if key[3] == "shared" and key[0].startswith("conv2d")}
+    assert any(family in name or family == "gemm" for name, *_ in of_tiles)
+    assert {key: t for key, t in of_tiles.items() if t.taken > t.least} == {}
+
+
+def test_a_first_layer_of_three_channels_takes_a_tenth_of_the_cycles_that_it_takes_directly():
+    """Of what bounds it, with 64 filters of 7×7: why `variants.usual` computes it as a matrix product."""
+    most = {}
+    for family in ("direct", "gemm"):
+        device = traffic.CountingDevice((9, 0))
+        with gpucnn.use_backend(KernelBackend(device, preferring(family))):
+            x, w = gpucnn.zeros(1, 3, 32, 32), gpucnn.zeros(64, 3, 7, 7)
+            gpucnn.functional.conv2d(x, w, stride=2, padding=3)
+        (kernel,) = (name for name in device.instructions if name.startswith("conv2d"))
+        most[family] = max(traffic.cycles(device, kernel).values())
+    assert most["gemm"] < most["direct"] / 10
+
+
+def test_the_command_shows_kernels_units_and_the_lines_that_waste(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["traffic.py", "conv2d", "1,3,8,6,3,1", "--capability", "7.5", "--family", "gemm"])
+    traffic.main()
+    out = capsys.readouterr().out
+    assert "conv2d_backward_weight" in out
+    assert "sectors/4" in out
+    assert "gemm_tile.cuh:" in out
+
+
+def test_a_shape_that_is_none_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["traffic.py", "conv2d", "1,3"])
+    with pytest.raises(SystemExit) as stopped:
+        traffic.main()
+    assert stopped.value.code == 2
+    assert "six numbers, such as 2,16,32,16,3,1" in capsys.readouterr().err
