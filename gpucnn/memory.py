@@ -99,7 +99,7 @@ class OutOfMemoryError(MemoryError):
 def set_memory_limit(limit: int | None, backend: str | Backend | None = None) -> None:
     """Let the arrays of a backend take at most `limit` bytes; None takes the limit away.
 
-    cuda: of CuPy's default pool, on the current GPU. emulator: of arrays made from then on. What is there already
+    cuda: of CuPy's default pool, on the current GPU. emulator, ptx: of arrays made from then on. What is there already
     stays; what does not fit raises a MemoryError (`OutOfMemoryError` within a module and the like). backend: the
     default backend if None.
 

@@ -654,7 +654,7 @@ def _print(report: Report) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m gpucnn.verify`: write the bit file, or compare with it. 1 if bits differ."""
     parser = argparse.ArgumentParser("python -m gpucnn.verify", description="The bits of every kernel's results.")
-    parser.add_argument("--backend", help="what computes: emulator or cuda")
+    parser.add_argument("--backend", help="what computes: emulator, ptx or cuda")
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--write-bits", metavar="FILE", help="write the hash of every result")
     action.add_argument("--check-bits", metavar="FILE", help="compare every result with this file")

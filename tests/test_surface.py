@@ -48,6 +48,7 @@ STATED = {
     ("devices/cuda.py", "ctypes"): "asks the driver for its version",
     ("devices/emulator.py", "ctypes"): "loads the kernels that it has compiled",
     ("devices/emulator.py", "subprocess"): "the C++ compiler, addr2line",
+    ("devices/nvrtc.py", "ctypes"): "calls NVIDIA's compiler",
     ("devices/tensor_map.py", "ctypes"): "has the driver encode tensor maps",
     ("doctor.py", "subprocess"): "nvidia-smi, the compiler's version",
     ("page/server.py", "socket"): "listens on 127.0.0.1",

@@ -43,7 +43,7 @@ _logger = logging.getLogger("gpucnn")
 
 
 def available_backends() -> tuple[str, ...]:
-    """The names of the backends that can run here; `gpucnn doctor` says what the others lack."""
+    """The names of the backends that can run here; `gpucnn doctor --backend NAME` says what one lacks."""
     return tuple(name for name in _NAMES if _lacks(name) is None)
 
 

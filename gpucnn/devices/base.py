@@ -72,7 +72,7 @@ class Specialisation(NamedTuple):
 
 
 class KernelError(RuntimeError):
-    """A launch that can't be right, or a bug that the emulator caught in a kernel."""
+    """A launch that can't be right, or a bug that a test instrument caught in a kernel."""
 
 
 def kernel_folder() -> Path:

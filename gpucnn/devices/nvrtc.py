@@ -12,13 +12,18 @@ from typing import Any
 from gpucnn.devices.base import kernel_folder
 
 WHEEL = "nvidia-cuda-nvrtc"
+REINSTALL = f"pip install --force-reinstall {WHEEL}"
 OPTIONS = ("-std=c++17", "-fmad=false", "-ftz=true")  # CudaDevice's, and the one that CuPy adds
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """Raises RuntimeError, with the command that mends it, where it is not installed."""
-    found = ctypes.CDLL(str(in_wheel(WHEEL, "libnvrtc.so")))
+    """NVRTC. Raises RuntimeError, with the command that mends it, where it is not installed or can't be loaded."""
+    try:
+        ctypes.CDLL(str(in_wheel(WHEEL, "libnvrtc-builtins.so")))  # which NVRTC 13.0 does not find by itself
+        found = ctypes.CDLL(str(in_wheel(WHEEL, "libnvrtc.so")))
+    except OSError as error:
+        raise RuntimeError(f"{WHEEL} can't be loaded ({error}): {REINSTALL}") from error
     found.nvrtcGetErrorString.restype = ctypes.c_char_p
     return found
 
@@ -30,7 +35,10 @@ def version() -> str:
 
 def in_wheel(wheel: str, name: str) -> Path:
     """The wheel's file whose name begins so. Raises RuntimeError where it is not installed."""
-    return Path(str(next(file for file in _installed(wheel).files or [] if file.name.startswith(name)).locate()))
+    found = [file for file in _installed(wheel).files or [] if file.name.startswith(name)]
+    if not found:
+        raise RuntimeError(f"{wheel} has no {name} (only that for Linux has): {REINSTALL}")
+    return Path(str(found[0].locate()))
 
 
 def _installed(wheel: str) -> metadata.Distribution:

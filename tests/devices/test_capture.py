@@ -13,10 +13,11 @@ from gpucnn.devices import Device, KernelError, host_arrays
 from gpucnn.devices.cuda import CudaDevice
 from gpucnn.devices.emulator import EmulatorDevice
 from gpucnn.devices.graph import ALIGNMENT, CONTROL_BYTES, Arena
+from gpucnn.devices.ptx import PtxDevice
 from gpucnn.devices.recorder import RecorderDevice
 from gpucnn.live import CaptureError, Live
 
-DEVICES = ("emulator", "cuda")
+DEVICES = ("emulator", "ptx", "cuda")
 
 
 @pytest.fixture(params=DEVICES)
@@ -24,6 +25,8 @@ def engine(request, monkeypatch):
     if request.param == "cuda":
         fake_cupy.install(monkeypatch)
         return KernelBackend(CudaDevice())
+    if request.param == "ptx":
+        return KernelBackend(PtxDevice())
     return KernelBackend(EmulatorDevice())
 
 

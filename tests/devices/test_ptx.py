@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gpucnn.devices import nvrtc
 from gpucnn.devices.base import KernelError, kernel_folder
-from gpucnn.devices.ptx import PtxDevice, hopper, scalar, step
+from gpucnn.devices.ptx import PtxDevice, hopper, step
 from gpucnn.devices.ptx.code import Address, Register, read
 from gpucnn.devices.ptx.machine import Memory, Program, Wave
 
@@ -72,6 +72,7 @@ def test_clean_kernels_give_their_results(zoo):
 
 
 BUGS = [
+    ("tree_sum", 3, "reads 4 bytes of shared memory at byte 260 of 256", "part[t + step + (t == step"),
     ("tree_sum", 2, "a barrier that not all threads of a block reach", ""),
     ("twice", 4, "reads 4 bytes at byte 300 of x, out of bounds", "if (i <= count)"),
     ("twice", 5, "reads 4 bytes at byte 300 of x, out of bounds", "x[i + 1]"),
@@ -161,6 +162,99 @@ def test_without_nvrtc_the_error_says_what_installs_it(monkeypatch):
         PtxDevice()
 
 
+@pytest.mark.parametrize(("body", "message"), [
+    ("s[i] = 1; y[i] = s[i - 1];", "reads 4 bytes of shared memory at byte -4 of 64"),
+    ("s[i - 1] = 1; y[i] = s[i];", "writes 4 bytes of shared memory at byte -4 of 64"),
+    ("((float*)x)[i] = 1; y[i] = 1;", "writes to x, which is const"),
+    ("y[i] = x[(int)i - 1];", "reads 4 bytes at byte -4 of x, out of bounds"),
+    ("y[i] = *(const float*)((const char*)x + 4 * i + 1);", "4 bytes at 0x[0-9a-f]+, which is no multiple of 4"),
+    ("y[i] = *(volatile float*)((char*)s + 4 * i + 1);", "does not know|4 bytes at .* no multiple of 4"),
+    ("y[i] = atomicAdd(&y[0], 1.0f);", "does not know 'atom"),
+    ("y[i] = clock();", "does not know"),
+    ("__nanosleep(1); y[i] = 1;", "does not know 'nanosleep"),
+])  # fmt: skip
+def test_what_a_kernel_must_not_do_is_an_error(tmp_path, body, message):
+    launch_body(tmp_path, "y[i] = x[i]; s[i] = 0;")
+    with pytest.raises(KernelError, match=message):
+        launch_body(tmp_path, body)
+
+
+@pytest.mark.parametrize(("body", "expected"), [
+    ("y[i] = 1.0f / x[i];", lambda x: 1 / x),
+    ("y[i] = (float)(1.0 / (double)x[i]);", lambda x: (1 / x.astype(np.float64)).astype(np.float32)),
+    ("y[i] = i % 3 == 1 ? x[i] : -x[i];", lambda x: np.where(np.arange(16) % 3 == 1, x, -x)),
+    ("y[i] = __shfl_xor_sync(0xffffffffu, x[i], 1);", lambda x: x.reshape(-1, 2)[:, ::-1].ravel()),
+    ("y[i] = __shfl_sync(0xffffffffu, x[i], 2, 4);", lambda x: np.repeat(x[2::4], 4)),
+    ("int n = (int)i - 8; y[i] = (float)(n / 3) + (float)(n % 3);",
+     lambda x: np.array([int(n / 3) + math.fmod(n, 3) for n in range(-8, 8)])),
+    ("for (int j = 0; j < (int)i; ++j) y[i] = (float)j; if (i == 0) y[i] = -1;", lambda x: np.arange(16) - 1),
+    ('asm("{\\n.reg .f32 t;\\nadd.rn.f32 t, %1, %1;\\nmov.f32 %0, t;\\n}\\n" : "=f"(y[i]) : "f"(x[i]));',
+     lambda x: 2 * x),
+])  # fmt: skip
+def test_what_kernels_say_in_other_words_is_computed(tmp_path, body, expected):
+    """By sixteen threads, half a warp."""
+    x, y = launch_body(tmp_path, body)
+    np.testing.assert_array_equal(y, expected(x))
+
+
+def launch_body(tmp_path, body):
+    """Run `body` by 16 threads; x and y."""
+    folder = tmp_path / str(len(list(tmp_path.iterdir())))
+    folder.mkdir()
+    (folder / "one.cu").write_text(
+        'extern "C" __global__ void one(\n    const float* x,  // [16]\n    float* y         // [16]\n) {\n'
+        f"    __shared__ float s[16];\n    const unsigned int i = threadIdx.x;\n    {body}\n}}\n"
+    )
+    x, y = f32(16), out(16)
+    PtxDevice(kernels=folder).launch("one.cu", "one", {}, (1, 1, 1), (16, 1, 1), x, y)
+    return x, y
+
+
+def test_what_is_read_by_a_null_pointer_is_an_error(tmp_path):
+    (tmp_path / "one.cu").write_text(
+        'extern "C" __global__ void one(\n    const float* x,  // [1] or null\n    float* y         // [1]\n) {\n'
+        "    y[0] = x[-1];\n}\n"
+    )
+    with pytest.raises(KernelError, match="reads 4 bytes at -4, where no buffer is: a null pointer"):
+        PtxDevice(kernels=tmp_path).launch("one.cu", "one", {}, (1, 1, 1), (1, 1, 1), None, out(1))
+
+
+def test_each_block_and_thread_of_three_axes_knows_where_it_is(tmp_path):
+    (tmp_path / "one.cu").write_text(
+        'extern "C" __global__ void one(\n    int* y  // [432]\n) {\n'
+        "    const int b = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;\n"
+        "    const int t = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;\n"
+        "    y[b * 18 + t] = b * 100 + t;\n}\n"
+    )
+    y = np.empty(432, np.int32)
+    PtxDevice(kernels=tmp_path).launch("one.cu", "one", {}, (2, 3, 4), (3, 3, 2), y)
+    np.testing.assert_array_equal(y, (100 * np.arange(24)[:, None] + np.arange(18)).ravel())
+
+
+def test_an_argument_may_be_part_of_another(tmp_path):
+    (tmp_path / "one.cu").write_text(
+        'extern "C" __global__ void one(\n    float* y,       // in place [8]\n    const float* x  // [16]\n) {\n'
+        "    y[threadIdx.x] += x[threadIdx.x];\n}\n"
+    )
+    for part in (slice(0, 8), slice(8, 16)):
+        x = f32(16)
+        expected = x.copy()
+        expected[part] += x[:8]
+        PtxDevice(kernels=tmp_path).launch("one.cu", "one", {}, (1, 1, 1), (8, 1, 1), x[part], x)
+        np.testing.assert_array_equal(x, expected)
+
+
+def test_an_edited_kernel_is_compiled_anew_by_a_device_made_since(tmp_path):
+    def made(number):
+        code = f'extern "C" __global__ void one(\n    float* y  // [1]\n) {{\n    y[0] = {number};\n}}\n'
+        (tmp_path / "one.cu").write_text(code)
+        y = out(1)
+        PtxDevice(kernels=tmp_path).launch("one.cu", "one", {}, (1, 1, 1), (1, 1, 1), y)
+        return y.item()
+
+    assert [made(1), made(2), made(1)] == [1, 2, 1]
+
+
 # -- instructions --------------------------------------------------------------------------------------
 
 ENDLESS = ".visible .entry twice()\n{\n\t.reg .b32 \t%r<2>;\n$L__1:\n\tmov.u32 \t%r1, %tid.x;\n\tbra.uni \t$L__1;\n}\n"
@@ -208,18 +302,22 @@ def test_fma_of_floats_is_rounded_once(a, b, c):
         assert computed("fma.rn.ftz.f32", "f32", a, b, c) == nearest(exact, np.float32)
 
 
-@pytest.mark.parametrize("below", [-1, 1])
-def test_fma_of_floats_is_rounded_once_where_double_lies_halfway_between_two_floats(below):
-    """a · b + c is 1 + 2⁻²⁴, halfway, but for 2⁻⁶⁰, which double has no room for."""
-    a = np.float32(1 + 2.0**-12)
-    product = Fraction(float(a)) * Fraction(float(np.float32(2.0**-12)))
-    c = np.float32(1 + 2.0**-23)
-    exact = product + Fraction(float(c))
-    assert computed("fma.rn.ftz.f32", "f32", a, np.float32(2.0**-12), c) == nearest(exact, np.float32)
-    tiny = np.float32(below * 2.0**-30)
-    exact = Fraction(float(tiny)) ** 1 * Fraction(2) ** -30 + 1 + Fraction(2) ** -24
-    total, rest = np.float64(1 + 2.0**-24), np.float64(below * 2.0**-60)
-    assert scalar.to_float32(np.array([total]), np.array([rest]))[0] == nearest(exact, np.float32)
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize(("a", "b", "c"), [
+    (1774001 * 2.0**-30, 38737 * 2.0**-30, 1.0), ((2**18 - 1) * 2.0**-30, (2**18 + 1) * 2.0**-30, 1 + 2.0**-23),
+])  # fmt: skip
+def test_fma_of_floats_is_rounded_once_where_double_lies_halfway_between_two_floats(a, b, c, sign):
+    assert computed("fma.rn.ftz.f32", "f32", sign * a, b, sign * c) == sign * (1 + 2.0**-23)
+
+
+@pytest.mark.parametrize(("a", "b", "c"), [(-1.0, 0.0, -0.0), (1.0, -0.0, -0.0), (-0.0, 5.0, -0.0)])
+def test_fma_of_doubles_keeps_the_sign_of_zero(a, b, c):
+    assert np.signbit(computed("fma.rn.f64", "f64", a, b, c))
+
+
+def test_fma_of_doubles_is_rounded_once_where_its_parts_would_round_twice():
+    a, b, c = (float.fromhex(x) for x in ("-0x1.dd58e6p+23", "0x1.4bf0ed28p+29", "0x1p-55"))
+    assert computed("fma.rn.f64", "f64", a, b, c) == nearest(Fraction(a) * Fraction(b) + Fraction(c), np.float64)
 
 
 @given(normal64, normal64, normal64)
@@ -312,7 +410,9 @@ def test_a_narrow_number_is_extended_by_its_own_sign():
 
 @pytest.mark.parametrize("instruction", [
     "sin.approx.f32", "add.rz.ftz.f32", "cvt.rzi.s32.f32", "setp.lt.and.s32", "mul.lo.sat.s32", "div.approx.f32",
-    "shfl.sync.up.b32", "bar.arrive", "wgmma.mma_async.sp.sync.aligned", "cp.async.ca.shared.global", "ld.volatile.u32",
+    "fma.rn.f16", "ex2.approx.f16", "rcp.approx.ftz.f32", "mbarrier.arrive.shared::cta.b64", "mma.sync", "cp.async",
+    "shfl.sync.up.b32", "shfl.sync", "bar.arrive", "wgmma.mma_async.sp.sync.aligned", "cp.async.ca.shared.global",
+    "ld.volatile.u32",
 ])  # fmt: skip
 def test_an_instruction_that_it_does_not_know_is_an_error_that_shows_it(instruction):
     text = f".visible .entry one()\n{{\n\t.reg .b32 \t%r<4>;\n\t{instruction} \t%r1, %r2, %r3;\n\tret;\n}}\n"

@@ -7,29 +7,33 @@ makes of all are tested too.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gpucnn.atomic import write_text
 from gpucnn.devices import nvrtc
 from gpucnn.devices.base import (
     Constants,
     Dim,
     KernelError,
     Signature,
+    Specialisation,
+    cache_folder,
     hash_of_kernels,
     kernel_folder,
     needed_architecture,
 )
 from gpucnn.devices.host import HostDevice
 from gpucnn.devices.ptx import hopper, scalar, warp
-from gpucnn.devices.ptx.code import Instruction, Kernel, read
-from gpucnn.devices.ptx.machine import At, Buffer, Memory, Program, Step, Wave, unknown
+from gpucnn.devices.ptx.code import Instruction, Kernel, Special, read
+from gpucnn.devices.ptx.machine import SPECIALS, At, Buffer, Memory, Program, Step, Wave, unknown
 from gpucnn.devices.tensor_map import TensorMap
 from gpucnn.dtypes import is_floating
 
@@ -39,11 +43,11 @@ OLDEST = (7, 5)  # that NVRTC 13 compiles for
 class PtxDevice(HostDevice):
     """Runs kernels as NVRTC compiles them for a GPU of that `capability`, 7.5 if None.
 
-    `kernels` is the folder of the .cu files, gpucnn's own if None.
+    `kernels` is the folder of the .cu files, gpucnn's own if None. What NVRTC made is kept in GPUCNN_CACHE.
 
-    Raises KernelError for a launch that does not fit the kernel's signature, for an access out of bounds or off its
-    boundary, for a barrier that not all threads reach, for a warp's instruction that not all its threads take, and for
-    an instruction that it does not know; RuntimeError if there is no NVRTC.
+    Raises KernelError for a launch that does not fit the kernel's signature, code that NVRTC refuses, an access out of
+    bounds or off its boundary, a write to what is const, a barrier or a warp's instruction that not all threads come
+    to, a loop that does not end, and an instruction that it does not know; RuntimeError if there is no NVRTC.
     """
 
     name = "ptx"
@@ -66,8 +70,7 @@ class PtxDevice(HostDevice):
     def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:
         signature = Signature.of(self.kernels / file, name)
         types = signature.check(arguments, constants, np)
-        major, minor = self.capability or OLDEST
-        program = self._program(file, name, tuple(sorted(constants.items())), f"{major}{minor}")
+        program = self._program(file, name, tuple(sorted(constants.items())), self._architecture)
         kernel = program.kernel
         if min(grid) < 1 or min(block) < 1 or math.prod(block) > kernel.most_threads:
             raise KernelError(
@@ -99,9 +102,35 @@ class PtxDevice(HostDevice):
             for blocks in program.waves(math.prod(grid), block):
                 Wave(program, memory, packed, grid, block, blocks).run()
 
+    def prepare(self, specialisations: Iterable[Specialisation]) -> Iterator[Specialisation]:
+        for one in specialisations:
+            self._ptx(one.file, one.constants, self._architecture)
+            yield one
+
+    @property
+    def _architecture(self) -> str:
+        major, minor = self.capability or OLDEST
+        return f"{major}{minor}"
+
     def _compiled(self, file: str, name: str, constants: tuple[tuple[str, Any], ...], architecture: str) -> Program:
-        kernel = _kernels(self.kernels / file, constants, architecture)[name]
+        kernel = read(self._ptx(file, constants, architecture))[name]
         return Program(kernel, int(dict(constants).get("DYNAMIC_SHARED", 0)), self.step)
+
+    def _ptx(self, file: str, constants: tuple[tuple[str, Any], ...], architecture: str) -> str:
+        """What NVRTC makes of a file, or made of it when the folder had the same kernels."""
+        path = self.kernels / file
+        only = needed_architecture(path.read_text("utf-8"))
+        virtual = f"compute_{only.removeprefix('sm_') if only else architecture}"
+        key = repr((hash_of_kernels(self.kernels), file, constants, virtual, nvrtc.OPTIONS, nvrtc.version()))
+        kept = cache_folder() / "ptx" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.ptx"
+        if not kept.exists():
+            try:
+                _, text = nvrtc.compiled(path, virtual, constants, "PTX", "-lineinfo")
+            except RuntimeError as error:
+                raise KernelError(f"NVRTC refused {file} with {dict(constants)} for {virtual}:\n{error}") from error
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_text(kept, text.rstrip(b"\0").decode())
+        return kept.read_text("utf-8")
 
 
 def _packed(kernel: Kernel, values: list[bytes]) -> bytes:
@@ -111,21 +140,10 @@ def _packed(kernel: Kernel, values: list[bytes]) -> bytes:
         raise KernelError(
             f"{kernel.name}: its parameters have {sizes} bytes in PTX, its arguments {[*map(len, values)]}"
         )
-    packed = bytearray(max(start + size for start, size in kernel.parameters.values()))
+    packed = bytearray(max((start + size for start, size in kernel.parameters.values()), default=0))
     for (start, size), value in zip(kernel.parameters.values(), values, strict=True):
         packed[start : start + size] = value
     return bytes(packed)
-
-
-@lru_cache(maxsize=64)
-def _kernels(path: Path, constants: tuple[tuple[str, Any], ...], architecture: str) -> dict[str, Kernel]:
-    only = needed_architecture(path.read_text("utf-8"))
-    virtual = f"compute_{only.removeprefix('sm_') if only else architecture}"
-    try:
-        _, text = nvrtc.compiled(path, virtual, constants, "PTX", "-lineinfo")
-    except RuntimeError as error:
-        raise KernelError(f"NVRTC refused {path.name} with {dict(constants)} for {virtual}:\n{error}") from error
-    return read(text.rstrip(b"\0").decode())
 
 
 # -- instructions ------------------------------------------------------------------------------------
@@ -147,9 +165,13 @@ INSTRUCTIONS: dict[str, Callable[[Program, Instruction], Step]] = {
 
 def step(program: Program, one: Instruction) -> Step:
     """What an instruction does; with a guard, for those whose predicate lets them."""
-    if one.opcode[0] not in INSTRUCTIONS:
+    specials = {operand.name for operand in one.operands if isinstance(operand, Special)}
+    if one.opcode[0] not in INSTRUCTIONS or specials - SPECIALS:
         raise unknown(program, one)
-    made = INSTRUCTIONS[one.opcode[0]](program, one)
+    try:
+        made = INSTRUCTIONS[one.opcode[0]](program, one)
+    except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError):  # it has another form
+        raise unknown(program, one) from None
     if one.guard is None:
         return made
     number, value = one.guard

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,8 +58,8 @@ class Address:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction: its opcode in parts, its operands (int and float are immediate ones), and whose predicate it
-    obeys: (the register's number, the value that lets it run)."""
+    """One instruction: its opcode in parts, its operands (an int is an immediate one, of a float its bits), and whose
+    predicate it obeys: (the register's number, the value that lets it run)."""
 
     opcode: tuple[str, ...]
     operands: tuple[Any, ...]
@@ -89,82 +88,105 @@ class Kernel:
 
 
 def read(text: str) -> dict[str, Kernel]:
-    """The kernels of a module."""
+    """The kernels of a module. Raises KernelError for what is not understood."""
     text = re.sub(r"//[^\n]*", "", text)
-    head = text[: text.find(".entry")] if ".entry" in text else text
+    text = re.sub(r"^(\s*\.loc\s[^\n]*)", r"\1;", text, flags=re.MULTILINE)
+    entries = list(re.finditer(r"\.entry (\w+)\((.*?)\)([^{]*)\{", text, re.DOTALL))
+    outside = _shared(text[: entries[0].start()] if entries else text)
     files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.MULTILINE))
-    outside = [(name, int(bytes_ or 0), int(align)) for align, name, bytes_ in _SHARED.findall(head)]
     kernels = {}
-    for found in re.finditer(r"\.entry (\w+)\((.*?)\)([^{]*)\{(.*?)^\}", text, re.DOTALL | re.MULTILINE):
-        name, parameters, limits, body = found.groups()
+    for found in entries:
+        name, parameters, limits = found.groups()
+        body = list(_statements(text, found.end()))
         most = re.search(r"\.maxntid (\d+), (\d+), (\d+)", limits)
+        shared, bytes_ = _places(_shared("\n".join(body)) + outside)
         threads = math.prod(map(int, most.groups())) if most else 1024
-        kernels[name] = _kernel(name, parameters, threads, body, outside, files)
+        names, types = _registers(name, body)
+        kernels[name] = Kernel(name, _parameters(parameters), types, shared, bytes_, threads)
+        _add_code(kernels[name], body, names, files)
     return kernels
 
 
-_SHARED = re.compile(r"\.shared \.align (\d+) \.b8 (\w+)\[(\d*)\]")
+def _statements(text: str, start: int) -> Iterator[str]:
+    """Directives, labels and instructions from there to the brace that closes the kernel, without those of scopes."""
+    depth, pending = 1, ""
+    for part in re.split(r"([;{}]|^\s*[$\w]+:)", text[start:], flags=re.MULTILINE):
+        if part == "{" and not pending.strip():
+            depth += 1
+        elif part == "}" and not pending.strip():
+            depth -= 1
+            if not depth:
+                return
+        elif part == ";" or part.endswith(":"):
+            yield " ".join((pending + part.rstrip(";")).split())
+            pending = ""
+        else:
+            pending += part
 
 
-def _kernel(
-    name: str, parameters: str, most_threads: int, body: str, outside: list[tuple[str, int, int]], files: dict[str, str]
-) -> Kernel:
+def _parameters(text: str) -> dict[str, tuple[int, int]]:
     places, end = {}, 0
-    for align, type_, of, bytes_ in re.findall(
-        r"\.param (?:\.align (\d+) )?\.(\w+)(?: \.ptr[^,\n]*)? (\w+)(?:\[(\d+)\])?", parameters
+    for align, type_, name, count in re.findall(
+        r"\.param (?:\.align (\d+) )?\.(\w+)(?: \.ptr[^,\n]*)? (\w+)(?:\[(\d+)\])?", text
     ):
-        size = TYPES[type_].itemsize * int(bytes_ or 1)
-        end = -(-end // int(align or size)) * int(align or size)
-        places[of] = (end, size)
-        end += size
+        size = TYPES[type_].itemsize * int(count or 1)
+        start = -(-end // int(align or size)) * int(align or size)
+        places[name] = (start, size)
+        end = start + size
+    return places
+
+
+def _shared(text: str) -> list[tuple[str, int, int]]:
+    """The name, bytes and alignment of each variable in shared memory; one of unknown length has 0 bytes."""
+    found = re.findall(r"\.shared \.align (\d+) \.(\w+) (\w+)(\[(\d*)\])?", text)
+    return [
+        (name, TYPES[type_].itemsize * int(count or not brackets), int(align))
+        for align, type_, name, brackets, count in found
+    ]
+
+
+def _places(variables: list[tuple[str, int, int]]) -> tuple[dict[str, int], int]:
+    """Where each begins, and the bytes of all. Dynamic memory comes last."""
+    places, end = {}, 0
+    for name, bytes_, align in sorted(variables, key=lambda variable: variable[1] == 0):
+        places[name] = -(-end // align) * align
+        end = places[name] + bytes_
+    return places, end
+
+
+def _registers(kernel: str, body: list[str]) -> tuple[dict[str, int], list[np.dtype[Any]]]:
+    """The numbers of the registers by name, and their types."""
     names: dict[str, int] = {}
     types: list[np.dtype[Any]] = []
-    for type_, listed in re.findall(r"^\s*\.reg \.(\w+)\s+([^;]*);", body, re.MULTILINE):
+    for type_, listed in (re.fullmatch(r"\.reg \.(\w+) (.*)", one).groups() for one in body if one.startswith(".reg ")):  # type: ignore[union-attr]
         for one in listed.split(","):
             prefix, _, count = one.strip().partition("<")
-            for i in range(int(count.rstrip(">"))) if count else [None]:
-                full = prefix if i is None else f"{prefix}{i}"
-                if full not in names:
-                    names[full] = len(types)
+            for name in [f"{prefix}{i}" for i in range(int(count.rstrip(">")))] if count else [prefix]:
+                if name not in names:
+                    names[name] = len(types)
                     types.append(TYPES[type_])
-    shared, at = {}, 0
-    inside = [(variable, int(bytes_), int(align)) for align, variable, bytes_ in _SHARED.findall(body)]
-    for variable, bytes_, align in sorted(inside + outside, key=lambda one: one[1] == 0):  # dynamic memory comes last
-        at = -(-at // align) * align
-        shared[variable] = at
-        at += bytes_
-    kernel = Kernel(name, places, types, shared, at, most_threads)
+                elif types[names[name]] != TYPES[type_]:
+                    raise KernelError(f"{kernel}: {name} is a register of two types, in two scopes")
+    return names, types
+
+
+def _add_code(kernel: Kernel, body: list[str], names: dict[str, int], files: dict[str, str]) -> None:
     line = "?"
-    for statement in _statements(body):
+    for statement in body:
         if statement.startswith(".loc"):
             number, row = statement.split()[1:3]
             line = f"{files.get(number, '?').rpartition('/')[2]}:{row}"
         elif statement.endswith(":"):
+            if statement[:-1] in kernel.labels:
+                raise KernelError(f"{kernel.name}: the label {statement} is there twice, in two scopes")
             kernel.labels[statement[:-1]] = len(kernel.code)
-        elif not statement.startswith("."):
+        elif statement and not statement.startswith("."):
             kernel.code.append(_instruction(statement, names, kernel, line))
-    return kernel
-
-
-def _statements(body: str) -> Iterator[str]:
-    """Directives, labels and instructions, without the braces of scopes."""
-    pending = ""
-    for line in body.split("\n"):
-        line = line.strip()
-        if not pending and (line in ("", "{", "}") or line.startswith(".loc") or re.fullmatch(r"[$\w]+:", line)):
-            if line.strip("{}"):
-                yield line
-            continue
-        pending = f"{pending} {line}".strip()
-        while ";" in pending:
-            statement, _, pending = pending.partition(";")
-            pending = pending.strip()
-            yield statement.strip()
 
 
 def _instruction(statement: str, names: dict[str, int], kernel: Kernel, line: str) -> Instruction:
-    found = re.fullmatch(r"(?:@(!?)([%\w]+)\s+)?([\w.:]+)\s*(.*)", statement, re.DOTALL)
-    if not found:
+    found = re.fullmatch(r"(?:@(!?)([%\w]+) )?([\w.:]+) ?(.*)", statement)
+    if not found or (found[2] and found[2] not in names):
         raise KernelError(f"{kernel.name}: can't read the instruction {statement!r}")
     negated, predicate, opcode, rest = found.groups()
 
@@ -176,12 +198,10 @@ def _instruction(statement: str, names: dict[str, int], kernel: Kernel, line: st
             return tuple(operand(part) for part in _split(text[1:-1]))
         if text.startswith("["):
             base, *coordinates = _split(text[1:-1])
-            base, sign, offset = re.fullmatch(r"([%$\w]+)\s*(\+?)\s*(-?\w*)", base).groups()  # type: ignore[union-attr]
-            return Address(operand(base), int(offset, 0) if sign else 0, tuple(operand(part) for part in coordinates))
-        if re.fullmatch(r"0[fF][0-9a-fA-F]{8}", text):
-            return struct.unpack(">f", bytes.fromhex(text[2:]))[0]
-        if re.fullmatch(r"0[dD][0-9a-fA-F]{16}", text):
-            return struct.unpack(">d", bytes.fromhex(text[2:]))[0]
+            base, _, offset = base.partition("+")
+            return Address(operand(base), int(offset or "0", 0), tuple(operand(part) for part in coordinates))
+        if re.fullmatch(r"0[fF][0-9a-fA-F]{8}|0[dD][0-9a-fA-F]{16}", text):
+            return int(text[2:], 16)  # its bits
         if re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)U?", text):
             return int(text.rstrip("U"), 0)
         if text.startswith("%"):

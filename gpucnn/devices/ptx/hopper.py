@@ -65,7 +65,8 @@ def mbarrier(program: Program, one: Instruction) -> Step:
     name = ".".join(one.opcode[1:])
     u32 = TYPES["u32"]
     known = ("init.shared::cta.b64", "arrive.shared::cta.b64", "arrive.expect_tx.shared::cta.b64")
-    if name not in (*known, "try_wait.parity.shared::cta.b64"):
+    operands = dict(zip((*known, "try_wait.parity.shared::cta.b64"), (2, 2, 3, 3), strict=True))
+    if operands.get(name) != len(one.operands):
         raise unknown(program, one)
     source = next(operand for operand in one.operands if isinstance(operand, Address))
     last = one.operands[-1]

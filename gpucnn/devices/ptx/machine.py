@@ -22,8 +22,9 @@ At = Array | None
 Step = Callable[["Wave", At], None]
 
 WARP = 32
+SPECIALS = {f"{of}.{axis}" for of in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"}  # registers of a wave
 WAVE = 1 << 13  # threads, about
-MOST_SEGMENTS = 1_000_000  # that a wave goes through: kernels of the case table take some ten thousand
+MOST_SEGMENTS = 200_000  # that a wave goes through: kernels of the case table take some ten thousand
 ENDED = np.int32(2**31 - 1)
 WAITS = np.int32(1 << 30)  # added to the program counter of a thread that waits
 UNSIGNED = {size: np.dtype(f"uint{8 * size}") for size in (1, 2, 4, 8)}
@@ -38,18 +39,24 @@ class Fault(Exception):
 
 
 class Buffer(NamedTuple):
-    """An argument's memory; `written` tells whether a kernel may write to it."""
+    """An argument's memory, and whether a kernel may write to it."""
 
     name: str
     array: Array
-    written: bool
+    writable: bool
 
 
 class Memory:
     """The global memory that a launch may touch, at its true addresses."""
 
     def __init__(self, buffers: Sequence[Buffer]) -> None:
-        self.buffers = sorted((b for b in buffers if b.array.nbytes), key=lambda b: b.array.ctypes.data)
+        self.buffers: list[Buffer] = []
+        for buffer in sorted(buffers, key=lambda b: (b.array.ctypes.data, -b.array.nbytes)):
+            last = self.buffers[-1].array if self.buffers else np.empty(0)
+            if self.buffers and buffer.array.ctypes.data + buffer.array.nbytes <= last.ctypes.data + last.nbytes:
+                self.buffers[-1] = self.buffers[-1]._replace(writable=self.buffers[-1].writable or buffer.writable)
+            elif buffer.array.nbytes:
+                self.buffers.append(buffer)
         self.bytes = [np.asarray(b.array).reshape(-1).view(np.uint8) for b in self.buffers]
         self.starts = np.array([b.array.ctypes.data for b in self.buffers], np.uint64)
         self.ends = np.array([b.array.ctypes.data + b.array.nbytes for b in self.buffers], np.uint64)
@@ -57,13 +64,12 @@ class Memory:
     def find(self, addresses: Array, size: int, threads: Callable[[int], int], writes: bool = False) -> Array:
         """The number of the buffer that holds `size` bytes at each address. Raises Fault."""
         found = np.searchsorted(self.starts, addresses, "right").astype(np.int64) - 1
-        outside = (found < 0) | (addresses + np.uint64(size) > self.ends[found]) if len(self.ends) else found < 0
+        outside = found < 0
+        if len(self.ends):
+            outside |= (addresses >= self.ends[found]) | (addresses + np.uint64(size) > self.ends[found])
         if outside.any():
             i = int(np.argmax(outside))
             raise Fault(threads(i), f"{'writes' if writes else 'reads'} {size} bytes {self.place(int(addresses[i]))}")
-        if (addresses % np.uint64(size)).any():
-            i = int(np.argmax(addresses % np.uint64(size) != 0))
-            raise Fault(threads(i), f"{size} bytes at {int(addresses[i]):#x}, which is no multiple of {size}")
         return found
 
     def place(self, address: int) -> str:
@@ -73,8 +79,8 @@ class Memory:
             key=lambda i: max(int(self.starts[i]) - address, address - int(self.ends[i])),
             default=None,
         )
-        if nearest is None:
-            return "where no buffer is"
+        if nearest is None or address < 1 << 16 or address >= 1 << 48:
+            return f"at {address - (address >> 63 << 64)}, where no buffer is: a null pointer?"
         return f"at byte {address - int(self.starts[nearest])} of {self.buffers[nearest].name}, out of bounds"
 
     def load(self, addresses: Array, type_: np.dtype[Any], found: Array) -> Array:
@@ -91,7 +97,7 @@ class Memory:
         """Put the values there."""
         for buffer in np.unique(found):
             here = found == buffer
-            if not self.buffers[buffer].written:
+            if not self.buffers[buffer].writable:
                 raise Fault(threads(int(np.argmax(here))), f"writes to {self.buffers[buffer].name}, which is const")
             size = values.itemsize
             words = self.bytes[buffer][: len(self.bytes[buffer]) // size * size].view(values.dtype)
@@ -125,7 +131,7 @@ class Wave:
         self.shared = np.full((self.blocks, -(-program.shared_bytes // 16) * 16), 0xFF, np.uint8)
         self.counter = np.where(self.position < size, np.int32(0), ENDED)
         self.barrier = np.zeros(self.threads, np.bool_)  # what a thread that waits waits for: __syncthreads
-        self.copies = Copies(self)
+        self.copies = Copies(self.threads, self.shared)
         self.mbarriers: dict[tuple[int, int], Any] = {}
         self.waiting: dict[int, tuple[tuple[int, int], int]] = {}  # threads that wait for (a mbarrier, its parity)
         self.engine: list[Callable[[], None]] = []  # copies of the copy engine, the oldest first
@@ -192,8 +198,6 @@ class Wave:
             values = self.special[operand.name]
         elif isinstance(operand, Symbol):
             return type_.type(self.program.address(operand.name))
-        elif type_.kind == "f":
-            return type_.type(operand)
         else:
             return np.array(operand % (1 << 8 * type_.itemsize), UNSIGNED[type_.itemsize]).view(type_)[()]
         if at is not None:
@@ -205,8 +209,8 @@ class Wave:
         return values.view(UNSIGNED[values.itemsize]).astype(UNSIGNED[type_.itemsize]).view(type_)
 
     def set(self, operand: Any, values: Any, at: At) -> None:
-        """Put values, all of one type, into a register; one of a wider register is extended by its own sign."""
-        if operand == Symbol("_"):
+        """Put values, all of one type, into a register; for a wider one they are extended by their own signs."""
+        if isinstance(operand, Symbol):  # "_": nobody wants it
             return
         register = self.registers[operand.number]
         values = np.asarray(values)
@@ -244,14 +248,12 @@ class Wave:
 
     def shared_words(self, addresses: Array, size: int, at: At, writes: bool = False) -> tuple[Array, Array]:
         """The block and the place, in words of that size, of each address in shared memory. Raises Fault."""
-        threads = self.indices(at)
-        wrong = (addresses + np.uint64(size) > np.uint64(self.program.shared_bytes)) | (
-            addresses % np.uint64(size) != 0
-        )
+        threads, end = self.indices(at), np.uint64(self.program.shared_bytes)
+        wrong = (addresses >= end) | (addresses + np.uint64(size) > end) | (addresses % np.uint64(size) != 0)
         if wrong.any():
             i = int(np.argmax(wrong))
-            action = "writes" if writes else "reads"
-            raise Fault(int(threads[i]), f"{action} {size} bytes of shared memory at byte {int(addresses[i])}")
+            action, address = "writes" if writes else "reads", int(addresses[i].astype(np.int64))
+            raise Fault(int(threads[i]), f"{action} {size} bytes of shared memory at byte {address} of {end}")
         return self.block[threads], addresses.astype(np.int64) // size
 
     def load(self, space: str, addresses: Array, type_: np.dtype[Any], at: At) -> Array:
@@ -288,15 +290,14 @@ class Wave:
 class Copies:
     """The groups of cp.async of each thread: done when they are waited for."""
 
-    def __init__(self, wave: Wave) -> None:
-        self.wave = wave
-        self.closed = np.zeros(wave.threads, np.int64)  # groups so far
+    def __init__(self, threads: int, shared: Array) -> None:
+        self.words = shared.view(np.uint32).reshape(-1)
+        self.closed = np.zeros(threads, np.int64)  # groups so far
         self.pending: list[tuple[Array, Array, Array, Array]] = []  # threads, their groups, places in words, words
 
     def add(self, threads: Array, places: Array, words: Array) -> None:
         """[copies, words] for these places of shared memory, from now on wild."""
-        flat = self.wave.shared.view(np.uint32).reshape(-1)
-        flat[places] = 0xFFFFFFFF
+        self.words[places] = 0xFFFFFFFF
         self.pending.append((threads, self.closed[threads], places, words))
 
     def commit(self, at: At) -> None:
@@ -305,13 +306,12 @@ class Copies:
 
     def wait(self, newest: int, at: At) -> None:
         """Do all but the newest groups."""
-        flat = self.wave.shared.view(np.uint32).reshape(-1)
-        waits = np.zeros(self.wave.threads, np.bool_)
+        waits = np.zeros(len(self.closed), np.bool_)
         waits[slice(None) if at is None else at] = True
         still = []
         for threads, groups, places, words in self.pending:
             done = waits[threads] & (groups < self.closed[threads] - newest)
-            flat[places[done]] = words[done]
+            self.words[places[done]] = words[done]
             if not done.all():
                 still.append((threads[~done], groups[~done], places[~done], words[~done]))
         self.pending = still
@@ -334,6 +334,8 @@ class Program:
     def _last(self, last: Instruction, after: int, steps: Callable[[Program, Instruction], Step]) -> Step:
         """The last instruction of a segment, which sends its threads on."""
         if last.opcode[0] in ("bra", "ret"):
+            if last.opcode[0] == "bra" and last.operands[0].name not in self.kernel.labels:
+                raise unknown(self, last)
             to = ENDED if last.opcode[0] == "ret" else np.int32(self.kernel.labels[last.operands[0].name])
 
             def branch(wave: Wave, at: At) -> None:

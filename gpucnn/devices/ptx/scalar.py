@@ -24,7 +24,7 @@ NAN16 = np.uint16(0x7FFF).view(np.float16)  # every NaN, of bfloat16 too
 
 def flushed(x: Any) -> Any:
     """x with zeros of its sign for what is below the normal numbers."""
-    return np.where(np.abs(x) < TINY, x * np.float32(0), x)
+    return x * (np.abs(x) >= TINY)
 
 
 def canonical(x: Values) -> Values:
@@ -41,11 +41,14 @@ def fma(a: Values, b: Values, c: Values) -> Values:
         product = a.astype(np.float64) * b.astype(np.float64)  # exact
         return to_float32(*two_sum(product, c.astype(np.float64)))
     product, below = two_product(a, b)
-    total, rest = two_sum(product, c)
-    rest = rest + below
-    result = np.where(rest == 0, total, total + rest)  # of a zero the sign stays
-    # Where the parts overflow the result is what a · b + c is.
-    return np.where(np.isfinite(result), result, a * b + c)
+    middle, rest = two_sum(c, below)
+    total, lost = two_sum(product, middle)
+    odd, off = two_sum(rest, lost)
+    bits = odd.view(np.int64)  # to odd, so that only the last addition rounds (Boldo and Melquiond, 2008)
+    odd = np.where((off != 0) & (bits & 1 == 0), (bits + np.where((off > 0) == (odd > 0), 1, -1)).view(np.float64), odd)
+    result = total + odd
+    # Of a zero the sign, and where the parts overflow all, is that of a · b + c.
+    return np.where(np.isfinite(result) & (result != 0), result, product + c)
 
 
 def two_sum(a: Values, b: Values) -> tuple[Values, Values]:
@@ -71,8 +74,9 @@ def two_product(a: Values, b: Values) -> tuple[Values, Values]:
 def to_float32(total: Values, rest: Values) -> Values:
     """total + rest, rounded once: where total lies halfway between two floats, the rest decides."""
     bits = total.view(np.int64)
-    halfway = ((bits & 0x1FFFFFFF) == 0x10000000) & (rest != 0) & np.isfinite(rest)
+    halfway = (bits & 0x1FFFFFFF) == 0x10000000
     if halfway.any():
+        halfway &= (rest != 0) & np.isfinite(rest)
         away = (rest > 0) == (total > 0)
         total = np.where(halfway, (bits + np.where(away, 1, -1)).view(np.float64), total)
     return total.astype(np.float32)
@@ -160,13 +164,13 @@ def reciprocal(x: Values) -> Values:
 ARITHMETIC: dict[str, Callable[..., Any]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "neg": np.negative, "abs": np.abs,
     "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert,
-    "mad": lambda a, b, c: a * b + c, "fma": fma, "sqrt": np.sqrt, "ex2": np.exp2, "rcp": reciprocal,
+    "mad": lambda a, b, c: a * b + c, "fma": fma, "sqrt": np.sqrt, "ex2": np.exp2, "rcp": lambda x: 1 / x,
     "min": extreme(False), "max": extreme(True), "rem": remainder, "bfi": bit_field, "prmt": permuted,
     "copysign": lambda sign, size: np.copysign(size, sign),
     "div": lambda a, b: a / b if a.dtype.kind == "f" else truncated_division(a, b),
     "shl": shifted(True), "shr": shifted(False),
 }  # fmt: skip
-KNOWN = {"rn", "lo", "approx", "ftz"}  # what an opcode may say besides
+KNOWN = {"rn", "lo", "ftz"}  # what an opcode may say besides
 
 
 def arithmetic(program: Program, one: Instruction) -> Step:
@@ -176,12 +180,15 @@ def arithmetic(program: Program, one: Instruction) -> Step:
     function, types = ARITHMETIC[name], [type_] * (len(one.operands) - 1)
     if name in ("shl", "shr", "bfi"):  # by, or from and how many: always 32 bits
         types[-1 if name != "bfi" else -2 :] = [np.dtype(np.uint32)] * (1 if name != "bfi" else 2)
+    elif one.opcode in (("ex2", "approx", "ftz", "f32"), ("rcp", "approx", "ftz", "f64")):
+        function, rest = np.exp2 if name == "ex2" else reciprocal, rest - {"approx"}
     elif name == "mul" and "hi" in rest:
         function, rest = high_product, rest - {"hi"}
     elif name == "mul" and "wide" in rest:
         wide = np.dtype(f"{type_.kind}{2 * type_.itemsize}")
         function, rest = (lambda a, b: np.multiply(a, b, dtype=wide)), rest - {"wide"}
-    if rest - KNOWN or (type_.kind == "f" and name in ("div", "sqrt", "fma") and "rn" not in rest):
+    exact = name in ("div", "sqrt", "fma", "rcp") and one.opcode[1] != "approx"
+    if rest - KNOWN or type_ == np.float16 or (type_.kind == "f" and exact and "rn" not in rest):
         raise unknown(program, one)
     ftz = "ftz" in rest and type_ == np.float32
     to, sources = one.operands[0], list(zip(one.operands[1:], types, strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpucnn.devices.ptx.code import TYPES, Instruction
-from gpucnn.devices.ptx.machine import WARP, Array, At, Fault, Program, Step, Wave, unknown
+from gpucnn.devices.ptx.machine import ENDED, WARP, Array, At, Fault, Program, Step, Wave, unknown
 
 LANES = np.arange(WARP)
 GROUP, MEMBER = LANES // 4, LANES % 4  # "groupID" and "threadID_in_group"
@@ -43,11 +43,11 @@ def shuffle(program: Program, one: Instruction) -> Step:
         other = own ^ b if mode == "bfly" else (own & segment) | (b & ~segment)
         inside = other <= last
         other = np.where(inside, other, own)
-        there = np.zeros(wave.threads, np.bool_)
+        there = wave.counter == ENDED
         there[threads] = True
         needed = (np.broadcast_to(mask, own.shape)[:, None] >> LANES.astype(np.uint32)) & 1 == 1
         if (needed & ~there[(threads - threads % WARP)[:, None] + LANES]).any():
-            raise Fault(int(threads[0]), "a thread of its mask does not come to it")
+            raise Fault(int(threads[0]), "a thread of its mask does not come to it, nor has ended")
         whole = np.zeros(wave.threads, np.uint32)
         whole[threads] = values
         wave.set(to, whole[threads - threads % WARP + other], at)

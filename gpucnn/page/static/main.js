@@ -112,6 +112,7 @@ function show(found, asked) {
 
 function time(milliseconds, backend) {
   const taken = milliseconds < 1000 ? `${milliseconds.toFixed(1)} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
+  if (backend === "ptx") return `${taken} in the PTX machine, which interprets the compiled CUDA kernels on the CPU: it tells nothing about the speed of a GPU.`;
   if (backend !== "emulator") return `${taken} on ${backend}`;
   return `${taken} in the emulator, which runs the CUDA kernels on the CPU and checks every memory access: it tells nothing about the speed of a GPU.`;
 }
