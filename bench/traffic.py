@@ -102,6 +102,11 @@ class CountingDevice(PtxDevice):
         self.instructions: dict[str, Counter[str]] = defaultdict(Counter)
         self.traffic: dict[tuple[str, str, str, str], Traffic] = defaultdict(Traffic)
 
+    def clear(self) -> None:
+        """Begin anew."""
+        self.instructions.clear()
+        self.traffic.clear()
+
     def step(self, program: Program, one: Instruction) -> Step:
         made, count = super().step(program, one), self.counter(program, one)
 
@@ -184,20 +189,25 @@ def show(device: CountingDevice, lines: int) -> None:
             print(f"{t.taken / t.least:5.2f}  {t.taken:>11,}  {space:6}  {kernel:32} {line:28} {source_of(line)}")
 
 
-def run(what: str, shape: tuple[int, ...], batch: int) -> None:
-    """A training step of a network, or a convolution and its gradients, on the default backend."""
+def prepared(what: str, shape: tuple[int, ...], batch: int) -> Callable[[], object]:
+    """A training step of a network, or a convolution and its gradients, on the default backend: to be called."""
     rng = np.random.default_rng(0)
     if what == "conv2d":
         n, c, k, h, r, stride = shape
-        x, w = (gpucnn.tensor(rng.standard_normal(of).astype(np.float32), requires_grad=True)
-                for of in ((n, c, h, h), (k, c, r, r)))  # fmt: skip
-        F.conv2d(x, w, stride=stride, padding=r // 2).sum().backward()
-        return
+        x, w = (
+            gpucnn.tensor(rng.standard_normal(of).astype(np.float32), requires_grad=True)
+            for of in ((n, c, h, h), (k, c, r, r))
+        )
+        return lambda: F.conv2d(x, w, stride=stride, padding=r // 2).sum().backward()
     model, size = (models.LeNet5(), (1, 28, 28)) if what == "lenet5" else (models.resnet20(), (3, 32, 32))
-    x, y = gpucnn.tensor(rng.random((batch, *size), np.float32)), gpucnn.tensor(rng.integers(0, 10, batch))
+    images, labels = gpucnn.tensor(rng.random((batch, *size), np.float32)), gpucnn.tensor(rng.integers(0, 10, batch))
     optimizer = gpucnn.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    F.cross_entropy(model(x), y).backward()
-    optimizer.step()
+
+    def step() -> None:
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return step
 
 
 def main() -> None:
@@ -216,7 +226,9 @@ def main() -> None:
     device = CountingDevice((int(major), int(minor)))
     backend = KernelBackend(device, preferring(arguments.family) if arguments.family else None)
     with gpucnn.use_backend(backend), gpucnn.precision(arguments.precision):
-        run(arguments.what, tuple(map(int, arguments.shape.split(","))), arguments.batch)
+        step = prepared(arguments.what, tuple(map(int, arguments.shape.split(","))), arguments.batch)
+        device.clear()
+        step()
     show(device, arguments.lines)
 
 

@@ -224,7 +224,7 @@ def test_conv2d_multiplies_its_sums_by_the_scale_adds_the_bias_and_activates(
         assert_same_bits(ours, [y] if activation is None else computed(kernels, "activation_forward", y, activation, 0))
 
 
-@pytest.mark.parametrize("sizes", [(64, 16, 8, 4, 2), (16, 64, 8, 2, 4), (8, 32, 16, 4, 1)])
+@pytest.mark.parametrize("sizes", [(64, 16, 8, 4, 2), (64, 8, 8, 4, 2), (16, 64, 8, 2, 4), (8, 32, 16, 4, 1)])
 def test_matmul_has_the_same_bits_by_every_tile(
     sizes: tuple[int, ...], kernels: KernelBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
