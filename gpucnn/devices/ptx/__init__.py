@@ -23,6 +23,7 @@ from gpucnn.devices.base import (
     Constants,
     Dim,
     KernelError,
+    Parameter,
     Signature,
     Specialisation,
     cache_folder,
@@ -79,30 +80,15 @@ class PtxDevice(HostDevice):
             )
         if self.noted(file, name, constants, grid, block, *arguments):
             return
-        buffers: list[Buffer] = []
-        values: list[bytes] = []
-        for p, a, dtype in zip(signature.parameters, arguments, types, strict=True):
-            if p.extent is None:
-                values.append(dtype.type(a).tobytes())
-                continue
-            if a is None:
-                values.append(bytes(8))
-                continue
-            listed = [a.array] if isinstance(a, TensorMap) else a if p.table else [a]
-            for array in listed:
-                if p.written and is_floating(array.dtype):
-                    array.fill(np.nan)
-            buffers += [Buffer(p.name, array, not p.constant) for array in listed]
-            if p.table:
-                a = np.array([array.ctypes.data for array in a], np.uint64)
-                buffers.append(Buffer(f"the table {p.name}", a, False))
-            values.append(a.encoded if isinstance(a, TensorMap) else struct.pack("<Q", a.ctypes.data))
-        memory, packed = Memory(buffers), _packed(kernel, values)
+        bound = [_bound(*one) for one in zip(signature.parameters, arguments, types, strict=True)]
+        memory = Memory([buffer for buffers, _ in bound for buffer in buffers])
+        packed = _packed(kernel, [value for _, value in bound])
         with np.errstate(all="ignore"):
             for blocks in program.waves(math.prod(grid), block):
                 Wave(program, memory, packed, grid, block, blocks).run()
 
     def prepare(self, specialisations: Iterable[Specialisation]) -> Iterator[Specialisation]:
+        """Compile one after the other, and keep what comes out."""
         for one in specialisations:
             self._ptx(one.file, one.constants, self._architecture)
             yield one
@@ -113,7 +99,7 @@ class PtxDevice(HostDevice):
         return f"{major}{minor}"
 
     def _compiled(self, file: str, name: str, constants: tuple[tuple[str, Any], ...], architecture: str) -> Program:
-        kernel = read(self._ptx(file, constants, architecture))[name]
+        kernel = read(self._ptx(file, constants, architecture), name)[name]
         return Program(kernel, int(dict(constants).get("DYNAMIC_SHARED", 0)), self.step)
 
     def _ptx(self, file: str, constants: tuple[tuple[str, Any], ...], architecture: str) -> str:
@@ -131,6 +117,25 @@ class PtxDevice(HostDevice):
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_text(kept, text.rstrip(b"\0").decode())
         return kept.read_text("utf-8")
+
+
+def _bound(p: Parameter, argument: Any, dtype: np.dtype[Any]) -> tuple[list[Buffer], bytes]:
+    """The memory that an argument gives to a launch, and its value. What is to be written is NaN until it is."""
+    if p.extent is None:
+        return [], dtype.type(argument).tobytes()
+    if argument is None:
+        return [], bytes(8)
+    arrays = [argument.array] if isinstance(argument, TensorMap) else argument if p.table else [argument]
+    for array in arrays:
+        if p.written and is_floating(array.dtype):
+            array.fill(np.nan)
+    buffers = [Buffer(p.name, array, not p.constant) for array in arrays]
+    if isinstance(argument, TensorMap):
+        return buffers, argument.encoded
+    if p.table:
+        argument = np.array([array.ctypes.data for array in arrays], np.uint64)
+        buffers.append(Buffer(f"the table {p.name}", argument, False))
+    return buffers, struct.pack("<Q", argument.ctypes.data)
 
 
 def _packed(kernel: Kernel, values: list[bytes]) -> bytes:

@@ -87,8 +87,8 @@ class Kernel:
     labels: dict[str, int] = field(default_factory=dict)
 
 
-def read(text: str) -> dict[str, Kernel]:
-    """The kernels of a module. Raises KernelError for what is not understood."""
+def read(text: str, only: str | None = None) -> dict[str, Kernel]:
+    """The kernels of a module, or the one of that name. Raises KernelError for what is not understood."""
     text = re.sub(r"//[^\n]*", "", text)
     text = re.sub(r"^(\s*\.loc\s[^\n]*)", r"\1;", text, flags=re.MULTILINE)
     entries = list(re.finditer(r"\.entry (\w+)\((.*?)\)([^{]*)\{", text, re.DOTALL))
@@ -97,6 +97,8 @@ def read(text: str) -> dict[str, Kernel]:
     kernels = {}
     for found in entries:
         name, parameters, limits = found.groups()
+        if only not in (None, name):
+            continue
         body = list(_statements(text, found.end()))
         most = re.search(r"\.maxntid (\d+), (\d+), (\d+)", limits)
         shared, bytes_ = _places(_shared("\n".join(body)) + outside)
