@@ -6,7 +6,7 @@
 
 The PTX that NVRTC makes of each kernel is interpreted, and counted for every warp:
 
-instructions   without branches; a division counts as 20
+instructions   without branches, and without moves, which the assembler mostly leaves out; a division counts as 20
 wavefronts     cycles that shared memory takes for an access: more than the least where lanes meet in a bank. 8-byte
                accesses are served by half a warp at a time, 16-byte ones by a quarter
 sectors        32 bytes of global memory that an access touches; the least is what its bytes fill. What L1 or L2 catch
@@ -151,8 +151,7 @@ class CountingDevice(PtxDevice):
 def cycles(device: CountingDevice, kernel: str) -> dict[str, float]:
     """What each unit of a multiprocessor is busy with, in cycles if one did all."""
     counts = device.instructions[kernel]
-    divisions = counts["div"] + counts["rem"]
-    total = counts.total() + (DIVISION - 1) * divisions
+    total = counts.total() + (DIVISION - 1) * (counts["div"] + counts["rem"]) - counts["mov"] - counts["cvta"]
     taken = {space: sum(t.taken for key, t in device.traffic.items() if key[0] == kernel and key[3] == space)
              for space in ("shared", "global")}  # fmt: skip
     return {
