@@ -1,7 +1,5 @@
 """What bench/traffic.py counts, and that the tiles of the kernels meet in no bank of shared memory."""
 
-import os
-
 import numpy as np
 import pytest
 import traffic
@@ -9,14 +7,8 @@ import traffic
 import gpucnn
 from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.backends.variants import preferring
-from gpucnn.devices import nvrtc
 
-try:
-    nvrtc.library()
-except RuntimeError as error:
-    if os.environ.get("CI"):
-        raise
-    pytest.skip(str(error), allow_module_level=True)
+pytestmark = pytest.mark.usefixtures("_nvrtc")
 
 LANES = np.arange(32)
 

@@ -26,6 +26,7 @@ def engine(request, monkeypatch):
         fake_cupy.install(monkeypatch)
         return KernelBackend(CudaDevice())
     if request.param == "ptx":
+        request.getfixturevalue("_nvrtc")
         return KernelBackend(PtxDevice())
     return KernelBackend(EmulatorDevice())
 

@@ -1,7 +1,6 @@
 """The PTX machine: what its instructions compute, and what it refuses. (What the kernels' PTX gives: tests/kernels.)"""
 
 import math
-import os
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -17,12 +16,7 @@ from gpucnn.devices.ptx import PtxDevice, hopper, step
 from gpucnn.devices.ptx.code import Address, Register, read
 from gpucnn.devices.ptx.machine import Memory, Program, Wave
 
-try:
-    nvrtc.library()
-except RuntimeError as error:
-    if os.environ.get("CI"):
-        raise
-    pytest.skip(str(error), allow_module_level=True)
+pytestmark = pytest.mark.usefixtures("_nvrtc")
 
 ZOO = Path(__file__).parent / "zoo.cu"
 rng = np.random.default_rng(0)

@@ -1,13 +1,11 @@
 """What NVRTC makes of the kernels gives the emulator's bits: every launch of the case table, forward and backward."""
 
-import os
 import re
 
 import numpy as np
 import pytest
 
 import gpucnn
-from gpucnn.devices import nvrtc
 from gpucnn.devices.base import KernelError, Signature, kernel_folder
 from gpucnn.devices.emulator import EmulatorDevice
 from gpucnn.devices.host import HostDevice
@@ -16,12 +14,7 @@ from gpucnn.nn import models
 from gpucnn.testing import HOPPER, Way, evaluate, ways
 from gpucnn.warmup import train_once
 
-try:
-    nvrtc.library()
-except RuntimeError as error:
-    if os.environ.get("CI"):
-        raise
-    pytest.skip(str(error), allow_module_level=True)
+pytestmark = pytest.mark.usefixtures("_nvrtc")
 
 # In double, exp and its kin are those of the compilers' own libraries, which round differently.
 OF_LIBRARIES = ("activation.cu", "softmax_cross_entropy.cu")

@@ -53,6 +53,8 @@ def wgmma() -> KernelBackend:
 def device(request: pytest.FixtureRequest, tmp_path: Path) -> Device:
     for file in [HERE / "copies.cu", *kernel_folder().glob("*.cuh")]:
         shutil.copy(file, tmp_path)
+    if request.param is PtxDevice:
+        request.getfixturevalue("_nvrtc")
     made: Device = request.param(kernels=tmp_path)
     return made
 
