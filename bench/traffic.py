@@ -124,7 +124,7 @@ class CountingDevice(PtxDevice):
             space = "shared" if opcode[0] == "ldmatrix" else opcode[1]
             values = next((int(part[1:]) for part in opcode if part in ("v2", "v4")), 1)
             size = 16 if opcode[0] == "ldmatrix" else one.type.itemsize * values
-            places = [(space, accesses[0], None)]
+            places = [(space, accesses[0], None)] if space in ("shared", "global") else []
         elif opcode[:3] == ("cp", "async", "cg"):
             size, places = 16, [("shared", accesses[0], None), ("global", accesses[1], one.operands[3])]
         else:
@@ -132,8 +132,6 @@ class CountingDevice(PtxDevice):
 
         def count(wave: Wave, at: At) -> None:
             for space, address, bytes_ in places:
-                if space not in ("shared", "global"):
-                    continue
                 addresses = wave.addresses(address, at).astype(np.int64)
                 if space == "global":  # as if each array began at a multiple of a sector
                     memory = wave.memory

@@ -74,10 +74,7 @@ def diagnose(backend: str | None = None) -> list[Finding]:
         *_caches(),
         _compiler(severity("emulator")),
         *_cuda(severity("cuda")),
-        *(
-            _trial(name, severity(name))
-            for name in ("numpy", "emulator", "cuda", *(["ptx"] if chosen == "ptx" else []))
-        ),
+        *(_trial(name, severity(name)) for name in ("numpy", "emulator", "cuda", *["ptx"] * (chosen == "ptx"))),
         *_tuning(backend),
         _choice(backend, chosen, why),
     ]

@@ -41,6 +41,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from gpucnn import dtypes
+from gpucnn.atomic import replacing
 from gpucnn.devices import tensor_map
 from gpucnn.devices.graph import Arena, Graph
 from gpucnn.devices.tensor_map import TensorMap
@@ -90,6 +91,20 @@ def needed_architecture(code: str) -> str | None:
 def cache_folder() -> Path:
     """Where what is compiled and measured is kept: GPUCNN_CACHE, or ~/.cache/gpucnn."""
     return Path(os.environ.get("GPUCNN_CACHE") or Path.home() / ".cache" / "gpucnn")
+
+
+def kept(name: str, content: Iterable[str], make: Callable[[], bytes]) -> Path:
+    """The file that holds what `make` gives for this content: made once, and kept in the cache.
+
+    `name` is like "ptx/*.ptx", the star standing for a hash of the content.
+    """
+    path = cache_folder() / name.replace("*", hashlib.sha256("\0".join(content).encode()).hexdigest()[:32])
+    if not path.exists():
+        made = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(made)
+    return path
 
 
 def hash_of_kernels(folder: Path) -> str:

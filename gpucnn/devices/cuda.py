@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.atomic import replacing
 from gpucnn.devices.base import (
     Constants,
     Device,
@@ -32,8 +31,8 @@ from gpucnn.devices.base import (
     Parameter,
     Signature,
     Specialisation,
-    cache_folder,
     hash_of_kernels,
+    kept,
     kernel_folder,
     needed_architecture,
 )
@@ -179,23 +178,21 @@ class CudaDevice(Device):
         """
         nvrtc = self.xp.cuda.nvrtc
         options += ("-ftz=true",)  # as CuPy does
-        content = "\0".join((code, *options, shown(nvrtc.getVersion())))
-        path = cache_folder() / "cuda" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.cubin"
-        if not path.exists():
+
+        def make() -> bytes:
             program = nvrtc.createProgram(code, "kernel.cu", (), ())
             try:
                 nvrtc.compileProgram(program, options)
-                made = nvrtc.getCUBIN(program) + b"\0"  # CuPy takes the last byte for the end of a string
+                made: bytes = nvrtc.getCUBIN(program)
+                return made + b"\0"  # CuPy takes the last byte for the end of a string
             except nvrtc.NVRTCError:
                 raise self.xp.cuda.compiler.CompileException(
                     nvrtc.getProgramLog(program), code, "kernel.cu", options
                 ) from None
             finally:
                 nvrtc.destroyProgram(program)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
-                temporary.write_bytes(made)
-        return path
+
+        return kept("cuda/*.cubin", (code, *options, shown(nvrtc.getVersion())), make)
 
     @contextmanager
     def measure(self) -> Iterator[Arena]:

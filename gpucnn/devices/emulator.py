@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,8 @@ from gpucnn.devices.base import (
     Signature,
     Specialisation,
     cache_folder,
-    hash_of_kernels,
-    kernel_folder,
 )
-from gpucnn.devices.host import HostDevice
+from gpucnn.devices.host import Instrument
 from gpucnn.devices.tensor_map import TensorMap
 from gpucnn.dtypes import HALVES, is_floating
 
@@ -122,7 +120,7 @@ class _Launch(ctypes.Structure):
 ) = range(11)  # fmt: skip
 
 
-class EmulatorDevice(HostDevice):
+class EmulatorDevice(Instrument):
     """Runs kernels on the CPU. `order` 0 runs threads and blocks forward, 1 backward, more is a shuffle's seed.
 
     watch=False leaves the checks out, for longer runs. A thread that makes more than `max_steps` accesses and branches
@@ -141,17 +139,11 @@ class EmulatorDevice(HostDevice):
         kernels: Path | None = None,
         capability: tuple[int, int] | None = None,
     ) -> None:
-        self.capability = capability
-        self.kernels = kernels or kernel_folder()
+        super().__init__(kernels, capability)
         self.watch = watch
         self.order = order
         self.max_steps = max_steps
         compiler()
-
-    @cached_property
-    def identity(self) -> dict[str, str]:
-        capability = "none" if self.capability is None else ".".join(map(str, self.capability))
-        return {"name": self.name, "capability": capability, "kernels": hash_of_kernels(self.kernels)}
 
     def prepare(self, specialisations: Iterable[Specialisation]) -> Iterator[Specialisation]:
         """Compile in parallel, a compiler for each core."""
@@ -174,11 +166,7 @@ class EmulatorDevice(HostDevice):
         signature = Signature.of(path, name)
         types = signature.check(arguments, constants, np)
         library = self._library(file, name, tuple(sorted(constants.items())))
-        if min(grid) < 1 or min(block) < 1 or block[0] * block[1] * block[2] > library.most_threads:
-            raise KernelError(
-                f"{name}: a grid of {grid} blocks of {block} threads can't be launched: "
-                f"its __launch_bounds__ allow {library.most_threads} threads"
-            )
+        self.check_blocks(name, grid, block, library.most_threads, "its __launch_bounds__ allow")
         if self.noted(file, name, constants, grid, block, *arguments):
             return
         values: list[Any] = []

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpucnn.devices import host_arrays
-from gpucnn.devices.base import Constants, Device, Dim
+from gpucnn.devices.base import Constants, Device, Dim, KernelError, hash_of_kernels, kernel_folder
 from gpucnn.devices.graph import HOST_READ, Arena, Block, Graph
 from gpucnn.live import CaptureError
 
@@ -92,6 +95,26 @@ class HostDevice(Device):
 
     def outside_of_arena(self) -> AbstractContextManager[object]:
         return host_arrays.using_allocator(None)
+
+
+class Instrument(HostDevice):
+    """A host device that runs the kernels of a folder, gpucnn's own if None, chosen as for that capability."""
+
+    def __init__(self, kernels: Path | None, capability: tuple[int, int] | None) -> None:
+        self.kernels = kernels or kernel_folder()
+        self.capability = capability
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        capability = "none" if self.capability is None else ".".join(map(str, self.capability))
+        return {"name": self.name, "capability": capability, "kernels": hash_of_kernels(self.kernels)}
+
+    def check_blocks(self, name: str, grid: Dim, block: Dim, most: int, whose: str) -> None:
+        """Raises KernelError for a launch without threads, or of blocks with more than its kernel's code allows."""
+        if min(grid) < 1 or min(block) < 1 or math.prod(block) > most:
+            raise KernelError(
+                f"{name}: a grid of {grid} blocks of {block} threads can't be launched: {whose} {most} threads"
+            )
 
 
 def _call_all(noted: list[Callable[[], object]]) -> None:

@@ -20,7 +20,7 @@ rng = np.random.default_rng(0)
 def _zoo_is_beside_the_kernels(tmp_path, monkeypatch):
     for file in [ZOO, *base.kernel_folder().glob("*.cuh")]:
         (tmp_path / file.name).write_text(file.read_text())
-    monkeypatch.setattr("gpucnn.devices.emulator.kernel_folder", lambda: tmp_path)
+    monkeypatch.setattr("gpucnn.devices.host.kernel_folder", lambda: tmp_path)
 
 
 def f32(*shape):

@@ -7,17 +7,15 @@ makes of all are tested too.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpucnn.atomic import write_text
 from gpucnn.devices import nvrtc
 from gpucnn.devices.base import (
     Constants,
@@ -26,12 +24,11 @@ from gpucnn.devices.base import (
     Parameter,
     Signature,
     Specialisation,
-    cache_folder,
     hash_of_kernels,
-    kernel_folder,
+    kept,
     needed_architecture,
 )
-from gpucnn.devices.host import HostDevice
+from gpucnn.devices.host import Instrument
 from gpucnn.devices.ptx import hopper, scalar, warp
 from gpucnn.devices.ptx.code import Instruction, Kernel, Special, read
 from gpucnn.devices.ptx.machine import SPECIALS, At, Buffer, Memory, Program, Step, Wave, unknown
@@ -41,7 +38,7 @@ from gpucnn.dtypes import is_floating
 OLDEST = (7, 5)  # that NVRTC 13 compiles for
 
 
-class PtxDevice(HostDevice):
+class PtxDevice(Instrument):
     """Runs kernels as NVRTC compiles them for a GPU of that `capability`, 7.5 if None.
 
     `kernels` is the folder of the .cu files, gpucnn's own if None. What NVRTC made is kept in GPUCNN_CACHE.
@@ -54,8 +51,7 @@ class PtxDevice(HostDevice):
     name = "ptx"
 
     def __init__(self, kernels: Path | None = None, capability: tuple[int, int] | None = None) -> None:
-        self.capability = capability
-        self.kernels = kernels or kernel_folder()
+        super().__init__(kernels, capability)
         self._program = lru_cache(maxsize=128)(self._compiled)
         nvrtc.library()
 
@@ -63,21 +59,12 @@ class PtxDevice(HostDevice):
         """What an instruction of a kernel does. One that is not known raises KernelError."""
         return step(program, one)
 
-    @cached_property
-    def identity(self) -> dict[str, str]:
-        capability = "none" if self.capability is None else ".".join(map(str, self.capability))
-        return {"name": self.name, "capability": capability, "kernels": hash_of_kernels(self.kernels)}
-
     def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:
         signature = Signature.of(self.kernels / file, name)
         types = signature.check(arguments, constants, np)
         program = self._program(file, name, tuple(sorted(constants.items())), self._architecture)
         kernel = program.kernel
-        if min(grid) < 1 or min(block) < 1 or math.prod(block) > kernel.most_threads:
-            raise KernelError(
-                f"{name}: a grid of {grid} blocks of {block} threads can't be launched: "
-                f"its PTX allows {kernel.most_threads} threads"
-            )
+        self.check_blocks(name, grid, block, kernel.most_threads, "its PTX allows")
         if self.noted(file, name, constants, grid, block, *arguments):
             return
         bound = [_bound(*one) for one in zip(signature.parameters, arguments, types, strict=True)]
@@ -107,16 +94,15 @@ class PtxDevice(HostDevice):
         path = self.kernels / file
         only = needed_architecture(path.read_text("utf-8"))
         virtual = f"compute_{only.removeprefix('sm_') if only else architecture}"
-        key = repr((hash_of_kernels(self.kernels), file, constants, virtual, nvrtc.OPTIONS, nvrtc.version()))
-        kept = cache_folder() / "ptx" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.ptx"
-        if not kept.exists():
+
+        def make() -> bytes:
             try:
-                _, text = nvrtc.compiled(path, virtual, constants, "PTX", "-lineinfo")
+                return nvrtc.compiled(path, virtual, constants, "PTX", "-lineinfo")[1].rstrip(b"\0")
             except RuntimeError as error:
                 raise KernelError(f"NVRTC refused {file} with {dict(constants)} for {virtual}:\n{error}") from error
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_text(kept, text.rstrip(b"\0").decode())
-        return kept.read_text("utf-8")
+
+        content = (hash_of_kernels(self.kernels), file, repr(constants), virtual, *nvrtc.OPTIONS, nvrtc.version())
+        return kept("ptx/*.ptx", content, make).read_text("utf-8")
 
 
 def _bound(p: Parameter, argument: Any, dtype: np.dtype[Any]) -> tuple[list[Buffer], bytes]:
@@ -185,6 +171,6 @@ def step(program: Program, one: Instruction) -> Step:
         threads = wave.indices(at)
         obeying = threads[wave.registers[number][threads] == value]
         if len(obeying):
-            made(wave, None if len(obeying) == wave.threads else obeying)
+            made(wave, wave.at(obeying))
 
     return guarded

@@ -87,6 +87,11 @@ class Kernel:
     labels: dict[str, int] = field(default_factory=dict)
 
 
+def rounded_up(number: int, to: int) -> int:
+    """The next multiple of `to`."""
+    return -(-number // to) * to
+
+
 def read(text: str, only: str | None = None) -> dict[str, Kernel]:
     """The kernels of a module, or the one of that name. Raises KernelError for what is not understood."""
     text = re.sub(r"//[^\n]*", "", text)
@@ -132,7 +137,7 @@ def _parameters(text: str) -> dict[str, tuple[int, int]]:
         r"\.param (?:\.align (\d+) )?\.(\w+)(?: \.ptr[^,\n]*)? (\w+)(?:\[(\d+)\])?", text
     ):
         size = TYPES[type_].itemsize * int(count or 1)
-        start = -(-end // int(align or size)) * int(align or size)
+        start = rounded_up(end, int(align or size))
         places[name] = (start, size)
         end = start + size
     return places
@@ -151,7 +156,7 @@ def _places(variables: list[tuple[str, int, int]]) -> tuple[dict[str, int], int]
     """Where each begins, and the bytes of all. Dynamic memory comes last."""
     places, end = {}, 0
     for name, bytes_, align in sorted(variables, key=lambda variable: variable[1] == 0):
-        places[name] = -(-end // align) * align
+        places[name] = rounded_up(end, align)
         end = places[name] + bytes_
     return places, end
 

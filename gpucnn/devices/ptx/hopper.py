@@ -9,7 +9,6 @@ import re
 import struct
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -60,40 +59,41 @@ class Mbarrier:
         self.check()
 
 
+# How many operands each form has; of another the last would be something else.
+FORMS = {
+    "init.shared::cta.b64": 2,
+    "arrive.shared::cta.b64": 2,
+    "arrive.expect_tx.shared::cta.b64": 3,
+    "try_wait.parity.shared::cta.b64": 3,
+}
+
+
 def mbarrier(program: Program, one: Instruction) -> Step:
     """mbarrier.init, .arrive[.expect_tx] and .try_wait.parity, whose threads go on when the phase is over."""
-    name = ".".join(one.opcode[1:])
-    u32 = TYPES["u32"]
-    known = ("init.shared::cta.b64", "arrive.shared::cta.b64", "arrive.expect_tx.shared::cta.b64")
-    operands = dict(zip((*known, "try_wait.parity.shared::cta.b64"), (2, 2, 3, 3), strict=True))
-    if operands.get(name) != len(one.operands):
+    if FORMS.get(".".join(one.opcode[1:])) != len(one.operands):
         raise unknown(program, one)
+    action, last = one.opcode[1], one.operands[-1]
     source = next(operand for operand in one.operands if isinstance(operand, Address))
-    last = one.operands[-1]
+    number = 0 if last is source else last  # of arrivals, of bytes, or a parity
 
     def step(wave: Wave, at: At) -> None:
-        threads = wave.indices(at)
         addresses = wave.addresses(source, at)
         wave.shared_words(addresses, 8, at)
-        numbers = [0] * len(threads)
-        if not isinstance(last, Address):
-            numbers = np.broadcast_to(wave.get(last, u32, at), len(threads)).tolist()
-        for thread, address, number in zip(threads.tolist(), addresses.tolist(), numbers, strict=True):
+        each = (wave.indices(at), addresses, wave.each(number, TYPES["u32"], at))
+        for thread, address, count in zip(*(values.tolist() for values in each), strict=True):
             place = (int(wave.block[thread]), address)
-            if name == known[0]:
+            if action == "init":
                 if place in wave.mbarriers:
                     raise Fault(thread, f"there is an mbarrier at byte {address} already")
-                wave.mbarriers[place] = Mbarrier(number, number)
-                continue
-            if place not in wave.mbarriers:
+                wave.mbarriers[place] = Mbarrier(count, count)
+            elif place not in wave.mbarriers:
                 raise Fault(thread, f"there is no mbarrier at byte {address}")
-            if name.startswith("try_wait"):
-                wave.waiting[thread] = (place, number)
-                continue
-            if number:
-                wave.mbarriers[place].bytes += number
-            wave.mbarriers[place].arrive()
-        if name.startswith("try_wait"):
+            elif action == "try_wait":
+                wave.waiting[thread] = (place, count)
+            else:
+                wave.mbarriers[place].bytes += count
+                wave.mbarriers[place].arrive()
+        if action == "try_wait":
             wave.set(one.operands[0], np.bool_(True), at)
 
     return step
@@ -153,47 +153,41 @@ def tensor_copy(program: Program, one: Instruction) -> Step:
     found = re.fullmatch(r"tensor\.([34])d\.shared::cluster\.global\.(tile|im2col)\.mbarrier::complete_tx::bytes", form)
     if not found:
         raise unknown(program, one)
-    to, (of, corner), barrier = one.operands[0], _map_and_corner(one.operands[1]), one.operands[2]
+    to, source, barrier = one.operands[:3]
+    (corner,) = source.coordinates
     by_pixels = found[2] == "im2col"
     taps = one.operands[3] if by_pixels else ()
 
+    def copy(wave: Wave, thread: int) -> None:
+        at = np.array([thread])
+        target, of_barrier, start = (int(wave.addresses(address, at)[0]) for address in (to, barrier, source))
+        place = (int(wave.block[thread]), of_barrier)
+        walked = Map.read(wave.parameters[start : start + 128])
+        where = tuple(int(wave.each(operand, TYPES["s32"], at)[0]) for operand in corner)
+        offsets = tuple(int(wave.each(operand, TYPES["u16"], at)[0]) for operand in taps)
+        if walked.by_pixels != by_pixels or len(where) != walked.rank:
+            raise Fault(thread, "the tensor map is of the other kind")
+        if place not in wave.mbarriers:
+            raise Fault(thread, f"there is no mbarrier at byte {of_barrier}")
+        if by_pixels and not walked.begins_at(where, offsets):
+            raise Fault(thread, f"begins a walk at {where} with offsets {offsets}, outside of the bounding box")
+        axes = walked.places(where, offsets)
+        size = len(axes[0]) * walked.element
+        if target % 1024 or target + size > program.shared_bytes:
+            raise Fault(thread, f"copies {size} bytes to byte {target} of shared memory")
+        wave.shared[place[0], target : target + size] = 0xFF
+        wave.engine.append(partial(land, wave, thread, walked, axes, target, place))
+
     def step(wave: Wave, at: At) -> None:
         for thread in wave.indices(at).tolist():
-            one_thread = np.array([thread])
-
-            def number(operand: Any, type_: str, one_thread: Array = one_thread) -> int:
-                return int(np.asarray(wave.get(operand, TYPES[type_], one_thread)).reshape(-1)[0])
-
-            block = int(wave.block[thread])
-            target = int(wave.addresses(to, one_thread)[0])
-            place = (block, int(wave.addresses(barrier, one_thread)[0]))
-            start = int(wave.addresses(Address(of, 0), one_thread)[0])
-            walked = Map.read(wave.parameters[start : start + 128])
-            where = tuple(number(operand, "s32") for operand in corner)
-            offsets = tuple(number(operand, "u16") for operand in taps)
-            if walked.by_pixels != by_pixels or len(where) != walked.rank:
-                raise Fault(thread, "the tensor map is of the other kind")
-            if place not in wave.mbarriers:
-                raise Fault(thread, f"there is no mbarrier at byte {place[1]}")
-            if by_pixels and not walked.begins_at(where, offsets):
-                raise Fault(thread, f"begins a walk at {where} with offsets {offsets}, outside of the bounding box")
-            axes = walked.places(where, offsets)
-            size = len(axes[0]) * walked.element
-            if target % 1024 or target + size > program.shared_bytes:
-                raise Fault(thread, f"copies {size} bytes to byte {target} of shared memory")
-            wave.shared[block, target : target + size] = 0xFF
-            wave.engine.append(partial(land, wave, walked, axes, block, target, place))
+            copy(wave, thread)
 
     return step
 
 
-def _map_and_corner(operand: Address) -> tuple[Any, tuple[Any, ...]]:
-    (corner,) = operand.coordinates
-    return operand.base, corner
-
-
-def land(wave: Wave, walked: Map, axes: list[Array], block: int, target: int, place: tuple[int, int]) -> None:
-    """The copy itself. What lies outside comes as zeros, a float as the nearest TF32, of two the even one."""
+def land(wave: Wave, thread: int, walked: Map, axes: list[Array], target: int, place: tuple[int, int]) -> None:
+    """The copy itself, to the block and for the mbarrier of that place. What lies outside comes as zeros, a float as
+    the nearest TF32, of two the even one."""
     inside = np.ones(len(axes[0]), np.bool_)
     offset = np.zeros(len(axes[0]), np.int64)
     step = walked.element
@@ -205,13 +199,14 @@ def land(wave: Wave, walked: Map, axes: list[Array], block: int, target: int, pl
     values = np.zeros(len(inside), type_)
     addresses = (offset[inside] + walked.start).astype(np.uint64)
     if len(addresses):
-        values[inside] = wave.memory.load(addresses, type_, wave.memory.find(addresses, type_.itemsize, lambda _: 0))
+        threads = np.full(len(addresses), thread)
+        values[inside] = wave.memory.load(addresses, type_, wave.memory.find(addresses, type_.itemsize, threads))
     if walked.element == 4:
         finite = (values & np.uint32(0x7F800000)) != 0x7F800000
         even = values >> np.uint32(13) & np.uint32(1)
         values = np.where(finite, (values + np.uint32(0xFFF) + even) & np.uint32(0xFFFFE000), values)
     at = swizzled(target + np.arange(len(values)) * walked.element)
-    wave.shared.view(type_)[block, at // walked.element] = values
+    wave.shared.view(type_)[place[0], at // walked.element] = values
     wave.mbarriers[place].expect(-len(values) * walked.element)
 
 
@@ -241,20 +236,23 @@ def wgmma(program: Program, one: Instruction) -> Step:
     kind = one.opcode[1]
     if kind == "fence":
         return lambda wave, at: None
-    if kind in ("commit_group", "wait_group"):
-        newest = one.operands[0] if kind == "wait_group" else 0
+    if kind == "commit_group":
 
         def close(wave: Wave, at: At) -> None:
             for first in warpgroups(wave, at):
-                groups = wave.products.setdefault(first, [[]])
-                if kind == "commit_group":
-                    groups.append([])
-                    continue
-                while len(groups) - 1 > newest:
-                    for product in groups.pop(0):
-                        product()
+                wave.products[first].append([])
 
         return close
+    if kind == "wait_group":
+        (newest,) = one.operands
+
+        def wait(wave: Wave, at: At) -> None:
+            for first in warpgroups(wave, at):
+                while len(wave.products[first]) - 1 > newest:
+                    for product in wave.products[first].pop(0):
+                        product()
+
+        return wait
     found = re.fullmatch(r"m64n(\d+)k(\d+)", one.opcode[4])
     if kind != "mma_async" or not found or one.opcode[5] != "f32" or one.opcode[6] != one.opcode[7]:
         raise unknown(program, one)
@@ -285,7 +283,7 @@ def wgmma(program: Program, one: Instruction) -> Step:
 
     def step(wave: Wave, at: At) -> None:
         threads = wave.indices(at)
-        descriptors = [np.broadcast_to(wave.get(operand, TYPES["b64"], at), len(threads)) for operand in (a, b)]
+        descriptors = [wave.each(operand, TYPES["b64"], at) for operand in (a, b)]
         for first in warpgroups(wave, at):
             here = (threads >= first) & (threads < first + WARPGROUP)
             places = []
@@ -296,7 +294,7 @@ def wgmma(program: Program, one: Instruction) -> Step:
                 places.append(places_of(int(of_all[0]), rows, depth, element, bool(turned), first))
                 if places[-1].max() + element > program.shared_bytes:
                     raise Fault(first, f"reads shared memory at byte {places[-1].max()}")
-            wave.products.setdefault(first, [[]])[-1].append(partial(multiply, wave, first, *places))
+            wave.products[first][-1].append(partial(multiply, wave, first, *places))
 
     return step
 

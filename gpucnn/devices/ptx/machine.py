@@ -7,18 +7,22 @@ waited for, and until then its target holds NaN.
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpucnn.devices.base import Dim, KernelError
-from gpucnn.devices.ptx.code import Address, Instruction, Kernel, Register, Special, Symbol
+from gpucnn.devices.ptx.code import Address, Instruction, Kernel, Register, Special, Symbol, rounded_up
 
 Array = np.ndarray[Any, Any]
-# The threads that take an instruction: their indices in the wave, or None for all of them.
-At = Array | None
+# The threads that take an instruction: an index of NumPy's, their numbers in the wave or ALL.
+At = Array | slice
+ALL = slice(None)
 Step = Callable[["Wave", At], None]
 
 WARP = 32
@@ -61,15 +65,16 @@ class Memory:
         self.starts = np.array([b.array.ctypes.data for b in self.buffers], np.uint64)
         self.ends = np.array([b.array.ctypes.data + b.array.nbytes for b in self.buffers], np.uint64)
 
-    def find(self, addresses: Array, size: int, threads: Callable[[int], int], writes: bool = False) -> Array:
-        """The number of the buffer that holds `size` bytes at each address. Raises Fault."""
+    def find(self, addresses: Array, size: int, threads: Array, writes: bool = False) -> Array:
+        """The number of the buffer that holds `size` bytes at each thread's address. Raises Fault."""
         found = np.searchsorted(self.starts, addresses, "right").astype(np.int64) - 1
         outside = found < 0
         if len(self.ends):
             outside |= (addresses >= self.ends[found]) | (addresses + np.uint64(size) > self.ends[found])
         if outside.any():
             i = int(np.argmax(outside))
-            raise Fault(threads(i), f"{'writes' if writes else 'reads'} {size} bytes {self.place(int(addresses[i]))}")
+            action = "writes" if writes else "reads"
+            raise Fault(int(threads[i]), f"{action} {size} bytes {self.place(int(addresses[i]))}")
         return found
 
     def place(self, address: int) -> str:
@@ -88,20 +93,24 @@ class Memory:
         out = np.empty(len(addresses), type_)
         for buffer in np.unique(found):
             here = slice(None) if (found == buffer).all() else found == buffer
-            offsets = (addresses[here] - self.starts[buffer]).astype(np.int64)
-            words = self.bytes[buffer][: len(self.bytes[buffer]) // type_.itemsize * type_.itemsize].view(type_)
-            out[here] = words[offsets // type_.itemsize]
+            words, places = self._words(buffer, addresses[here], type_)
+            out[here] = words[places]
         return out
 
-    def store(self, addresses: Array, values: Array, found: Array, threads: Callable[[int], int]) -> None:
+    def store(self, addresses: Array, values: Array, found: Array, threads: Array) -> None:
         """Put the values there."""
         for buffer in np.unique(found):
             here = found == buffer
             if not self.buffers[buffer].writable:
-                raise Fault(threads(int(np.argmax(here))), f"writes to {self.buffers[buffer].name}, which is const")
-            size = values.itemsize
-            words = self.bytes[buffer][: len(self.bytes[buffer]) // size * size].view(values.dtype)
-            words[(addresses[here] - self.starts[buffer]).astype(np.int64) // size] = values[here]
+                raise Fault(int(threads[np.argmax(here)]), f"writes to {self.buffers[buffer].name}, which is const")
+            words, places = self._words(buffer, addresses[here], values.dtype)
+            words[places] = values[here]
+
+    def _words(self, buffer: int, addresses: Array, type_: np.dtype[Any]) -> tuple[Array, Array]:
+        """A buffer as values of a type, and which of them lie at these addresses."""
+        size = type_.itemsize
+        words = self.bytes[buffer][: len(self.bytes[buffer]) // size * size].view(type_)
+        return words, (addresses - self.starts[buffer]).astype(np.int64) // size
 
 
 class Wave:
@@ -111,12 +120,11 @@ class Wave:
         self, program: Program, memory: Memory, parameters: bytes, grid: Dim, block: Dim, blocks: range
     ) -> None:
         self.program, self.memory, self.parameters = program, memory, parameters
-        self.grid, self.dim = grid, block
-        size = block[0] * block[1] * block[2]
-        self.block_threads = -(-size // WARP) * WARP
+        self.block_size = math.prod(block)
+        self.block_threads = rounded_up(self.block_size, WARP)
         self.blocks, self.threads = len(blocks), len(blocks) * self.block_threads
-        every = np.arange(self.threads)
-        self.block, self.position = np.divmod(every, self.block_threads)
+        self.numbers = np.arange(self.threads)
+        self.block, self.position = np.divmod(self.numbers, self.block_threads)
         number = self.block + blocks.start
         x, y = np.uint32(block[0]), np.uint32(block[1])
         tid, ctaid = self.position.astype(np.uint32), number.astype(np.uint32)
@@ -128,14 +136,15 @@ class Wave:
                for name, dim in (("tid", block), ("ctaid", grid)) for axis, length in zip("xyz", dim, strict=True)},
         }  # fmt: skip
         self.registers: list[Array] = [wild(type_, self.threads) for type_ in program.kernel.registers]
-        self.shared = np.full((self.blocks, -(-program.shared_bytes // 16) * 16), 0xFF, np.uint8)
-        self.counter = np.where(self.position < size, np.int32(0), ENDED)
+        self.shared = np.full((self.blocks, rounded_up(program.shared_bytes, 16)), 0xFF, np.uint8)
+        self.counter = np.where(self.position < self.block_size, np.int32(0), ENDED)
         self.barrier = np.zeros(self.threads, np.bool_)  # what a thread that waits waits for: __syncthreads
         self.copies = Copies(self.threads, self.shared)
         self.mbarriers: dict[tuple[int, int], Any] = {}
         self.waiting: dict[int, tuple[tuple[int, int], int]] = {}  # threads that wait for (a mbarrier, its parity)
         self.engine: list[Callable[[], None]] = []  # copies of the copy engine, the oldest first
-        self.products: dict[int, list[list[Callable[[], None]]]] = {}  # wgmma's groups, by a warpgroup's first thread
+        # wgmma's groups by a warpgroup's first thread, the last one open
+        self.products: defaultdict[int, list[list[Callable[[], None]]]] = defaultdict(lambda: [[]])
 
     def run(self) -> None:
         """Until all threads have ended. Raises KernelError."""
@@ -147,15 +156,17 @@ class Wave:
             if at >= WAITS:
                 self.release()
                 continue
-            here: At = np.flatnonzero(self.counter == at)
-            if len(here) == self.threads:  # type: ignore[arg-type]
-                here = None
+            here = self.at(np.flatnonzero(self.counter == at))
             for instruction, step in code[at]:
                 try:
                     step(self, here)
                 except Fault as fault:
                     raise KernelError(self.explained(instruction, fault)) from None
         raise KernelError(f"{self.program.kernel.name}: stopped after {MOST_SEGMENTS} branches; does a loop never end?")
+
+    def at(self, threads: Array) -> At:
+        """These threads, in order; ALL of them is faster than their numbers."""
+        return ALL if len(threads) == self.threads else threads
 
     def release(self) -> None:
         """Let go on who has waited long enough, when nobody else can. Raises KernelError if that is nobody."""
@@ -165,7 +176,7 @@ class Wave:
         released = np.flatnonzero((together[:, None] & barrier).reshape(-1))
         if len(released):
             for block in np.flatnonzero(together):
-                living = counters[block][self.position[: self.block_threads] < np.prod(self.dim)]
+                living = counters[block][: self.block_size]
                 if (living != living[0]).any():
                     raise KernelError(f"{self.program.kernel.name}: a barrier that not all threads of a block reach")
         through = [thread for thread, (of, parity) in self.waiting.items() if self.mbarriers[of].over(parity)]
@@ -199,14 +210,17 @@ class Wave:
         elif isinstance(operand, Symbol):
             return type_.type(self.program.address(operand.name))
         else:
-            return np.array(operand % (1 << 8 * type_.itemsize), UNSIGNED[type_.itemsize]).view(type_)[()]
-        if at is not None:
-            values = values[at]
+            return immediate(operand, type_)
+        values = values[at]
         if values.dtype == type_:
             return values
         if values.itemsize == type_.itemsize:
             return values.view(type_)
         return values.view(UNSIGNED[values.itemsize]).astype(UNSIGNED[type_.itemsize]).view(type_)
+
+    def each(self, operand: Any, type_: np.dtype[Any], at: At) -> Array:
+        """The same, one of each thread where all have the same."""
+        return np.broadcast_to(self.get(operand, type_, at), len(self.indices(at)))
 
     def set(self, operand: Any, values: Any, at: At) -> None:
         """Put values, all of one type, into a register; for a wider one they are extended by their own signs."""
@@ -220,11 +234,12 @@ class Wave:
             values = plain.astype(wider)
         if values.dtype != register.dtype:
             values = values.view(register.dtype)
-        register[slice(None) if at is None else at] = values
+        register[at] = values
 
     def indices(self, at: At) -> Array:
         """The threads' numbers in the wave."""
-        return np.arange(self.threads) if at is None else at
+        numbers: Array = self.numbers[at]
+        return numbers
 
     def addresses(self, operand: Address, at: At) -> Array:
         """As 64 bits, of each of these threads."""
@@ -232,7 +247,7 @@ class Wave:
         if isinstance(base, Symbol):
             return np.full(len(self.indices(at)), self.program.address(base.name) + operand.offset, np.uint64)
         values = self.registers[base.number]
-        wide: Array = (values if at is None else values[at]).astype(np.uint64)
+        wide: Array = values[at].astype(np.uint64)
         wide += np.array(operand.offset, np.int64).view(np.uint64)
         return wide
 
@@ -261,10 +276,7 @@ class Wave:
         if space == "shared":
             blocks, places = self.shared_words(addresses, type_.itemsize, at)
             return self.shared.view(type_)[blocks, places]
-        threads = self.indices(at)
-        return self.memory.load(
-            addresses, type_, self.memory.find(addresses, type_.itemsize, lambda i: int(threads[i]))
-        )
+        return self.memory.load(addresses, type_, self.memory.find(addresses, type_.itemsize, self.indices(at)))
 
     def store(self, space: str, addresses: Array, values: Array, at: At) -> None:
         """A value of each thread."""
@@ -274,8 +286,7 @@ class Wave:
             self.shared.view(values.dtype)[blocks, places] = values
             return
         threads = self.indices(at)
-        found = self.memory.find(addresses, values.itemsize, lambda i: int(threads[i]), True)
-        self.memory.store(addresses, values, found, lambda i: int(threads[i]))
+        self.memory.store(addresses, values, self.memory.find(addresses, values.itemsize, threads, True), threads)
 
     # -- warps ---------------------------------------------------------------------------------------
 
@@ -302,12 +313,12 @@ class Copies:
 
     def commit(self, at: At) -> None:
         """Close a group."""
-        self.closed[slice(None) if at is None else at] += 1
+        self.closed[at] += 1
 
     def wait(self, newest: int, at: At) -> None:
         """Do all but the newest groups."""
         waits = np.zeros(len(self.closed), np.bool_)
-        waits[slice(None) if at is None else at] = True
+        waits[at] = True
         still = []
         for threads, groups, places, words in self.pending:
             done = waits[threads] & (groups < self.closed[threads] - newest)
@@ -342,9 +353,8 @@ class Program:
                 target: Any = to
                 if last.guard is not None:
                     number, value = last.guard
-                    predicate = wave.registers[number] if at is None else wave.registers[number][at]
-                    target = np.where(predicate == value, to, np.int32(after))
-                wave.counter[slice(None) if at is None else at] = target
+                    target = np.where(wave.registers[number][at] == value, to, np.int32(after))
+                wave.counter[at] = target
 
             return branch
         if last.guard is not None and waits(last):
@@ -353,7 +363,7 @@ class Program:
 
         def go_on(wave: Wave, at: At) -> None:
             step(wave, at)
-            wave.counter[slice(None) if at is None else at] = target
+            wave.counter[at] = target
 
         return go_on
 
@@ -367,7 +377,7 @@ class Program:
 
     def waves(self, blocks: int, block: Dim) -> Iterator[range]:
         """The blocks of each wave of a launch."""
-        together = max(WAVE // (-(-block[0] * block[1] * block[2] // WARP) * WARP), 1)
+        together = max(WAVE // rounded_up(math.prod(block), WARP), 1)
         for first in range(0, blocks, together):
             yield range(first, min(first + together, blocks))
 
@@ -380,6 +390,12 @@ def waits(one: Instruction) -> bool:
 def unknown(program: Program, one: Instruction) -> KernelError:
     """For an instruction that no kernel had when this was written."""
     return KernelError(f"{program.kernel.name}: {one.line}: the PTX machine does not know {one.text!r}: teach it")
+
+
+@lru_cache(maxsize=4096)
+def immediate(bits: int, type_: np.dtype[Any]) -> Any:
+    """A number written in the code, of a float its bits."""
+    return np.array(bits % (1 << 8 * type_.itemsize), UNSIGNED[type_.itemsize]).view(type_)[()]
 
 
 def wild(type_: np.dtype[Any], count: int) -> Array:

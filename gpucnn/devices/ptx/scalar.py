@@ -19,10 +19,10 @@ Values = Any
 
 TINY = np.float32(2.0**-126)
 NAN32 = np.uint32(0x7FFFFFFF).view(np.float32)
-NAN16 = np.uint16(0x7FFF).view(np.float16)  # every NaN, of bfloat16 too
+NAN16 = np.uint16(0x7FFF)  # the bits of every NaN, of bfloat16 too
 
 
-def flushed(x: Any) -> Any:
+def flushed(x: Values) -> Values:
     """x with zeros of its sign for what is below the normal numbers."""
     return x * (np.abs(x) >= TINY)
 
@@ -170,6 +170,12 @@ ARITHMETIC: dict[str, Callable[..., Any]] = {
     "div": lambda a, b: a / b if a.dtype.kind == "f" else truncated_division(a, b),
     "shl": shifted(True), "shr": shifted(False),
 }  # fmt: skip
+APPROXIMATE: dict[tuple[str, ...], Callable[..., Any]] = {
+    ("ex2", "approx", "ftz", "f32"): np.exp2,
+    ("rcp", "approx", "ftz", "f64"): reciprocal,
+}
+COUNTS = {"shl": 1, "shr": 1, "bfi": 2}  # the last sources, of 32 bits always: by, or from and how many
+ROUNDED = ("div", "sqrt", "fma", "rcp")  # of floats: whose opcode must say how, unless they are approximate
 KNOWN = {"rn", "lo", "ftz"}  # what an opcode may say besides
 
 
@@ -177,18 +183,17 @@ def arithmetic(program: Program, one: Instruction) -> Step:
     """dst = f(sources)."""
     name, type_ = one.opcode[0], one.type
     rest = set(one.opcode[1:-1])
-    function, types = ARITHMETIC[name], [type_] * (len(one.operands) - 1)
-    if name in ("shl", "shr", "bfi"):  # by, or from and how many: always 32 bits
-        types[-1 if name != "bfi" else -2 :] = [np.dtype(np.uint32)] * (1 if name != "bfi" else 2)
-    elif one.opcode in (("ex2", "approx", "ftz", "f32"), ("rcp", "approx", "ftz", "f64")):
-        function, rest = np.exp2 if name == "ex2" else reciprocal, rest - {"approx"}
+    counts, function = COUNTS.get(name, 0), ARITHMETIC[name]
+    types = [type_] * (len(one.operands) - 1 - counts) + [np.dtype(np.uint32)] * counts
+    if one.opcode in APPROXIMATE:
+        function, rest = APPROXIMATE[one.opcode], rest - {"approx"}
     elif name == "mul" and "hi" in rest:
         function, rest = high_product, rest - {"hi"}
     elif name == "mul" and "wide" in rest:
         wide = np.dtype(f"{type_.kind}{2 * type_.itemsize}")
         function, rest = (lambda a, b: np.multiply(a, b, dtype=wide)), rest - {"wide"}
-    exact = name in ("div", "sqrt", "fma", "rcp") and one.opcode[1] != "approx"
-    if rest - KNOWN or type_ == np.float16 or (type_.kind == "f" and exact and "rn" not in rest):
+    unrounded = type_.kind == "f" and name in ROUNDED and "rn" not in rest and one.opcode not in APPROXIMATE
+    if rest - KNOWN or type_ == np.float16 or unrounded:
         raise unknown(program, one)
     ftz = "ftz" in rest and type_ == np.float32
     to, sources = one.operands[0], list(zip(one.operands[1:], types, strict=True))
@@ -236,8 +241,7 @@ def selection(program: Program, one: Instruction) -> Step:
     to, a, b, predicate = one.operands
 
     def step(wave: Wave, at: At) -> None:
-        chosen = wave.registers[predicate.number]
-        chosen = chosen if at is None else chosen[at]
+        chosen = wave.registers[predicate.number][at]
         wave.set(to, np.where(chosen, wave.get(a, one.type, at), wave.get(b, one.type, at)), at)
 
     return step
@@ -253,7 +257,7 @@ def move(program: Program, one: Instruction) -> Step:
         part = UNSIGNED[one.type.itemsize // len(source)]
 
         def pack(wave: Wave, at: At) -> None:
-            values = [np.broadcast_to(wave.get(s, part, at), len(wave.indices(at))) for s in source]
+            values = [wave.each(s, part, at) for s in source]
             wave.set(to, np.stack(values, axis=1).view(UNSIGNED[one.type.itemsize])[:, 0], at)
 
         return pack
@@ -274,7 +278,7 @@ def bfloat16(x: Values) -> Values:
     """The nearest bfloat16's bits, ties to even."""
     bits = x.view(np.uint32)
     nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return np.where(np.isnan(x), NAN16.view(np.uint16), nearest)
+    return np.where(np.isnan(x), NAN16, nearest)
 
 
 def conversion(program: Program, one: Instruction) -> Step:
@@ -303,7 +307,7 @@ def conversion(program: Program, one: Instruction) -> Step:
         elif whole:
             result = np.rint(values)
         elif to_name == "f16":
-            result = np.where(np.isnan(values), NAN16, np.asarray(values).astype(to_type))
+            result = np.where(np.isnan(values), NAN16.view(np.float16), np.asarray(values).astype(to_type))
         else:
             result = np.asarray(values).astype(to_type)
         wave.set(to, flushed(result) if ftz and to_type == np.float32 else result, at)

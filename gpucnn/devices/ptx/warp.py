@@ -20,7 +20,7 @@ def barrier(program: Program, one: Instruction) -> Step:
         raise unknown(program, one)
 
     def step(wave: Wave, at: At) -> None:
-        wave.barrier[slice(None) if at is None else at] = True
+        wave.barrier[at] = True
 
     return step
 
@@ -35,9 +35,9 @@ def shuffle(program: Program, one: Instruction) -> Step:
 
     def step(wave: Wave, at: At) -> None:
         threads = wave.indices(at)
-        values, b, c, mask = (wave.get(operand, u32, at) for operand in (source, lane, clamp, members))
+        values, b, c, mask = (wave.each(operand, u32, at) for operand in (source, lane, clamp, members))
         own = (threads % WARP).astype(np.uint32)
-        b, c = b & np.uint32(31), np.asarray(c)
+        b = b & np.uint32(31)
         segment = (c >> np.uint32(8)) & np.uint32(31)
         last = (own & segment) | (c & np.uint32(31) & ~segment)
         other = own ^ b if mode == "bfly" else (own & segment) | (b & ~segment)
@@ -45,7 +45,7 @@ def shuffle(program: Program, one: Instruction) -> Step:
         other = np.where(inside, other, own)
         there = wave.counter == ENDED
         there[threads] = True
-        needed = (np.broadcast_to(mask, own.shape)[:, None] >> LANES.astype(np.uint32)) & 1 == 1
+        needed = (mask[:, None] >> LANES.astype(np.uint32)) & 1 == 1
         if (needed & ~there[(threads - threads % WARP)[:, None] + LANES]).any():
             raise Fault(int(threads[0]), "a thread of its mask does not come to it, nor has ended")
         whole = np.zeros(wave.threads, np.uint32)
@@ -99,9 +99,7 @@ def multiply(program: Program, one: Instruction) -> Step:
 
         def matrix(registers: tuple[Any, ...], places: list[tuple[Array, Array]], shape: tuple[int, int]) -> Array:
             out = np.empty((warps, *shape))
-            parts = [
-                part for r in registers for part in read(np.broadcast_to(wave.get(r, TYPES["b32"], at), warps * WARP))
-            ]
+            parts = [part for register in registers for part in read(wave.each(register, TYPES["b32"], at))]
             for (row, column), part in zip(places, parts, strict=True):
                 out[:, row, column] = part.reshape(warps, WARP)
             return out
@@ -109,9 +107,7 @@ def multiply(program: Program, one: Instruction) -> Step:
         left, right = matrix(a, of_a, (16, depth)), matrix(b, of_b, (depth, 8))
         sums = np.empty((warps, 16, 8))
         for register, (row, column) in zip(c, SUMS, strict=True):
-            sums[:, row, column] = np.broadcast_to(wave.get(register, TYPES["f32"], at), warps * WARP).reshape(
-                warps, WARP
-            )
+            sums[:, row, column] = wave.each(register, TYPES["f32"], at).reshape(warps, WARP)
         total = np.zeros_like(sums)
         for k in range(depth):
             total += left[:, :, k, None] * right[:, k, None, :]
@@ -168,7 +164,7 @@ def copy(program: Program, one: Instruction) -> Step:
     def step(wave: Wave, at: At) -> None:
         threads = wave.indices(at)
         blocks, places = wave.shared_words(wave.addresses(to, at), 16, at, True)
-        taken = np.broadcast_to(wave.get(bytes_, TYPES["u32"], at), len(threads))
+        taken = wave.each(bytes_, TYPES["u32"], at)
         addresses = wave.addresses(source, at)
         wave.check_boundary(addresses, 16, at)
         if (taken > 16).any() or (taken % 4).any():
