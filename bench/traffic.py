@@ -2,6 +2,8 @@
 
     python bench/traffic.py lenet5 --batch 32             # a training step
     python bench/traffic.py conv2d 2,3,64,56,7,2          # N,C,K,H,R,stride: a convolution and its gradients
+    python bench/traffic.py conv2d 2,64,64,28,3,1,64      # and its groups
+    python bench/traffic.py max_pool2d 2,64,56,3,2        # N,C,H,R,stride
     ... --capability 7.5 --precision tf32 --family gemm --lines 20
 
 The PTX that NVRTC makes of each kernel is interpreted, and counted for every warp:
@@ -11,9 +13,12 @@ wavefronts     cycles that shared memory takes for an access: more than the leas
                accesses are served by half a warp at a time, 16-byte ones by a quarter
 sectors        32 bytes of global memory that an access touches; the least is what its bytes fill. What L1 or L2 catch
                is counted too. Copies of the copy engine and products of wgmma are not
+memory         bytes of all sectors that a launch touches, each once: what must come from memory or go there if nothing
+               was in a cache
 
 The counts are exact, and none of them is a time: a multiprocessor takes four instructions, one wavefront and four
-sectors a cycle at best, and waits besides. What is busiest is what a kernel can't be faster than.
+sectors a cycle at best, one of an H200 some 18 bytes from memory, and waits besides. What is busiest is what a kernel
+can't be faster than.
 """
 
 from __future__ import annotations
@@ -38,8 +43,15 @@ from gpucnn.devices.ptx.machine import WARP, At, Program, Step, Wave
 from gpucnn.nn import models
 
 Array = np.ndarray[Any, Any]
+SHAPES = {  # how the shape of what can be counted is written, and an example
+    "lenet5": ("", ""),
+    "resnet20": ("", ""),
+    "conv2d": (r"\d+(,\d+){5,6}", "2,16,32,16,3,1"),
+    "max_pool2d": (r"\d+(,\d+){4}", "2,64,56,3,2"),
+}
 BANKS, SECTOR = 32, 32  # of 4 bytes; bytes
 DIVISION = 20  # instructions, about
+BYTES = 18.4  # of an H200's memory, for a multiprocessor in a cycle: 4.8 TB/s by 132 of them at 1.98 GHz
 
 
 @dataclass
@@ -101,11 +113,19 @@ class CountingDevice(PtxDevice):
         super().__init__(capability=capability)
         self.instructions: dict[str, Counter[str]] = defaultdict(Counter)
         self.traffic: dict[tuple[str, str, str, str], Traffic] = defaultdict(Traffic)
+        self.memory: Counter[str] = Counter()
+        self._touched: list[Array] = []
 
     def clear(self) -> None:
         """Begin anew."""
         self.instructions.clear()
         self.traffic.clear()
+        self.memory.clear()
+
+    def launch(self, file: str, name: str, *others: Any) -> None:
+        self._touched = [np.empty(0, np.int64)]
+        super().launch(file, name, *others)
+        self.memory[name] += SECTOR * len(np.unique(np.concatenate(self._touched)))
 
     def step(self, program: Program, one: Instruction) -> Step:
         made, count = super().step(program, one), self.counter(program, one)
@@ -141,6 +161,8 @@ class CountingDevice(PtxDevice):
                     addresses = np.where(wave.get(bytes_, TYPES["u32"], at) > 0, addresses, -1)
                 warps = by_warps(wave, at, addresses)
                 found = (wavefronts if space == "shared" else sectors)(warps, size)
+                if space == "global":
+                    self._touched.append(np.unique(warps[warps >= 0] // SECTOR))
                 self.traffic[program.kernel.name, one.line, ".".join(opcode), space].add(*found)
 
         return count
@@ -158,6 +180,7 @@ def cycles(device: CountingDevice, kernel: str) -> dict[str, float]:
         "instructions/4": total / 4,
         "wavefronts": taken["shared"],
         "sectors/4": taken["global"] / 4,
+        "memory": device.memory[kernel] / BYTES,
     }
 
 
@@ -187,15 +210,20 @@ def show(device: CountingDevice, lines: int) -> None:
 
 
 def prepared(what: str, shape: tuple[int, ...], batch: int) -> Callable[[], object]:
-    """A training step of a network, or a convolution and its gradients, on the default backend: to be called."""
+    """A training step of a network, or an op and its gradients, on the default backend: to be called."""
     rng = np.random.default_rng(0)
+
+    def leaf(*of: int) -> gpucnn.Tensor:
+        return gpucnn.tensor(rng.standard_normal(of).astype(np.float32), requires_grad=True)
+
     if what == "conv2d":
-        n, c, k, h, r, stride = shape
-        x, w = (
-            gpucnn.tensor(rng.standard_normal(of).astype(np.float32), requires_grad=True)
-            for of in ((n, c, h, h), (k, c, r, r))
-        )
-        return lambda: F.conv2d(x, w, stride=stride, padding=r // 2).sum().backward()
+        n, c, k, h, r, stride, groups = (*shape, 1)[:7]
+        x, w = leaf(n, c, h, h), leaf(k, c // groups, r, r)
+        return lambda: F.conv2d(x, w, stride=stride, padding=r // 2, groups=groups).sum().backward()
+    if what == "max_pool2d":
+        n, c, h, r, stride = shape
+        x = leaf(n, c, h, h)
+        return lambda: F.max_pool2d(x, r, stride, (r - 1) // 2).sum().backward()
     model, size = (models.LeNet5(), (1, 28, 28)) if what == "lenet5" else (models.resnet20(), (3, 32, 32))
     images, labels = gpucnn.tensor(rng.random((batch, *size), np.float32)), gpucnn.tensor(rng.integers(0, 10, batch))
     optimizer = gpucnn.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -209,21 +237,27 @@ def prepared(what: str, shape: tuple[int, ...], batch: int) -> Callable[[], obje
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("what", choices=("lenet5", "resnet20", "conv2d"))
-    parser.add_argument("shape", nargs="?", default="2,16,32,16,3,1", help="of conv2d: N,C,K,H,R,stride")
+    parser.add_argument("what", choices=SHAPES)
+    parser.add_argument("shape", nargs="?", help="of conv2d: N,C,K,H,R,stride[,groups]; of max_pool2d: N,C,H,R,stride")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--capability", default="9.0", help="compute capability that kernels are chosen for")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--family", choices=sorted(FAMILIES), help="take these kernels where they fit")
     parser.add_argument("--lines", type=int, default=15)
     arguments = parser.parse_args()
-    if not re.fullmatch(r"\d+(,\d+){5}", arguments.shape) or not re.fullmatch(r"\d+\.\d", arguments.capability):
-        parser.error("the shape is six numbers, such as 2,16,32,16,3,1, the capability such as 9.0")
+    pattern, example = SHAPES[arguments.what]
+    given = example if arguments.shape is None else arguments.shape
+    if not re.fullmatch(pattern, given):
+        parser.error(
+            f"the shape of {arguments.what} is {f'one such as {example}' if example else 'its own'}, not {given}"
+        )
+    if not re.fullmatch(r"\d+\.\d", arguments.capability):
+        parser.error(f"the capability is a number such as 9.0, not {arguments.capability}")
     major, minor = arguments.capability.split(".")
     device = CountingDevice((int(major), int(minor)))
     backend = KernelBackend(device, preferring(arguments.family) if arguments.family else None)
     with gpucnn.use_backend(backend), gpucnn.precision(arguments.precision):
-        step = prepared(arguments.what, tuple(map(int, arguments.shape.split(","))), arguments.batch)
+        step = prepared(arguments.what, tuple(int(n) for n in given.split(",") if n), arguments.batch)
         device.clear()
         step()
     show(device, arguments.lines)

@@ -635,6 +635,15 @@ def transposed(x: Shape, w: Shape, bias: bool = False, **arguments: Any) -> Case
     return Case("conv_transpose2d", tuple(inputs), products, arguments, operations=operations)
 
 
+# A filter for each channel: channels by fours and a rest of a block's; long rows of taps; columns that no tap meets;
+# parts of a sum; a filter too tall, a stride too wide.
+DEPTHWISE = [
+    conv((2, 36, 9, 11), (36, 1, 3, 3), bias=True, groups=36, padding=1),
+    conv((2, 8, 17, 21), (8, 1, 5, 7), groups=8, padding=(2, 3)),
+    conv((1, 44, 11, 29), (44, 1, 3, 2), pytorch=False, groups=44, stride=2, dilation=(2, 5), padding=(2, 1, 0, 3)),
+    conv((1, 130, 5, 6), (130, 1, 2, 3), groups=130, stride=(1, 4), padding=(0, 1)),
+    conv((1, 4, 13, 9), (4, 1, 10, 3), bias=True, groups=4, stride=(1, 3), padding=(4, 1)),
+]
 CONV2D = [
     conv((2, 3, 7, 5), (4, 3, 3, 2), bias=True),
     conv((1, 1, 5, 4), (1, 1, 2, 3), bias=True),
@@ -671,6 +680,7 @@ CONV2D = [
     conv((2, 10, 15, 13), (34, 5, 3, 2), groups=2),
     conv((1, 70, 13, 7), (65, 70, 1, 1), bias=True),
     conv((2, 33, 13, 11), (33, 1, 3, 3), groups=33, stride=(2, 1), padding=1),
+    conv((2, 33, 5, 11), (66, 1, 3, 2), groups=33, stride=(2, 1), padding=1),
     conv((1, 5, 23, 19), (3, 5, 3, 2), pytorch=False, dilation=(2, 3), padding=(0, 2, 1, 3)),
     conv((1, 129, 5, 3), (3, 129, 3, 3), padding=(1, 0)),
     conv((5, 1, 28, 27), (3, 1, 5, 4), bias=True, stride=(3, 2), padding=2),
@@ -684,6 +694,7 @@ CONV2D = [
     conv((1, 36, 9, 7), (44, 36, 3, 2), bias=True, padding=1),
     conv((1, 72, 5, 6), (80, 36, 2, 3), pytorch=False, groups=2, stride=(2, 1), dilation=(1, 2), padding=(1, 2, 0, 3)),
     conv((2, 36, 5, 4), (32, 36, 1, 1), bias=True, stride=2),
+    *DEPTHWISE,
 ]
 
 
@@ -706,6 +717,7 @@ CONV2D_FINISHED = [
     conv_finished((2, 3, 9, 7), (5, 3, 2, 3), stride=2),
     conv_finished((1, 33, 5, 4), (33, 1, 3, 2), "relu", groups=33),
     conv_finished((1, 36, 9, 7), (44, 36, 3, 2), "relu"),
+    conv_finished((1, 40, 9, 7), (40, 1, 3, 3), "relu", groups=40),
 ]
 
 
@@ -1297,7 +1309,7 @@ def ways(filled: bool = False) -> Iterator[tuple[Case, Way]]:
     for dtype in ("float32", "float64"):
         yield from ((case, Way(dtype)) for case in (*CASES, *of_tiles))
     for half in HALVES:
-        yield from ((case, Way(half)) for case in NORM_FINISHED)
+        yield from ((case, Way(half)) for case in (*NORM_FINISHED, *DEPTHWISE))
         yield from ((case, Way(half, capability=HOPPER)) for case in (*TENSOR_CORES_HALF, *of_tiles))
         yield from ((case, Way(half, capability=HOPPER, family="halo")) for case in (*HALO_HALF, *of_halos))
         yield from ((case, Way(half, capability=HOPPER, family="wgmma")) for case in (*WGMMA, *of_wgmma))

@@ -2,9 +2,9 @@
 //
 // Layout     x, y, dx, dy, residual, dr [rows, C] with rows = N*H*W: channels fastest.
 //            What a channel has one of is Scalar, whatever x is.
-// Grid       Sums over rows: column_sum.cuh, then over their parts. The rest: four neighbouring elements a thread.
+// Grid       Sums over rows: column_sum.cuh, then over their parts. The rest: VECTOR neighbouring channels a thread.
 // Shared     768 scalars for the statistics, 512 for the sums of the gradient.
-// Constants  COLUMNS for the sums; KIND, the activation f (activation.cuh): RELU, RELU6, SIGMOID, TANH or NONE; TRAINING
+// Constants  COLUMNS for the sums; VECTOR for the rest (channels.cuh); KIND, the activation f (activation.cuh): RELU, RELU6, SIGMOID, TANH or NONE; TRAINING
 //            1 or 0 for the gradient: whether mean and invstd depend on x.
 // Cost       Forward: x read once for the statistics and once more, y written: 12 bytes an element, 16 with a residual.
 //            Backward: dy and x twice, dx: 20 bytes, whatever f is: the y that its slope needs is computed again from x.
@@ -20,13 +20,8 @@
 
 // What belongs to a channel.
 struct Channel {
-    Scalar mean, scale, shift;
+    Scalar mean, invstd, scale, shift;
 };
-
-static __device__ __forceinline__ Channel channel_of(
-    const Scalar* mean, const Scalar* invstd, const Scalar* weight, const Scalar* bias, int c) {
-    return {mean[c], weight ? invstd[c] * weight[c] : invstd[c], bias ? bias[c] : Scalar(0)};
-}
 
 static __device__ __forceinline__ Scalar normalised(Scalar x, const Channel& of) {
     return multiply_add(x - of.mean, of.scale, of.shift);
@@ -66,7 +61,8 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_backward_sums(
     int rows, int C, int parts, int length) {
     __shared__ TwoSums partial[256];
     const ColumnPart at = column_part(rows, C, length);
-    const Channel of = channel_of(mean, invstd, weight, bias, min(at.column, C - 1));
+    const int c = min(at.column, C - 1);
+    const Channel of = {mean[c], invstd[c], weight ? invstd[c] * weight[c] : invstd[c], bias ? bias[c] : Scalar(0)};
     const TwoSums sum = column_sum(partial, at, [=](int row) -> TwoSums {
         const long long i = (long long)row * C + at.column;
         Scalar share_of_dy;
@@ -153,7 +149,23 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_backward_combine(
 
 #endif
 
-#elif defined(TRAINING)
+#else
+#include "channels.cuh"
+
+static __device__ __forceinline__ void load_of(
+    Channel (&of)[VECTOR], const Scalar* mean, const Scalar* invstd, const Scalar* weight, const Scalar* bias, int c) {
+    const Channels<Scalar> means = load_channels(mean + c), invstds = load_channels(invstd + c);
+    Channels<Scalar> weights, biases = {};
+    if (weight) weights = load_channels(weight + c);
+    if (bias) biases = load_channels(bias + c);
+#pragma unroll
+    for (int i = 0; i < VECTOR; ++i) {
+        const Scalar scale = weight ? invstds.at[i] * weights.at[i] : invstds.at[i];
+        of[i] = {means.at[i], invstds.at[i], scale, biases.at[i]};
+    }
+}
+
+#ifdef TRAINING
 
 // dx = weight * invstd * (dy' - (dbias + xhat * dweight) / rows) with xhat = (x - mean) * invstd; the second term only
 // if mean and invstd came from x.
@@ -168,33 +180,36 @@ extern "C" __global__ void batch_norm_backward(
     const Scalar* __restrict__ dbias,    // [C]
     SCALAR* __restrict__ dx,             // [count]
     int C, int count) {
-    const long long first = 4 * thread_number();
+    const long long first = VECTOR * thread_number();
     if (first >= count) return;
-    const int left = count - (int)first;
-    Four four = load_four(dy + first, left);
+    const int c = (int)first % C;
+    Channel of[VECTOR];
+    load_of(of, mean, invstd, weight, bias, c);
+    const Channels<Scalar> gradients = load_channels(dy + first);
 #if TRAINING || KIND != NONE
-    const Four at = load_four(x + first, left);
+    const Channels<Scalar> at = load_channels(x + first);
 #endif
 #if TRAINING
+    const Channels<Scalar> dweights = load_channels(dweight + c), dbiases = load_channels(dbias + c);
     const Scalar rows = (Scalar)(count / C);
 #endif
-    int c = (int)first % C;
+    Channels<Scalar> results;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < VECTOR; ++i) {
+        Scalar gradient = gradients.at[i];
 #if KIND != NONE
-        four.at[i] = sloped(four.at[i], at.at[i], channel_of(mean, invstd, weight, bias, c));
+        gradient = sloped(gradient, at.at[i], of[i]);
 #endif
 #if TRAINING
-        const Scalar xhat = (at.at[i] - mean[c]) * invstd[c];
-        four.at[i] -= multiply_add(xhat, dweight[c], dbias[c]) / rows;
+        const Scalar xhat = (at.at[i] - of[i].mean) * of[i].invstd;
+        gradient -= multiply_add(xhat, dweights.at[i], dbiases.at[i]) / rows;
 #endif
-        four.at[i] *= weight ? invstd[c] * weight[c] : invstd[c];
-        c = c + 1 < C ? c + 1 : 0;
+        results.at[i] = gradient * of[i].scale;
     }
-    store_four(dx + first, four, left);
+    store_channels(dx + first, results);
 }
 
-#elif defined(KIND)
+#else
 
 extern "C" __global__ void batch_norm_forward(
     const SCALAR* __restrict__ x,         // [count]
@@ -205,19 +220,22 @@ extern "C" __global__ void batch_norm_forward(
     const SCALAR* __restrict__ residual,  // [count] or null
     SCALAR* __restrict__ y,               // [count]
     int C, int count) {
-    const long long first = 4 * thread_number();
+    const long long first = VECTOR * thread_number();
     if (first >= count) return;
-    const int left = count - (int)first;
-    Four four = load_four(x + first, left), more = {};
-    if (residual) more = load_four(residual + first, left);
-    int c = (int)first % C;
+    Channel of[VECTOR];
+    load_of(of, mean, invstd, weight, bias, (int)first % C);
+    const Channels<Scalar> at = load_channels(x + first);
+    Channels<Scalar> more = {};
+    if (residual) more = load_channels(residual + first);
+    Channels<Scalar> results;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const Scalar sum = normalised(four.at[i], channel_of(mean, invstd, weight, bias, c));
-        four.at[i] = activated(residual ? sum + more.at[i] : sum, 0);
-        c = c + 1 < C ? c + 1 : 0;
+    for (int i = 0; i < VECTOR; ++i) {
+        const Scalar sum = normalised(at.at[i], of[i]);
+        results.at[i] = activated(residual ? sum + more.at[i] : sum, 0);
     }
-    store_four(y + first, four, left);
+    store_channels(y + first, results);
 }
+
+#endif
 
 #endif

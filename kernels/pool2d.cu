@@ -1,28 +1,26 @@
 // Pooling: the maximum, minimum, average or sum of each window, per channel; and their gradients.
 //
 // Layout     x, dx [N, H, W, C], y, dy, tap [N, P, Q, C]; channels-last.
-// Grid       x: one thread per element of the result, channels fastest, so neighbouring threads read neighbours.
-//            Backward gathers: a thread looks at the windows that cover its element. No atomics, nothing to clear.
-// Constants  The window's (window.cuh); MAXIMUM 1 or 0 (minimum), and TAP, the type of the winners' numbers; DIVISOR:
+// Grid       x: one thread for VECTOR neighbouring channels of a pixel of the result, channels fastest, so neighbouring
+//            threads read neighbours. Backward gathers: a thread looks at the windows that cover its pixel. No atomics,
+//            nothing to clear.
+// Constants  The window's (window.cuh); VECTOR (channels.cuh); MAXIMUM 1 or 0 (minimum), and TAP, the type of the winners'
+//            numbers; DIVISOR:
 //            WINDOW (the window clipped to the padded plane; needs PAD_BOTTOM, PAD_RIGHT), REAL (the plane alone) or
 //            NUMBER.
 // Cost       One word read a tap, mostly from cache: bound by memory at (1 + 1/stride^2) words an input element.
 // Order      Taps in row-major order; backward the windows in row-major order.
-#include "common.cuh"
+#include "channels.cuh"
 #include "window.cuh"
 
-// A thread's element of [.., H, W, C], or of [.., P, Q, C].
+// The pixel of [.., H, W, C], or of [.., P, Q, C], and the first of the channels that element i is.
 struct Place {
     int n, row, column, c;
 };
 
 static __device__ __forceinline__ Place place_of(int i, int rows, int columns, int C) {
-    Place at;
-    at.c = i % C;
-    at.column = i / C % columns;
-    at.row = i / C / columns % rows;
-    at.n = i / C / columns / rows;
-    return at;
+    const int pixel = i / C, line = pixel / columns, n = line / rows;
+    return {n, line - n * rows, pixel - line * columns, i - pixel * C};
 }
 
 #if defined(MAXIMUM) && defined(TAP)
@@ -34,26 +32,31 @@ extern "C" __global__ void max_pool2d_forward(
     SCALAR* __restrict__ y,        // [N, P, Q, C]
     TAP* __restrict__ tap,         // [N, P, Q, C] or null
     int N, int H, int W, int C, int P, int Q) {
-    const long long i = thread_number();
+    const long long i = thread_number() * VECTOR;
     if (i >= N * P * Q * C) return;
     const Place at = place_of((int)i, P, Q, C);
-    Scalar best = 0;
-    int winner = -1;
+    Channels<Scalar> best = {};
+    Channels<TAP> winner = {};
+    bool any = false;
     for (int r = 0; r < KERNEL_H; ++r) {
         const int h = row_of(at.row, r);
         if (h < 0 || h >= H) continue;
         for (int s = 0; s < KERNEL_W; ++s) {
             const int w = column_of(at.column, s);
             if (w < 0 || w >= W) continue;
-            const Scalar candidate = x[((at.n * H + h) * W + w) * C + at.c];
-            if (winner < 0 || (MAXIMUM ? beats(candidate, best) : beats(-candidate, -best))) {
-                best = candidate;
-                winner = r * KERNEL_W + s;
+            const Channels<Scalar> pixel = load_channels(x + ((at.n * H + h) * W + w) * C + at.c);
+#pragma unroll
+            for (int j = 0; j < VECTOR; ++j) {
+                const Scalar candidate = pixel.at[j], so_far = best.at[j];
+                if (any && !(MAXIMUM ? beats(candidate, so_far) : beats(-candidate, -so_far))) continue;
+                best.at[j] = candidate;
+                winner.at[j] = (TAP)(r * KERNEL_W + s);
             }
+            any = true;
         }
     }
-    y[i] = best;
-    if (tap) tap[i] = (TAP)winner;
+    store_channels(y + i, best);
+    if (tap) *(Channels<TAP>*)(tap + i) = winner;
 }
 
 // dx[n,h,w,c] = sum of dy over the windows in which (h, w) won.
@@ -62,10 +65,10 @@ extern "C" __global__ void max_pool2d_backward(
     const TAP* __restrict__ tap,    // [N, P, Q, C]
     SCALAR* __restrict__ dx,        // [N, H, W, C]
     int N, int H, int W, int C, int P, int Q) {
-    const long long i = thread_number();
+    const long long i = thread_number() * VECTOR;
     if (i >= N * H * W * C) return;
     const Place at = place_of((int)i, H, W, C);
-    Scalar sum = 0;
+    Channels<Scalar> sums = {};
     for (int p = first_output_row(at.row); p <= last_output_row(at.row, P); ++p) {
         const int below = at.row - row_of(p, 0);
         if (below % DILATION_H) continue;
@@ -73,10 +76,14 @@ extern "C" __global__ void max_pool2d_backward(
             const int right = at.column - column_of(q, 0);
             if (right % DILATION_W) continue;
             const int window = ((at.n * P + p) * Q + q) * C + at.c;
-            if (tap[window] == below / DILATION_H * KERNEL_W + right / DILATION_W) sum += dy[window];
+            const Channels<TAP> winner = *(const Channels<TAP>*)(tap + window);
+            const Channels<Scalar> gradient = load_channels(dy + window);
+#pragma unroll
+            for (int j = 0; j < VECTOR; ++j)
+                if (winner.at[j] == below / DILATION_H * KERNEL_W + right / DILATION_W) sums.at[j] += gradient.at[j];
         }
     }
-    dx[i] = sum;
+    store_channels(dx + i, sums);
 }
 
 #endif
@@ -110,19 +117,25 @@ extern "C" __global__ void avg_pool2d_forward(
     const SCALAR* __restrict__ x,  // [N, H, W, C]
     SCALAR* __restrict__ y,        // [N, P, Q, C]
     int N, int H, int W, int C, int P, int Q, int number) {
-    const long long i = thread_number();
+    const long long i = thread_number() * VECTOR;
     if (i >= N * P * Q * C) return;
     const Place at = place_of((int)i, P, Q, C);
-    Scalar sum = 0;
+    Channels<Scalar> sums = {};
     for (int r = 0; r < KERNEL_H; ++r) {
         const int h = row_of(at.row, r);
         if (h < 0 || h >= H) continue;
         for (int s = 0; s < KERNEL_W; ++s) {
             const int w = column_of(at.column, s);
-            if (w >= 0 && w < W) sum += x[((at.n * H + h) * W + w) * C + at.c];
+            if (w < 0 || w >= W) continue;
+            const Channels<Scalar> pixel = load_channels(x + ((at.n * H + h) * W + w) * C + at.c);
+#pragma unroll
+            for (int j = 0; j < VECTOR; ++j) sums.at[j] += pixel.at[j];
         }
     }
-    y[i] = sum / divisor_of(at.row, at.column, H, W, number);
+    const Scalar divisor = divisor_of(at.row, at.column, H, W, number);
+#pragma unroll
+    for (int j = 0; j < VECTOR; ++j) sums.at[j] /= divisor;
+    store_channels(y + i, sums);
 }
 
 // dx[n,h,w,c] = sum over the windows that hold (h, w) of dy / divisor.
@@ -130,18 +143,21 @@ extern "C" __global__ void avg_pool2d_backward(
     const SCALAR* __restrict__ dy,  // [N, P, Q, C]
     SCALAR* __restrict__ dx,        // [N, H, W, C]
     int N, int H, int W, int C, int P, int Q, int number) {
-    const long long i = thread_number();
+    const long long i = thread_number() * VECTOR;
     if (i >= N * H * W * C) return;
     const Place at = place_of((int)i, H, W, C);
-    Scalar sum = 0;
+    Channels<Scalar> sums = {};
     for (int p = first_output_row(at.row); p <= last_output_row(at.row, P); ++p) {
         if ((at.row - row_of(p, 0)) % DILATION_H) continue;
         for (int q = first_output_column(at.column); q <= last_output_column(at.column, Q); ++q) {
             if ((at.column - column_of(q, 0)) % DILATION_W) continue;
-            sum += dy[((at.n * P + p) * Q + q) * C + at.c] / divisor_of(p, q, H, W, number);
+            const Channels<Scalar> gradient = load_channels(dy + ((at.n * P + p) * Q + q) * C + at.c);
+            const Scalar divisor = divisor_of(p, q, H, W, number);
+#pragma unroll
+            for (int j = 0; j < VECTOR; ++j) sums.at[j] += gradient.at[j] / divisor;
         }
     }
-    dx[i] = sum;
+    store_channels(dx + i, sums);
 }
 
 #endif

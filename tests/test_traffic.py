@@ -75,6 +75,41 @@ def test_a_first_layer_of_three_channels_takes_a_tenth_of_the_cycles_that_it_tak
     assert most["gemm"] < most["direct"] / 10
 
 
+def test_memory_is_what_a_launch_touches_each_sector_once():
+    device = traffic.CountingDevice((9, 0))
+    with gpucnn.use_backend(KernelBackend(device)):
+        x = gpucnn.zeros(1, 32, 16, 16)
+        device.clear()
+        gpucnn.functional.max_pool2d(x, 3, 1, 1)  # nine reads of each pixel
+        gpucnn.functional.max_pool2d(x, 3, 1, 1)
+    read = 1 * 32 * 16 * 16 * 4
+    assert device.memory["max_pool2d_forward"] == 2 * 2 * read
+
+
+@pytest.mark.parametrize("op", [
+    lambda x, w: gpucnn.functional.conv2d(x, w, padding=1, groups=64),
+    lambda x, w: gpucnn.functional.conv2d(x, w, padding=1, stride=2, groups=64),
+    lambda x, w: gpucnn.functional.batch_norm(x, None, None, training=True),
+    lambda x, w: gpucnn.functional.max_pool2d(x, 2),
+])  # fmt: skip
+def test_what_has_few_sums_a_pixel_is_bound_by_memory_or_nearly(op):
+    device = traffic.CountingDevice((9, 0))
+    with gpucnn.use_backend(KernelBackend(device)):
+        x = gpucnn.zeros(2, 64, 28, 28).requires_grad_()
+        w = gpucnn.zeros(64, 1, 3, 3).requires_grad_()
+        y = op(x, w)
+        device.clear()
+        y.sum().backward()
+        op(x, w)
+    of = {
+        name: traffic.cycles(device, name)
+        for name in device.instructions
+        if traffic.cycles(device, name)["memory"] > 2e4
+    }
+    assert len(of) >= 2
+    assert {name: units for name, units in of.items() if max(units.values()) > 1.2 * units["memory"]} == {}
+
+
 def test_the_command_shows_kernels_units_and_the_lines_that_waste(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["traffic.py", "conv2d", "1,3,8,6,3,1", "--capability", "7.5", "--family", "gemm"])
     traffic.main()
@@ -84,9 +119,14 @@ def test_the_command_shows_kernels_units_and_the_lines_that_waste(capsys, monkey
     assert "gemm_tile.cuh:" in out
 
 
-def test_a_shape_that_is_none_is_refused(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["traffic.py", "conv2d", "1,3"])
+@pytest.mark.parametrize(("what", "shape", "message"), [
+    ("conv2d", "1,3", "of conv2d is one such as 2,16,32,16,3,1, not 1,3"),
+    ("lenet5", "3", "of lenet5 is its own, not 3"),
+    ("max_pool2d", "1,2,3,4,x", "of max_pool2d is one such as 2,64,56,3,2, not 1,2,3,4,x"),
+])  # fmt: skip
+def test_a_shape_that_is_none_is_refused(what, shape, message, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["traffic.py", what, shape])
     with pytest.raises(SystemExit) as stopped:
         traffic.main()
     assert stopped.value.code == 2
-    assert "six numbers, such as 2,16,32,16,3,1" in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -25,6 +25,7 @@ from gpucnn.backends.variants import (
     ceil_div,
     parts_of,
     usual,
+    vector,
     walk,
 )
 from gpucnn.devices import Device
@@ -222,7 +223,7 @@ class KernelBackend(Backend):
     ) -> None:
         """Launch the kernel of a variant. `operands` are in storage order."""
         constants, operands = self._rounded(constants, *operands)
-        if variant.family in ("fma", "mma", "halo", "wgmma", "winograd"):
+        if variant.family not in ("direct", "gemm"):
             operands = [self._aligned(operand) for operand in operands]
         if variant.family == "winograd":
             self._winograd(problem, variant, constants, operands, others)
@@ -294,6 +295,23 @@ class KernelBackend(Backend):
     def _each(self, file: str, name: str, constants: dict[str, Any], threads: int, *arguments: Any) -> None:
         """Launch a kernel with that many threads in a row."""
         self.device.launch(file, name, constants, (ceil_div(threads, THREADS), 1, 1), (THREADS, 1, 1), *arguments)
+
+    def _by_channels(
+        self,
+        file: str,
+        name: str,
+        constants: dict[str, Any],
+        inputs: Sequence[Array | None],
+        result: Array,
+        *others: Any,
+    ) -> None:
+        """Launch a kernel with channels.cuh, of arrays in storage order: a thread computes neighbouring channels of the
+        result."""
+        first: Array = inputs[0]
+        of = _scalar(first) | constants
+        of["VECTOR"] = vector(first.shape[-1], of["SCALAR"])
+        aligned = [None if array is None else self._aligned(array) for array in inputs]
+        self._each(file, name, of, result.size // of["VECTOR"], *aligned, result, *others)
 
     def _columns(
         self,
@@ -521,18 +539,18 @@ class KernelBackend(Backend):
         y, storage = self._empty(shape, x.dtype)
         tap, tap_storage = self._empty(shape, _tap_dtype(window)) if need_tap else (None, None)
         if y.size:
-            constants = _scalar(x) | _window(window) | {"MAXIMUM": int(mode == "max"), "TAP": _tap_type(window)}
-            arguments = (self._storage(x), storage, tap_storage, n, h, w, c, *shape[2:])
-            self._each("pool2d.cu", "max_pool2d_forward", constants, y.size, *arguments)
+            constants = _window(window) | {"MAXIMUM": int(mode == "max"), "TAP": _tap_type(window)}
+            inputs, numbers = (self._storage(x),), (tap_storage, n, h, w, c, *shape[2:])
+            self._by_channels("pool2d.cu", "max_pool2d_forward", constants, inputs, storage, *numbers)
         return y, tap
 
     def max_pool2d_backward(self, dy: Array, tap: Array, window: Window, size: Size) -> Array:
         n, c, p, q = dy.shape
         dx, storage = self._empty((n, c, *size), dy.dtype)
         if dx.size:
-            constants = _scalar(dy) | _window(window) | {"MAXIMUM": 1, "TAP": _tap_type(window)}
-            arguments = (self._storage(dy), self._storage(tap), storage, n, *size, c, p, q)
-            self._each("pool2d.cu", "max_pool2d_backward", constants, dx.size, *arguments)
+            constants = _window(window) | {"MAXIMUM": 1, "TAP": _tap_type(window)}
+            inputs, numbers = (self._storage(dy), self._storage(tap)), (n, *size, c, p, q)
+            self._by_channels("pool2d.cu", "max_pool2d_backward", constants, inputs, storage, *numbers)
         return dx
 
     def avg_pool2d_forward(self, x: Array, window: Window, divisor: Divisor) -> Array:
@@ -541,8 +559,8 @@ class KernelBackend(Backend):
         y, storage = self._empty((n, c, p, q), x.dtype)
         if y.size:
             constants, number = _divisor(window, divisor)
-            arguments = (self._storage(x), storage, n, h, w, c, p, q, number)
-            self._each("pool2d.cu", "avg_pool2d_forward", _scalar(x) | constants, y.size, *arguments)
+            inputs, numbers = (self._storage(x),), (n, h, w, c, p, q, number)
+            self._by_channels("pool2d.cu", "avg_pool2d_forward", constants, inputs, storage, *numbers)
         return y
 
     def avg_pool2d_backward(self, dy: Array, window: Window, divisor: Divisor, size: Size) -> Array:
@@ -550,8 +568,8 @@ class KernelBackend(Backend):
         dx, storage = self._empty((n, c, *size), dy.dtype)
         if dx.size:
             constants, number = _divisor(window, divisor)
-            arguments = (self._storage(dy), storage, n, *size, c, p, q, number)
-            self._each("pool2d.cu", "avg_pool2d_backward", _scalar(dy) | constants, dx.size, *arguments)
+            inputs, numbers = (self._storage(dy),), (n, *size, c, p, q, number)
+            self._by_channels("pool2d.cu", "avg_pool2d_backward", constants, inputs, storage, *numbers)
         return dx
 
     # -- elementwise --------------------------------------------------------------------------------------------------
@@ -636,9 +654,8 @@ class KernelBackend(Backend):
         y, storage = self._empty(x.shape, x.dtype)
         if y.size:
             given = [None if a is None else self._storage(a) for a in (mean, invstd, weight, bias, residual)]
-            arguments = (self._storage(x), *given, storage, x.shape[1], y.size)
-            constants = _scalar(x) | _kind(activation)
-            self._each("batch_norm.cu", "batch_norm_forward", constants, ceil_div(y.size, 4), *arguments)
+            inputs, numbers = (self._storage(x), *given), (x.shape[1], y.size)
+            self._by_channels("batch_norm.cu", "batch_norm_forward", _kind(activation), inputs, storage, *numbers)
         return y
 
     def batch_norm_backward(
@@ -673,9 +690,8 @@ class KernelBackend(Backend):
         self._combine("batch_norm_backward_combine", x, c, sums, products, invstd, dweight, dbias, c, parts)
         if of_r is not None:
             dy, kind = of_r, _kind(None)  # dy times the slope, which is known now
-        constants = _scalar(x) | kind | {"TRAINING": int(training)}
-        arguments = (dy, x, mean, invstd, weight, bias, dweight, dbias, storage, c, x.size)
-        self._each("batch_norm.cu", "batch_norm_backward", constants, ceil_div(x.size, 4), *arguments)
+        inputs, constants = (dy, x, mean, invstd, weight, bias, dweight, dbias), kind | {"TRAINING": int(training)}
+        self._by_channels("batch_norm.cu", "batch_norm_backward", constants, inputs, storage, c, x.size)
         return dx, dweight, dbias, dr
 
     # -- products and losses ------------------------------------------------------------------------------------------

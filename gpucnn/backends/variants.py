@@ -145,7 +145,8 @@ class Variant(NamedTuple):
 
     def __str__(self) -> str:
         """Different for each of a problem's candidates."""
-        tile = f" {self.constants['TILE_M']}x{self.constants['TILE_N']}" if "TILE_M" in self.constants else ""
+        of = self.constants
+        tile = f" {of['TILE_M']}x{of['TILE_N']}" if "TILE_M" in of else f" {of['STRIP']}" if "STRIP" in of else ""
         return f"{self.family}{tile}" + (f" in {self.parts} parts" if self.parts > 1 else "")
 
 
@@ -218,6 +219,44 @@ def _filled(of: Matrix, parts: int) -> bool:
 
 
 # -- the families --------------------------------------------------------------------------------------
+
+
+def vector(channels: int, scalar: str) -> int:
+    """How many neighbouring channels a thread of a kernel with channels.cuh takes: 16 bytes, of half types 8."""
+    most = 2 if scalar == "double" else 4
+    return 1 if channels % most else most
+
+
+def _depthwise_fits(problem: Problem) -> bool:
+    """A filter for each channel, whose columns' sums fit into registers. A strip of an input's gradient begins at a
+    multiple of the stride."""
+    s = problem.shape
+    if not isinstance(s, Convolution) or s.groups <= 1 or not s.groups == s.c == s.k:
+        return False
+    walks = problem.operation != "conv2d_backward_input" or s.window.stride[1] in (1, 2, 4)
+    return walks and max(s.window.kernel) <= 9
+
+
+def _depthwise(problem: Problem) -> Iterator[Variant]:
+    """Strips of conv2d_depthwise.cu: of eight results where a long row of taps makes reading pixels twice dear."""
+    s = problem.shape
+    assert isinstance(s, Convolution)
+    at_once = vector(s.c, problem.operand)
+    vectors = s.c // at_once
+    lanes = min((1, 2, 4, 8, 16, 32), key=lambda lanes: (ceil_div(vectors, max(lanes, 8)) * max(lanes, 8), -lanes))
+    layers = ceil_div(vectors, lanes)
+    rows, columns = (s.h, s.w) if problem.operation == "conv2d_backward_input" else (s.p, s.q)
+    tile = {"VECTOR": at_once, "LANES": lanes}
+    if problem.operation == "conv2d_backward_weight":
+        of_taps = min(max(16 // s.window.kernel[1], 1), s.window.kernel[0])
+        layers *= ceil_div(s.window.kernel[0], of_taps)
+        tile |= {"STRIP": 4, "TAP_ROWS": of_taps}
+        for length, n in _cuts(problem, layers, s.q):
+            yield Variant("depthwise", tile, layers * n, THREADS, n, length)
+        return
+    for strip in (8, 4) if s.window.kernel[1] > 3 else (4, 8):
+        patches = s.n * ceil_div(rows, 8) * ceil_div(columns, 32 // lanes * strip)
+        yield Variant("depthwise", tile | {"STRIP": strip}, patches * layers, THREADS, length=problem.matrix.terms)
 
 
 def _is_direct(problem: Problem) -> bool:
@@ -419,6 +458,7 @@ def _of_threads(family: str, tile: Tile, of: Matrix, length: int, parts: int) ->
 
 
 FAMILIES = {
+    "depthwise": Family(_depthwise_fits, lambda p: True, _depthwise),
     "direct": Family(_is_direct, _direct_pays, _direct),
     "mma": Family(lambda p: p.products > 0 and p.comes_by(p.chunk), _mma_pays, _mma),
     "halo": Family(_halo_fits, _never_pays, _halo),
