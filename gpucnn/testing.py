@@ -1247,6 +1247,12 @@ TENSOR_CORES_FILLED = [
     dense("matmul", (1544, 1544), (1544, 1544)),
     dense("linear", (1544, 1544), (1544, 1544)),
 ]
+# And few filters, rows or columns, for which narrow tiles are.
+TENSOR_CORES_NARROW = [
+    conv((12, 16, 32, 33), (24, 16, 3, 3), padding=1),
+    dense("matmul", (6152, 40), (40, 24)),
+    dense("matmul", (24, 40), (40, 12296)),
+]
 # And for TF32: chunks of four; filters that are turned for the input's gradient, of more than a tile of channels.
 WGMMA_TF32 = [
     conv((2, 68, 9, 7), (20, 68, 3, 3), bias=True, padding=1),
@@ -1306,16 +1312,17 @@ def ways(filled: bool = False) -> Iterator[tuple[Case, Way]]:
     """Cases with the ways to compute them that, together, launch every kernel; `filled`: large cases as well, for which
     large tiles are chosen."""
     of_tiles, of_halos, of_wgmma = (TENSOR_CORES_FILLED, HALO_FILLED, WGMMA_FILLED) if filled else ([], [], [])
+    narrow = TENSOR_CORES_NARROW if filled else []
     for dtype in ("float32", "float64"):
         yield from ((case, Way(dtype)) for case in (*CASES, *of_tiles))
     for half in HALVES:
         yield from ((case, Way(half)) for case in (*NORM_FINISHED, *DEPTHWISE))
-        yield from ((case, Way(half, capability=HOPPER)) for case in (*TENSOR_CORES_HALF, *of_tiles))
+        yield from ((case, Way(half, capability=HOPPER)) for case in (*TENSOR_CORES_HALF, *of_tiles, *narrow))
         yield from ((case, Way(half, capability=HOPPER, family="halo")) for case in (*HALO_HALF, *of_halos))
         yield from ((case, Way(half, capability=HOPPER, family="wgmma")) for case in (*WGMMA, *of_wgmma))
     for precision, operands in PRECISIONS.items():
         dense, near = (TENSOR_CORES_HALF, HALO_HALF) if operands in HALVES else (TENSOR_CORES, HALO)
-        yield from ((case, Way("float32", precision, HOPPER)) for case in (*dense, *of_tiles))
+        yield from ((case, Way("float32", precision, HOPPER)) for case in (*dense, *of_tiles, *narrow))
         yield from ((case, Way("float32", precision, HOPPER, "halo")) for case in (*near, *of_halos))
         if operands in HALVES:  # else these are in CASES
             yield from ((case, Way("float32", precision)) for case in (*CONV2D_FINISHED, CONV2D_POOLED[0]))

@@ -8,8 +8,8 @@
 #pragma once
 #include "mma_block.cuh"
 
-#if WARP_M % 16 || WARP_N % 16 || TILE_M % WARP_M || TILE_N % WARP_N || TILE_M % 64 || TILE_N % 64
-#error "a warp's part is a multiple of 16 x 16, a tile a multiple of it and of 64 x 64"
+#if WARP_M % 16 || WARP_N % 16 || TILE_M % WARP_M || TILE_N % WARP_N || TILE_M % 32 || TILE_N % 32
+#error "a warp's part is a multiple of 16 x 16, a tile a multiple of it and of 32 x 32"
 #endif
 
 #define ROWS_16 (WARP_M / 16)
@@ -23,17 +23,19 @@ struct Chunks {
     static constexpr int COUNT = LENGTH * STEP / CHUNK / MMA_THREADS;
     static_assert(COUNT * CHUNK * MMA_THREADS == LENGTH * STEP && CHUNK == 8, "the same for each thread");
 
-    // The first row of a thread's chunk, and the k of all. Across, neighbouring threads' k are 4 apart, for the banks.
+    // The first row of a thread's chunk, and the k of all. Across, neighbouring threads' k are 4 apart, for the banks, but
+    // where two k fill them.
     static __device__ __forceinline__ int row(int i) {
         return ALONG ? threadIdx.x / 4 + i * (MMA_THREADS / 4) : (threadIdx.x % AT_A_K + i * AT_A_K) * CHUNK;
     }
     static __device__ __forceinline__ int k() {
         const int n = threadIdx.x / AT_A_K;
-        return ALONG ? threadIdx.x % 4 * CHUNK : n % 2 * 4 + n / 2 % 4 + n / 8 * 8;
+        return ALONG ? threadIdx.x % 4 * CHUNK : LENGTH == 32 ? n : n % 2 * 4 + n / 2 % 4 + n / 8 * 8;
     }
     // Where the chunk of this row and k begins in the tile.
     static __device__ __forceinline__ int place(int row, int k) {
-        return CHUNK * (ALONG ? row * 4 + (k / CHUNK ^ (row / 2 & 3)) : k * (LENGTH / CHUNK) + (row / CHUNK ^ (k & 7)));
+        const int swap = ALONG ? row / 2 & 3 : LENGTH == 32 ? k / 2 & 3 : k & 7;
+        return CHUNK * (ALONG ? row * 4 + (k / CHUNK ^ swap) : k * (LENGTH / CHUNK) + (row / CHUNK ^ swap));
     }
 
     template <class Source>

@@ -6,7 +6,7 @@ import traffic
 
 import gpucnn
 from gpucnn.backends.kernel_backend import KernelBackend
-from gpucnn.backends.variants import preferring
+from gpucnn.backends.variants import candidates, preferring
 
 pytestmark = pytest.mark.usefixtures("_nvrtc")
 
@@ -36,9 +36,12 @@ def test_the_sectors_of_an_access_to_global_memory(addresses, size, taken, least
     assert traffic.sectors(addresses[None], size) == (1, taken, least)
 
 
-def counted(family, precision, dtype, c, k, capability=(9, 0)):
-    device = traffic.CountingDevice(capability)
-    backend = KernelBackend(device, preferring(family))
+def counted(variant, precision, dtype, c, k):
+    """By the first variant whose name begins so, where there is one."""
+    device = traffic.CountingDevice((9, 0))
+    backend = KernelBackend(
+        device, lambda problem: min(candidates(problem), key=lambda one: not str(one).startswith(variant))
+    )
     rng = np.random.default_rng(0)
     x, w = (
         gpucnn.tensor(
@@ -51,12 +54,15 @@ def counted(family, precision, dtype, c, k, capability=(9, 0)):
     return device
 
 
-@pytest.mark.parametrize(("family", "precision", "dtype"), [
+@pytest.mark.parametrize(("variant", "precision", "dtype"), [
     ("gemm", "fp32", "float32"), ("gemm", "fp32", "float64"), ("fma", "fp32", "float32"), ("mma", "fp32", "float32"),
     ("mma", "tf32", "float32"), ("mma", "fp32", "float16"), ("halo", "tf32", "float32"), ("halo", "fp32", "bfloat16"),
+    ("mma 128x32", "fp32", "float32"), ("mma 128x32", "fp32", "float16"), ("mma 32x128", "fp32", "float32"),
+    ("mma 32x128", "fp32", "float16"),
 ])  # fmt: skip
-def test_what_is_read_and_written_of_a_tile_meets_in_no_bank(family, precision, dtype):
-    device = counted(family, precision, dtype, 32, 64)
+def test_what_is_read_and_written_of_a_tile_meets_in_no_bank(variant, precision, dtype):
+    device = counted(variant, precision, dtype, 32, 32 if " " in variant else 64)
+    family = variant.split()[0]
     of_tiles = {key: t for key, t in device.traffic.items() if key[3] == "shared" and key[0].startswith("conv2d")}
     assert any(family in name or family == "gemm" for name, *_ in of_tiles)
     assert {key: t for key, t in of_tiles.items() if t.taken > t.least} == {}

@@ -290,15 +290,21 @@ def _mma(problem: Problem) -> Iterator[Variant]:
 
     A warp's part is larger for TF32, which needs two thirds of the shared memory's speed then, and for half types. With
     three products it would not fit into the registers. A large tile takes the time of four small ones, so a fourth as
-    many blocks will do: the parts are those of small ones.
+    many blocks will do: the parts are those of small ones. Up to 32 rows or columns would leave half of a small tile
+    empty; a narrow one computes as much in one block, so it is first where there are blocks of it for most of a GPU.
     """
     of, few = problem.matrix, problem.products == 1
     small = {"TILE_M": 64, "TILE_N": 64, "WARP_M": 32, "WARP_N": 32} | problem.kind
     large = {"TILE_M": 128, "TILE_N": 128, "WARP_M": 64, "WARP_N": 64 if few else 32} | problem.kind
     most_parts = max(min(of.terms // 256, 64), 1) if problem.splits else 1
-    for tile in (large, small) if _filled(of, most_parts) else (small, large):
+    cuts = list(_cuts(problem, _tiles(small, of), 32 if problem.half else 16))
+    tiles = [large, small] if _filled(of, most_parts) else [small, large]
+    if min(of.rows, of.columns) <= 32:
+        narrow = small | ({"TILE_M": 128, "TILE_N": 32} if of.columns <= 32 else {"TILE_M": 32, "TILE_N": 128})
+        tiles.insert(0 if _tiles(narrow, of) * cuts[0][1] >= 96 else 1, narrow)
+    for tile in tiles:
         threads = 32 * (tile["TILE_M"] // tile["WARP_M"]) * (tile["TILE_N"] // tile["WARP_N"])
-        for length, n in _cuts(problem, _tiles(small, of), 32 if problem.half else 16):
+        for length, n in cuts:
             yield Variant("mma", tile, _tiles(tile, of) * n, threads, n, length)
 
 

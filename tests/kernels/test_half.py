@@ -308,7 +308,7 @@ UNWRITTEN, RACE = "which nothing has written", "a race with thread"
     ("async_wait<STAGES - 2>();", "async_wait<STAGES - 1>();", UNWRITTEN),
     ("        __syncthreads();  // the stage", "        // the stage", f"{UNWRITTEN}|{RACE}"),
     ("tile + place(row(i), k()), chunk", "tile + place(row(i), 0), chunk", RACE),
-    ("k / CHUNK ^ (row / 2 & 3)", "k / CHUNK ^ ((row / 2 + k / 8) & 3)", f"{UNWRITTEN}|{RACE}"),
+    ("ALONG ? row / 2 & 3", "ALONG ? (row / 2 + k / 8) & 3", f"{UNWRITTEN}|{RACE}"),
     ("place(first + lane % 8 + eight, k));", "place(first + lane % 8 + eight, k) + 4);", "no multiple of 16"),
 ])  # fmt: skip
 def test_the_emulator_catches_a_broken_pipeline_of_copies(old: str, new: str, message: str, planted: Any) -> None:

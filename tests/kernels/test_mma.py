@@ -12,12 +12,14 @@ import gpucnn
 from gpucnn.backends import get_backend
 from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.backends.precision import get_precision
+from gpucnn.backends.variants import Problem, Product, Variant, candidates, preferring, usual
 from gpucnn.devices import KernelError
 from gpucnn.devices.emulator import EmulatorDevice
 from gpucnn.geometry import Window
 from gpucnn.testing import (
     TENSOR_CORES,
     TENSOR_CORES_FILLED,
+    TENSOR_CORES_NARROW,
     Case,
     conv,
     dense,
@@ -94,6 +96,54 @@ def test_the_large_tile_is_taken_where_it_is_filled(case: Case, precision: str) 
     with gpucnn.precision(precision):
         tiles = {dict(one.constants)["TILE_M"] for one in launches(case, capability=H100) if "_mma" in one.name}
     assert tiles == {128}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_narrow_tiles_are_taken_where_columns_or_rows_are_few_and_blocks_many(dtype: str) -> None:
+    def tiles(case: Case) -> dict[str, tuple[Any, Any]]:
+        found = ((one.name, dict(one.constants)) for one in launches(case, dtype, H100) if "_mma" in one.name)
+        return {name: (of["TILE_M"], of["TILE_N"]) for name, of in found}
+
+    names, tall, wide = (
+        [f"conv2d_mma_{way}" for way in ("forward", "backward_input", "backward_weight")],
+        (128, 32),
+        (32, 128),
+    )
+    assert [tiles(TENSOR_CORES_NARROW[0])[name] for name in names] == [tall, tall, wide]
+    few = tiles(conv((2, 16, 32, 33), (24, 16, 3, 3), padding=1))
+    assert [few[name] for name in names] == [(64, 64)] * 3
+    wider = tiles(conv((12, 40, 32, 33), (40, 40, 3, 3), padding=1))
+    assert [wider[name] for name in names] == [(64, 64)] * 3
+    scalar = {"float32": "float", "float16": "float16"}[dtype]
+    matmul = [usual(Problem("matmul", Product(1, *size, False, False), scalar, capability=H100))
+              for size in ((12288, 24, 40), (12160, 24, 40), (24, 12288, 40))]  # fmt: skip
+    assert [str(variant) for variant in matmul] == ["mma 128x32", "mma 64x64", "mma 32x128"]
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "fp32"), ("float32", "tf32"), ("bfloat16", "fp32")])
+@pytest.mark.parametrize("tile", ["mma 128x32", "mma 32x128"])
+def test_narrow_tiles_give_the_bits_of_small_ones(tile: str, dtype: str, precision: str) -> None:
+    taken = []
+
+    def narrow(problem: Problem) -> Variant:
+        found = [variant for variant in candidates(problem) if str(variant).startswith(tile)]
+        taken.extend(found[:1])
+        return (found or candidates(problem))[0]
+
+    for case in (
+        conv((2, 16, 9, 7), (24, 16, 3, 3), bias=True, padding=1),
+        conv((1, 136, 5, 6), (16, 136, 3, 2)),
+        dense("linear", (136, 40), (24, 40), (24,)),
+        dense("matmul", (24, 40), (40, 136)),
+    ):
+        with gpucnn.precision(precision):
+            results = [
+                evaluate(case, KernelBackend(EmulatorDevice(capability=H100), chooser), dtype).results
+                for chooser in (narrow, preferring("mma"))
+            ]
+        for ours, theirs in zip(*results, strict=True):
+            np.testing.assert_array_equal(ours, theirs, strict=True)
+    assert len(taken) >= 4
 
 
 def error(case: Case, backend: KernelBackend) -> float:
