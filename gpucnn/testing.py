@@ -679,6 +679,7 @@ CONV2D = [
     conv((1, 5, 13, 11), (67, 5, 4, 4), bias=True, padding=1),
     conv((2, 10, 15, 13), (34, 5, 3, 2), groups=2),
     conv((1, 70, 13, 7), (65, 70, 1, 1), bias=True),
+    conv((2, 10, 9, 8), (14, 10, 3, 2), bias=True, padding=1),
     conv((2, 33, 13, 11), (33, 1, 3, 3), groups=33, stride=(2, 1), padding=1),
     conv((2, 33, 5, 11), (66, 1, 3, 2), groups=33, stride=(2, 1), padding=1),
     conv((1, 5, 23, 19), (3, 5, 3, 2), pytorch=False, dilation=(2, 3), padding=(0, 2, 1, 3)),
@@ -718,6 +719,7 @@ CONV2D_FINISHED = [
     conv_finished((1, 33, 5, 4), (33, 1, 3, 2), "relu", groups=33),
     conv_finished((1, 36, 9, 7), (44, 36, 3, 2), "relu"),
     conv_finished((1, 40, 9, 7), (40, 1, 3, 3), "relu", groups=40),
+    conv_finished((1, 128, 5, 7), (40, 128, 3, 3), "relu"),
 ]
 
 
@@ -1196,6 +1198,7 @@ TENSOR_CORES = [
     dense("linear", (70, 36), (8, 36), (8,)),
     dense("matmul", (12, 20), (20, 72)),
     dense("matmul", (2, 1, 8, 20), (3, 20, 12)),
+    conv((1, 128, 3, 5), (40, 128, 3, 3), padding=1),
 ]
 # In half types: by eights.
 TENSOR_CORES_HALF = [
@@ -1207,6 +1210,7 @@ TENSOR_CORES_HALF = [
     dense("linear", (72, 40), (8, 40), (8,)),
     dense("matmul", (16, 24), (24, 72)),
     dense("matmul", (2, 1, 8, 24), (3, 24, 16)),
+    conv((1, 128, 3, 5), (40, 128, 3, 3), padding=1),
 ]
 # Taps that are neighbours, for what variants.preferring("halo") and "winograd" choose: planes of one pixel, or larger
 # than a tile and by an odd rest; rests of channels; groups; a batch.

@@ -4,8 +4,8 @@
 //            What a channel has one of is Scalar, whatever x is.
 // Grid       Sums over rows: column_sum.cuh, then over their parts. The rest: VECTOR neighbouring channels a thread.
 // Shared     768 scalars for the statistics, 512 for the sums of the gradient.
-// Constants  COLUMNS for the sums; VECTOR for the rest (channels.cuh); KIND, the activation f (activation.cuh): RELU, RELU6, SIGMOID, TANH or NONE; TRAINING
-//            1 or 0 for the gradient: whether mean and invstd depend on x.
+// Constants  COLUMNS for the sums; VECTOR for the rest (channels.cuh); KIND, the activation f (activation.cuh): RELU, RELU6,
+//            SIGMOID, TANH or NONE; TRAINING 1 or 0 for the gradient: whether mean and invstd depend on x.
 // Cost       Forward: x read once for the statistics and once more, y written: 12 bytes an element, 16 with a residual.
 //            Backward: dy and x twice, dx: 20 bytes, whatever f is: the y that its slope needs is computed again from x.
 //            With a residual y is read once and dr, dy times the slope, is written once and then read in the place of

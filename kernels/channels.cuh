@@ -1,5 +1,5 @@
-// What a thread takes at once of an array whose last axis is channels: VECTOR neighbours, by one access of up to 16 bytes.
-// The host gives a VECTOR that divides the channels, and arrays that begin at a multiple of 16 bytes.
+// What a thread takes at once of an array whose last axis is channels: VECTOR neighbours, by one access of up to 16
+// bytes. The host gives a VECTOR that divides the channels, and arrays that begin at a multiple of 16 bytes.
 #pragma once
 #include "common.cuh"
 

@@ -18,31 +18,32 @@
 
 // y[n,p,q,k] = f(b[k] + scale[k] * sum over r, s, c of x[n, row_of(p, r), column_of(q, s), c] * w[k,r,s,c]
 //                + residual[n,p,q,k]).
-// GEMM: rows (n,p,q), columns k of the group, sum over (r,s,c). `means` and `squares` are, for a batch
-// norm behind, those of as many pixels at a time as a thread has sums.
+// GEMM: rows (n,p,q), columns k of the group, sum over (r,s,c), perhaps in parts, as in conv2d.cu. `means` and `squares`
+// are, for a batch norm behind, those of as many pixels at a time as a thread has sums.
 extern "C" __global__ void __launch_bounds__(MMA_THREADS, 1) conv2d_mma_forward(
     const SCALAR* __restrict__ x,         // [N, H, W, C]
     const SCALAR* __restrict__ w,         // [K, KERNEL_H, KERNEL_W, C / groups]
     const RESULT* __restrict__ b,         // [K] or null
     const RESULT* __restrict__ scale,     // [K] or null
     const RESULT* __restrict__ residual,  // [N, P, Q, K] or null
-    RESULT* __restrict__ y,               // [N, P, Q, K]
+    RESULT* __restrict__ y,               // [parts, N, P, Q, K]
     Scalar* __restrict__ means,           // [(N * P * Q - 1) / (WARP_M * WARP_N / 32) + 1, K] or null
     Scalar* __restrict__ squares,         // [(N * P * Q - 1) / (WARP_M * WARP_N / 32) + 1, K] or null
-    int N, int H, int W, int C, int K, int P, int Q, int groups) {
+    int N, int H, int W, int C, int K, int P, int Q, int groups, int parts, int length) {
     __shared__ MmaTiles tiles;
     const int channels = C / groups, filters = K / groups, pixels = N * P * Q;
     const int depth = KERNEL_H * KERNEL_W * channels;
     const TilePlace place = tile_place(pixels, filters);
-    const int group = place.layer;
+    const int group = place.layer % groups, part = place.layer / groups;
+    const int from = part * length, to = min(from + length, depth);
     mma_tile<true, true>(
-        tiles, place, depth,
-        Patches<Chunks<TILE_M, true>>(x, pixels, H, W, C, P, Q, channels, group, place.m),
-        Rows<Chunks<TILE_N, true>>(w + group * filters * depth, filters, depth, place.n, 0),
+        tiles, place, to - from,
+        Patches<Chunks<TILE_M, true>>(x, pixels, H, W, C, P, Q, channels, group, place.m, from),
+        Rows<Chunks<TILE_N, true>>(w + group * filters * depth, filters, depth, place.n, from),
         [=](int m, int n, const Four& four) {
             if (m >= pixels || n >= filters) return;
             const int k = group * filters + n;
-            const long long i = (long long)m * K + k;
+            const long long i = ((long long)part * pixels + m) * K + k;
             put_four(y + i, conv2d_results(four, b, scale, residual, i, k));
         });
     if (means)

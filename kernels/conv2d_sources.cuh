@@ -5,7 +5,7 @@
 #include "sources.cuh"
 #include "window.cuh"
 
-// The im2col matrix along its rows: pixels (n,p,q), k = (r,s,c).
+// The im2col matrix along its rows: pixels (n,p,q), k = (r,s,c) from `from`.
 template <class Place>
 struct Patches {
     const SCALAR* x;
@@ -15,8 +15,8 @@ struct Patches {
     int offset[Place::COUNT], h[Place::COUNT], v[Place::COUNT];  // of a row's first tap
 
     __device__ __forceinline__ Patches(
-        const SCALAR* x, int pixels, int H, int W, int C, int P, int Q, int channels, int group, int first)
-        : x(x), H(H), W(W), C(C), channels(channels), tap(digits_of(Place::k(), KERNEL_W, channels)),
+        const SCALAR* x, int pixels, int H, int W, int C, int P, int Q, int channels, int group, int first, int from)
+        : x(x), H(H), W(W), C(C), channels(channels), tap(digits_of(from + Place::k(), KERNEL_W, channels)),
           step(digits_of(Place::STEP, KERNEL_W, channels)) {
 #pragma unroll
         for (int i = 0; i < Place::COUNT; ++i) {

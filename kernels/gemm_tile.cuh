@@ -9,11 +9,12 @@
 //          | |      |          | +-----------+            and does THREAD_M * THREAD_N multiply-adds.
 //          v +------+          v
 //
-// Threads  (TILE_M / THREAD_M) * (TILE_N / THREAD_N), in rows along n. A thread's rows are TILE_M / THREAD_M apart (and
-//          columns likewise), so neighbouring threads read neighbouring words of a tile: no bank conflicts.
+// Threads  (TILE_M / THREAD_M) * (TILE_N / THREAD_N), in rows along n. A thread's rows are neighbours, read at once; its
+//          columns are TILE_N / THREAD_N apart, so neighbouring threads read neighbouring words: no bank conflicts.
 // Sources  sources.cuh, one scalar at a time. Neighbouring threads load neighbouring k where these are neighbours in
 //          memory, else neighbouring rows or columns.
-// Shared   2 * (TILE_M + TILE_N + 2 PAST_ROW) * TILE_K scalars. a's tile is stored k-major so that both are read along a row.
+// Shared   2 * (TILE_M + TILE_N + PAST_ROW of each) * TILE_K scalars. a's tile is stored k-major so that both are read
+//          along a row.
 // Grid     x alone (y and z end at 65535): tiles along m first, then along n, then layers (groups, parts, batch).
 // Order    Each output sums k = 0, 1, 2, ... in one chain of multiply-adds, whatever the tile.
 #pragma once
@@ -29,9 +30,13 @@
 #define THREADS_N (TILE_N / THREAD_N)
 #define GEMM_THREADS (THREADS_M * THREADS_N)
 
-// A warp that loads along k stores TILE_K neighbouring k of 32 / TILE_K rows at once. With so many scalars behind each row
-// of a tile these lie in 32 banks; else the TILE_K of them would lie in one, where rows are multiples of 32.
-#define PAST_ROW (128 / (TILE_K * (int)sizeof(Scalar)))
+// Scalars in 32 banks of shared memory.
+#define IN_BANKS (128 / (int)sizeof(Scalar))
+
+// What a thread reads of a at each k, by accesses of up to 16 bytes.
+struct __align__(THREAD_M * sizeof(Scalar) < 16 ? THREAD_M * sizeof(Scalar) : 16) ThreadRows {
+    Scalar at[THREAD_M];
+};
 
 // Which scalars of a step's tile, LENGTH rows (of a) or columns (of b) by TILE_K k, a thread loads, and where they go.
 template <int LENGTH, bool ALONG>
@@ -40,7 +45,14 @@ struct Scalars {
     static constexpr int COUNT = LENGTH / AT_A_K;
     static_assert(COUNT * AT_A_K == LENGTH && AT_A_K * TILE_K == GEMM_THREADS, "the same for each thread");
 
-    typedef Scalar Tile[TILE_K][LENGTH + PAST_ROW];
+    // The threads of a warp store neighbouring k of some rows at once, or some k of neighbouring rows. With so many
+    // scalars behind each k of a tile they meet in no bank; where ThreadRows needs some more, two do.
+    static constexpr int ROWS_AT_ONCE = ALONG ? IN_BANKS / TILE_K : AT_A_K < IN_BANKS ? AT_A_K : IN_BANKS;
+    static constexpr int PAST_ROW = (ROWS_AT_ONCE + IN_BANKS - LENGTH % IN_BANKS) % IN_BANKS;
+
+    static constexpr int ALIGNED = alignof(ThreadRows) / sizeof(Scalar);
+
+    typedef Scalar Tile[TILE_K][(LENGTH + PAST_ROW + ALIGNED - 1) / ALIGNED * ALIGNED];
 
     static __device__ __forceinline__ int row(int i) {
         return (ALONG ? threadIdx.x / TILE_K : threadIdx.x % AT_A_K) + i * AT_A_K;
@@ -64,16 +76,17 @@ struct Scalars {
 };
 
 // The shared memory of a block; a kernel declares one and hands it over.
-struct GemmTiles {
-    Scalars<TILE_M, true>::Tile a[2];
-    Scalars<TILE_N, true>::Tile b[2];
+template <bool A_ALONG, bool B_ALONG>
+struct __align__(16) GemmTiles {
+    typename Scalars<TILE_M, A_ALONG>::Tile a[2];
+    typename Scalars<TILE_N, B_ALONG>::Tile b[2];
 };
 
 // store(m, n, sum) is called for every output of the tile inside the matrix.
 template <bool A_ALONG, bool B_ALONG, class SourceA, class SourceB, class Store>
 static __device__ __forceinline__ void gemm_tile(
-    GemmTiles& tiles, const TilePlace& place, int rows, int columns, int terms, SourceA source_a, SourceB source_b,
-    Store store) {
+    GemmTiles<A_ALONG, B_ALONG>& tiles, const TilePlace& place, int rows, int columns, int terms, SourceA source_a,
+    SourceB source_b, Store store) {
     typedef Scalars<TILE_M, A_ALONG> A;
     typedef Scalars<TILE_N, B_ALONG> B;
     const int thread_m = threadIdx.x / THREADS_N, thread_n = threadIdx.x % THREADS_N;
@@ -90,15 +103,14 @@ static __device__ __forceinline__ void gemm_tile(
         B::load(next_b, source_b, terms - done - TILE_K);
 #pragma unroll
         for (int k = 0; k < TILE_K; ++k) {
-            Scalar a[THREAD_M], b[THREAD_N];
-#pragma unroll
-            for (int i = 0; i < THREAD_M; ++i) a[i] = tiles.a[stage][k][thread_m + i * THREADS_M];
+            const ThreadRows a = *(const ThreadRows*)&tiles.a[stage][k][thread_m * THREAD_M];
+            Scalar b[THREAD_N];
 #pragma unroll
             for (int j = 0; j < THREAD_N; ++j) b[j] = tiles.b[stage][k][thread_n + j * THREADS_N];
 #pragma unroll
             for (int i = 0; i < THREAD_M; ++i)
 #pragma unroll
-                for (int j = 0; j < THREAD_N; ++j) sum[i][j] = multiply_add(a[i], b[j], sum[i][j]);
+                for (int j = 0; j < THREAD_N; ++j) sum[i][j] = multiply_add(a.at[i], b[j], sum[i][j]);
         }
         A::store(tiles.a[stage ^ 1], next_a);  // which all have read before the last barrier
         B::store(tiles.b[stage ^ 1], next_b);
@@ -107,7 +119,7 @@ static __device__ __forceinline__ void gemm_tile(
 
 #pragma unroll
     for (int i = 0; i < THREAD_M; ++i) {
-        const int m = place.m + thread_m + i * THREADS_M;
+        const int m = place.m + thread_m * THREAD_M + i;
 #pragma unroll
         for (int j = 0; j < THREAD_N; ++j) {
             const int n = place.n + thread_n + j * THREADS_N;

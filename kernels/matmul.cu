@@ -19,24 +19,16 @@ extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1) matmul(
     const int* __restrict__ b_index,  // [batch] or null
     Scalar* __restrict__ y,           // [parts, batch, M, N]
     int a_matrices, int b_matrices, int batch, int M, int N, int K, int parts, int length) {
-    __shared__ GemmTiles tiles;
+    __shared__ GemmTiles<!TRANS_A, TRANS_B> tiles;
     const TilePlace place = tile_place(M, N);
     const int matrix = place.layer % batch, part = place.layer / batch;
     const SCALAR* left = a + (a_index ? a_index[matrix] : matrix) * M * K;
     const SCALAR* right = b + (b_index ? b_index[matrix] : matrix) * K * N;
     Scalar* out = y + (long long)place.layer * M * N;
     const int from = part * length, to = min(from + length, K);
-#if TRANS_A
-    const Columns<Scalars<TILE_M, false>> source_a(left, M, M, place.m, from);
-#else
-    const Rows<Scalars<TILE_M, true>> source_a(left, M, K, place.m, from);
-#endif
-#if TRANS_B
-    const Rows<Scalars<TILE_N, true>> source_b(right, N, K, place.n, from);
-#else
-    const Columns<Scalars<TILE_N, false>> source_b(right, N, N, place.n, from);
-#endif
-    gemm_tile<!TRANS_A, TRANS_B>(
+    const RowsOrColumns<Scalars<TILE_M, !TRANS_A>, !TRANS_A> source_a(left, M, TRANS_A ? M : K, place.m, from);
+    const RowsOrColumns<Scalars<TILE_N, TRANS_B>, TRANS_B> source_b(right, N, TRANS_B ? K : N, place.n, from);
+    gemm_tile(
         tiles, place, M, N, to - from, source_a, source_b,
         [=](int m, int n, Scalar sum) { out[(long long)m * N + n] = sum; });
 }

@@ -26,16 +26,8 @@ extern "C" __global__ void __launch_bounds__(FMA_THREADS, FMA_BLOCKS) matmul_fma
     const SCALAR* left = a + (a_index ? a_index[matrix] : matrix) * M * K;
     const SCALAR* right = b + (b_index ? b_index[matrix] : matrix) * K * N;
     const int from = part * length, to = min(from + length, K);
-#if TRANS_A
-    const Columns<Chunks<TILE_M, false>> source_a(left, M, M, place.m, from);
-#else
-    const Rows<Chunks<TILE_M, true>> source_a(left, M, K, place.m, from);
-#endif
-#if TRANS_B
-    const Rows<Chunks<TILE_N, true>> source_b(right, N, K, place.n, from);
-#else
-    const Columns<Chunks<TILE_N, false>> source_b(right, N, N, place.n, from);
-#endif
+    const RowsOrColumns<Chunks<TILE_M, !TRANS_A>, !TRANS_A> source_a(left, M, TRANS_A ? M : K, place.m, from);
+    const RowsOrColumns<Chunks<TILE_N, TRANS_B>, TRANS_B> source_b(right, N, TRANS_B ? K : N, place.n, from);
     fma_tile<!TRANS_A, TRANS_B>(
         tiles, place, to - from, source_a, source_b, [=](int m, int n, const Four& four) {
             if (m < M && n < N) store_four(y + ((long long)place.layer * M + m) * N + n, four, 4);

@@ -4,10 +4,9 @@
 // Grid       x: one thread for VECTOR neighbouring channels of a pixel of the result, channels fastest, so neighbouring
 //            threads read neighbours. Backward gathers: a thread looks at the windows that cover its pixel. No atomics,
 //            nothing to clear.
-// Constants  The window's (window.cuh); VECTOR (channels.cuh); MAXIMUM 1 or 0 (minimum), and TAP, the type of the winners'
-//            numbers; DIVISOR:
-//            WINDOW (the window clipped to the padded plane; needs PAD_BOTTOM, PAD_RIGHT), REAL (the plane alone) or
-//            NUMBER.
+// Constants  The window's (window.cuh); VECTOR (channels.cuh); MAXIMUM 1 or 0 (minimum), and TAP, the type of the
+//            winners' numbers; DIVISOR: WINDOW (the window clipped to the padded plane; needs PAD_BOTTOM, PAD_RIGHT),
+//            REAL (the plane alone) or NUMBER.
 // Cost       One word read a tap, mostly from cache: bound by memory at (1 + 1/stride^2) words an input element.
 // Order      Taps in row-major order; backward the windows in row-major order.
 #include "channels.cuh"

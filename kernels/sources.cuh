@@ -60,6 +60,16 @@ struct Columns {
     __device__ __forceinline__ void advance() { at += step; }
 };
 
+// One of the two, as the matrix lies.
+template <class Place, bool ALONG>
+struct RowsOrColumns : Rows<Place> {
+    using Rows<Place>::Rows;
+};
+template <class Place>
+struct RowsOrColumns<Place, false> : Columns<Place> {
+    using Columns<Place>::Columns;
+};
+
 // A number written by three digits: the last counts to `lows`, the middle one to `middles`.
 struct Digits {
     int high, middle, low;

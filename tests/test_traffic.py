@@ -54,14 +54,16 @@ def counted(variant, precision, dtype, c, k):
     return device
 
 
-@pytest.mark.parametrize(("variant", "precision", "dtype"), [
-    ("gemm", "fp32", "float32"), ("gemm", "fp32", "float64"), ("fma", "fp32", "float32"), ("mma", "fp32", "float32"),
-    ("mma", "tf32", "float32"), ("mma", "fp32", "float16"), ("halo", "tf32", "float32"), ("halo", "fp32", "bfloat16"),
-    ("mma 128x32", "fp32", "float32"), ("mma 128x32", "fp32", "float16"), ("mma 32x128", "fp32", "float32"),
-    ("mma 32x128", "fp32", "float16"),
+@pytest.mark.parametrize(("variant", "precision", "dtype", "channels"), [
+    ("gemm", "fp32", "float32", (32, 64)), ("gemm", "fp32", "float64", (32, 64)), ("fma", "fp32", "float32", (32, 64)),
+    ("gemm", "fp32", "float32", (6, 16)), ("gemm", "fp32", "float32", (24, 32)),
+    ("mma", "fp32", "float32", (32, 64)), ("mma", "tf32", "float32", (32, 64)), ("mma", "fp32", "float16", (32, 64)),
+    ("halo", "tf32", "float32", (32, 64)), ("halo", "fp32", "bfloat16", (32, 64)),
+    ("mma 128x32", "fp32", "float32", (32, 32)), ("mma 128x32", "fp32", "float16", (32, 32)),
+    ("mma 32x128", "fp32", "float32", (32, 32)), ("mma 32x128", "fp32", "float16", (32, 32)),
 ])  # fmt: skip
-def test_what_is_read_and_written_of_a_tile_meets_in_no_bank(variant, precision, dtype):
-    device = counted(variant, precision, dtype, 32, 32 if " " in variant else 64)
+def test_what_is_read_and_written_of_a_tile_meets_in_no_bank(variant, precision, dtype, channels):
+    device = counted(variant, precision, dtype, *channels)
     family = variant.split()[0]
     of_tiles = {key: t for key, t in device.traffic.items() if key[3] == "shared" and key[0].startswith("conv2d")}
     assert any(family in name or family == "gemm" for name, *_ in of_tiles)

@@ -103,11 +103,11 @@ def test_a_median_within_the_usual_ones_times_is_noise() -> None:
 
 def test_the_fastest_of_the_right_ones_is_chosen_and_a_wrong_one_is_told() -> None:
     backend = KernelBackend(Calculator(wrong="32x32"))
-    [found] = tune.tune([PRODUCT], backend, timer=timer(gemm_64x16=0.9, gemm_32x32=0.1, gemm_64x64=0.5))
-    assert (found.usual, found.chosen) == ("gemm 64x16", "gemm 64x64")
+    [found] = tune.tune([PRODUCT], backend, timer=timer(gemm_32x8=0.9, gemm_32x32=0.1, gemm_64x64=0.5))
+    assert (found.usual, found.chosen) == ("gemm 32x8", "gemm 64x64")
     assert "gemm 32x32" not in found.times
     assert re.search(r"output\[\d, 1\] is .*, expected .* within", found.wrong["gemm 32x32"])
-    assert found.measurement.seconds.keys() == {"gemm 64x16", "gemm 64x64", "gemm 64x8"}
+    assert found.measurement.seconds.keys() == {"gemm 32x8", "gemm 64x64", "gemm 64x16", "gemm 16x32"}
 
 
 @pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True)])
@@ -136,11 +136,11 @@ def test_times_are_taken_in_turns_and_what_is_hopeless_has_one(monkeypatch: pyte
 
     def measured(variant: Variant, work: object) -> float:
         turns.append(str(variant))
-        return {"gemm 64x16": 1.0, "gemm 32x32": 0.9, "gemm 64x64": 5.0, "gemm 64x8": 6.0}[str(variant)]
+        return {"gemm 32x8": 1.0, "gemm 32x32": 0.9, "gemm 64x64": 5.0}.get(str(variant), 6.0)
 
     tune.measure(PRODUCT, KernelBackend(Calculator()), timer=measured, seconds=0)
-    assert turns[:4] == [str(variant) for variant in candidates(PRODUCT)]
-    assert turns[4:] == ["gemm 64x16", "gemm 32x32"] * (tune.LEAST_ROUNDS - 1)
+    assert turns[:5] == [str(variant) for variant in candidates(PRODUCT)]
+    assert turns[5:] == ["gemm 32x8", "gemm 32x32"] * (tune.LEAST_ROUNDS - 1)
 
 
 def test_a_budget_that_is_used_up_leaves_the_rest() -> None:
@@ -322,7 +322,7 @@ def test_kernels_that_are_compiled_ahead_are_those_of_the_tuning(file: Path) -> 
         found = training_kernels(model, (1, 2, 3), 4, chooser=chooser)
         return {dict(k.constants)["TILE_N"] for k in found if k.name == "matmul" and dict(k.constants)["TRANS_B"]}
 
-    assert tiles(backend.choose) == {16, 64}  # of a short batch, and of the one that was measured
+    assert tiles(backend.choose) == {8, 64}  # of a short batch, and of the one that was measured
     assert tiles(None) == {16}
 
 
@@ -368,7 +368,7 @@ def test_what_is_measured_on_cuda_is_stored_and_taken(
     assert str(KernelBackend(CudaDevice()).choose(problem)) == "gemm 32x32"
     [_, row, last] = capsys.readouterr().out.splitlines()
     assert row.split("  ")[:1] == ["matmul 3x5 by 5x2"]
-    assert "gemm 64x16  gemm 32x32  4.00x" in row
+    assert "gemm 32x8  gemm 32x32  4.00x" in row
     assert last == f"1 of 1 problems are computed by another kernel than usual: {file}"
 
 
@@ -398,7 +398,7 @@ def test_the_emulator_is_measured_only_into_a_file_that_is_named(
         run("tune", str(tmp_path / "m.safetensors"), "--batch", "3", "--budget", "1", "--inference", *on_emulator) == 0
     )
     out = capsys.readouterr().out
-    assert "matmul 3x6 by transposed 6x5  gemm 64x16" in out
+    assert "matmul 3x6 by transposed 6x5  gemm 32x8" in out
     assert "these are times of the emulator backend, which say nothing about any GPU" in out
     assert run("tune", str(tmp_path / "m.onnx"), "--batch", "3", "--budget", "1", *on_emulator) == 0
     assert len(tuning.read(EmulatorDevice(), file).measured) == 1, "the same problem"
@@ -411,10 +411,10 @@ def test_the_emulator_is_measured_only_into_a_file_that_is_named(
 
 
 def test_a_wrong_kernel_is_told_at_the_end_and_by_the_exit_code(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    backend = KernelBackend(Calculator(wrong="64x16"))
+    backend = KernelBackend(Calculator(wrong="32x8"))
     assert tune.run([PRODUCT], backend, str(file), 60, timer(gemm_32x32=0.25)) == 1
     out = capsys.readouterr().out
-    assert "WRONG, and not chosen: gemm 64x16 for matmul 3x5 by 5x2: matmul-3x5-5x2: output[" in out
+    assert "WRONG, and not chosen: gemm 32x8 for matmul 3x5 by 5x2: matmul-3x5-5x2: output[" in out
     assert not file.exists(), "where the usual kernel is wrong nothing is stored"
 
 

@@ -50,6 +50,8 @@ _SOURCES = {
 
 # Families whose convolution computes the statistics of its results too, if asked to: their tiles have many rows.
 _WITH_STATISTICS = ("fma", "mma", "wgmma")
+# And those that can cut the sums of a forward convolution into parts.
+_IN_PARTS = ("gemm", "fma", "mma")
 
 _BLOCK_ELEMENTS = 1024  # of a block of an optimiser kernel
 
@@ -394,7 +396,17 @@ class KernelBackend(Backend):
         variant = self.choose(problem)
         given = [None if a is None else self._storage(a) for a in applied]
         operands, numbers = (self._storage(x), self._storage(w)), shape[:-1]
+        numbers += (variant.parts, variant.length) if variant.family in _IN_PARTS else ()
         sums: list[Array | None] = [None, None] if variant.family in _WITH_STATISTICS else []
+        if variant.parts > 1:
+            _check_size((variant.parts, n * p * q, k))
+            terms, of_terms = self.xp.empty((variant.parts, n * p * q, k), _arithmetic(y.dtype)), _kind(None)
+            of_terms |= {"RESULT": _SOURCES[terms.dtype.name]} if is_half(y.dtype) else {}
+            self._compute(problem, variant, constants | of_terms, operands, None, None, None, terms, *sums, *numbers)
+            of_result = _kind(activation) | {"RESULT": _SOURCES[y.dtype.name]}
+            inputs = (terms, *given)
+            self._by_channels("conv2d_parts.cu", "conv2d_sum_parts", of_result, inputs, storage, *terms.shape)
+            return y, None
         parts = None
         if statistics and sums:
             length = variant.constants["TILE_M"] * variant.constants["TILE_N"] // (variant.threads - variant.copying)

@@ -89,7 +89,7 @@ class Problem(NamedTuple):
 
     @property
     def splits(self) -> bool:
-        """Whether its sums may be cut into parts."""
+        """Whether its sums are cut into parts wherever they are long."""
         return self.operation in ("conv2d_backward_weight", "matmul")
 
     @property
@@ -208,6 +208,17 @@ def _cuts(problem: Problem, blocks: int, step: int = 1) -> Iterator[tuple[int, i
     return ((length, max(ceil_div(terms, length), 1)) for length in lengths)
 
 
+def _cuts_of_tiles(problem: Problem, blocks: int, step: int = 1) -> Iterator[tuple[int, int]]:
+    """The same; and of a forward convolution of few blocks and long sums, as single images have: most of a GPU would be
+    idle. One launch more adds its parts up and applies what follows, which takes as long as some 500 terms."""
+    terms = problem.matrix.terms
+    parts = min(128 // max(blocks, 1), terms // 512, 16)
+    if problem.operation == "conv2d_forward" and parts > 1:
+        length = step * ceil_div(ceil_div(terms, parts), step)
+        yield length, ceil_div(terms, length)
+    yield from _cuts(problem, blocks, step)
+
+
 def _tiles(tile: Tile, of: Matrix) -> int:
     return ceil_div(of.rows, tile["TILE_M"]) * ceil_div(of.columns, tile["TILE_N"]) * of.layers
 
@@ -297,7 +308,7 @@ def _mma(problem: Problem) -> Iterator[Variant]:
     small = {"TILE_M": 64, "TILE_N": 64, "WARP_M": 32, "WARP_N": 32} | problem.kind
     large = {"TILE_M": 128, "TILE_N": 128, "WARP_M": 64, "WARP_N": 64 if few else 32} | problem.kind
     most_parts = max(min(of.terms // 256, 64), 1) if problem.splits else 1
-    cuts = list(_cuts(problem, _tiles(small, of), 32 if problem.half else 16))
+    cuts = list(_cuts_of_tiles(problem, _tiles(small, of), 32 if problem.half else 16))
     tiles = [large, small] if _filled(of, most_parts) else [small, large]
     if min(of.rows, of.columns) <= 32:
         narrow = small | ({"TILE_M": 128, "TILE_N": 32} if of.columns <= 32 else {"TILE_M": 32, "TILE_N": 128})
@@ -432,21 +443,24 @@ def _fma(problem: Problem) -> Iterator[Variant]:
     large = {"TILE_M": 128, "TILE_N": 128, "THREAD_M": 16, "THREAD_N": 8}
     # A product's parts begin at a multiple of 16 bytes.
     step = 4 if isinstance(problem.shape, Product) else 1
-    for length, n in _cuts(problem, _tiles(_gemm_tiles(of)[0], of), step):
+    for length, n in _cuts_of_tiles(problem, _tiles(_gemm_tiles(of)[0], of), step):
         for tile in (small,) if double else (large, small) if _filled(of, n) else (small, large):
             yield _of_threads("fma", tile, of, length, n)
 
 
 def _gemm_tiles(of: Matrix) -> list[Tile]:
-    """Of gemm_tile.cuh: larger ones reuse more, smaller ones waste less. The last is never the usual one: it does the
-    least where there are up to 8 columns, but with two warps a block, and only a GPU can say what that is worth."""
+    """Of gemm_tile.cuh: larger ones reuse more, smaller ones waste less. The usual one first."""
     tiles = [
         {"TILE_M": 64, "TILE_N": 64, "TILE_K": 8, "THREAD_M": 4, "THREAD_N": 4},
         {"TILE_M": 32, "TILE_N": 32, "TILE_K": 8, "THREAD_M": 2, "THREAD_N": 2},
         {"TILE_M": 64, "TILE_N": 16, "TILE_K": 8, "THREAD_M": 4, "THREAD_N": 2},
-        {"TILE_M": 64, "TILE_N": 8, "TILE_K": 8, "THREAD_M": 4, "THREAD_N": 2},
+        {"TILE_M": 32, "TILE_N": 8, "TILE_K": 16, "THREAD_M": 2, "THREAD_N": 2},
+        {"TILE_M": 16, "TILE_N": 32, "TILE_K": 16, "THREAD_M": 2, "THREAD_N": 2},
     ]
-    first = 0 if of.rows >= 64 and of.columns >= 64 else 1 if of.columns > 16 else 2
+    if of.columns <= 16:
+        first = 3 if of.columns <= 8 else 2
+    else:
+        first = 4 if of.rows <= 16 else 0 if of.rows >= 64 and of.columns >= 64 else 1
     return [tiles[first], *tiles[:first], *tiles[first + 1 :]]
 
 
@@ -454,7 +468,7 @@ def _gemm(problem: Problem) -> Iterator[Variant]:
     """Tiles of gemm_tile.cuh, for any size."""
     of = problem.matrix
     for tile in _gemm_tiles(of):
-        for length, n in _cuts(problem, _tiles(tile, of)):
+        for length, n in _cuts_of_tiles(problem, _tiles(tile, of)):
             yield _of_threads("gemm", tile, of, length, n)
 
 

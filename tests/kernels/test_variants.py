@@ -71,6 +71,21 @@ def test_a_convolution_that_does_not_fit_tensor_cores_stays_where_it_was() -> No
     assert families(FORWARD, [(4, 16), (12, 16), (16, 16)], "float16", "fp32", H100) == ["gemm", "gemm", "mma"]
 
 
+def test_a_forward_convolution_of_a_single_image_is_cut_where_its_sums_are_long_and_its_blocks_few() -> None:
+    def parts(size: int, channels: int, n: int = 1, operation: Operation = FORWARD) -> list[int]:
+        window = Window((3, 3), padding=(1, 1, 1, 1))
+        shape = Convolution(n, size, size, channels, channels, size, size, 1, window)
+        of_tiles = [one for one in candidates(Problem(operation, shape, *FAST)) if one.family in ("gemm", "fma", "mma")]
+        assert all(one.parts == 1 or one.length * (one.parts - 1) < 9 * channels for one in of_tiles)
+        return [one.parts for one in of_tiles if str(one).startswith("mma 64x64")]
+
+    assert [parts(*of) for of in ((56, 64), (28, 128), (14, 256), (7, 512))] == [[1], [2, 1], [4, 1], [9, 1]]
+    assert [parts(*of, 8) for of in ((28, 128), (14, 256), (7, 512))] == [[1], [1], [2, 1]]
+    assert parts(7, 512, 1, "conv2d_backward_input") == [1]
+    direct = candidates(Problem(FORWARD, Convolution(1, 7, 7, 32, 1, 1, 1, 1, Window((7, 7))), "float"))
+    assert {one.parts for one in direct if one.family == "direct"} == {1}
+
+
 @pytest.mark.parametrize(("size", "transposed", "how", "family"), [
     ((32, 32, 12), (False, False), ("float",), "fma"),
     ((31, 32, 12), (False, False), ("float",), "gemm"),
