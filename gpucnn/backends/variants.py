@@ -12,6 +12,7 @@ measurement, and its variants. `KernelBackend._compute` launches all families al
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -233,9 +234,8 @@ def _filled(of: Matrix, parts: int) -> bool:
 
 
 def vector(channels: int, scalar: str) -> int:
-    """How many neighbouring channels a thread of a kernel with channels.cuh takes: 16 bytes, of half types 8."""
-    most = 2 if scalar == "double" else 4
-    return 1 if channels % most else most
+    """How many neighbouring channels a thread of a kernel with channels.cuh takes: up to 16 bytes, of half types 8."""
+    return math.gcd(channels, 2 if scalar == "double" else 4)
 
 
 def _depthwise_fits(problem: Problem) -> bool:
