@@ -139,7 +139,7 @@ PLANTED = [
     ("gemm_tile.cuh", "b[j] = tiles.b", "b[j] = undeclared + tiles.b", "does not compile"),
     ("sums.cu", "Scalar sum = terms[i];", "Scalar sum = terms[i] * 1.0000001f;", "alive"),  # no case launches it
     ("common.cuh", "return left >= 4 && ", "return left > 4 && ", "alive"),  # only the path is slower
-    ("gemm_tile.cuh", "multiply_add(a[i], b[j], sum[i][j])", "a[i] * b[j] + sum[i][j]", "bits"),
+    ("gemm_tile.cuh", "multiply_add(a.at[i], b[j], sum[i][j])", "a.at[i] * b[j] + sum[i][j]", "bits"),
 ]
 
 
