@@ -395,10 +395,10 @@ class KernelBackend(Backend):
         problem = self._problem("conv2d_forward", shape, constants)
         variant = self.choose(problem)
         given = [None if a is None else self._storage(a) for a in applied]
-        operands, numbers = (self._storage(x), self._storage(w)), shape[:-1]
-        numbers += (variant.parts, variant.length) if variant.family in _IN_PARTS else ()
+        cut = (variant.parts, variant.length) if variant.family in _IN_PARTS else ()
+        operands, numbers = (self._storage(x), self._storage(w)), (*shape[:-1], *cut)
         sums: list[Array | None] = [None, None] if variant.family in _WITH_STATISTICS else []
-        if variant.parts > 1:
+        if variant.parts > 1:  # their sums, in the type that they are computed in, and then what becomes of these
             _check_size((variant.parts, n * p * q, k))
             terms, of_terms = self.xp.empty((variant.parts, n * p * q, k), _arithmetic(y.dtype)), _kind(None)
             of_terms |= {"RESULT": _SOURCES[terms.dtype.name]} if is_half(y.dtype) else {}

@@ -249,12 +249,14 @@ def _depthwise_fits(problem: Problem) -> bool:
 
 
 def _depthwise(problem: Problem) -> Iterator[Variant]:
-    """Strips of conv2d_depthwise.cu: of eight results where a long row of taps makes reading pixels twice dear."""
+    """Strips of conv2d_depthwise.cu: of eight results where a long row of taps makes reading pixels twice dear. A block
+    is as wide as leaves few of its threads without channels, but accesses next to each other are whole sectors."""
     s = problem.shape
     assert isinstance(s, Convolution)
     at_once = vector(s.c, problem.operand)
     vectors = s.c // at_once
-    lanes = min((1, 2, 4, 8, 16, 32), key=lambda lanes: (ceil_div(vectors, max(lanes, 8)) * max(lanes, 8), -lanes))
+    widths = [n for n in (1, 2, 4, 8, 16, 32) if n >= min(vectors, 8)]
+    lanes = min(widths, key=lambda n: (ceil_div(vectors, n) * n, -n))
     layers = ceil_div(vectors, lanes)
     rows, columns = (s.h, s.w) if problem.operation == "conv2d_backward_input" else (s.p, s.q)
     tile = {"VECTOR": at_once, "LANES": lanes}

@@ -54,6 +54,7 @@ def test_neighbouring_channels_are_a_threads_and_a_block_is_as_wide_as_wastes_le
         return constants["VECTOR"], constants["LANES"]
 
     assert [of(c) for c in (128, 64, 96, 144, 30, 33)] == [(4, 32), (4, 16), (4, 8), (4, 8), (2, 16), (1, 8)]
+    assert [of(c) for c in (4, 8, 12, 20, 3)] == [(4, 1), (4, 2), (4, 4), (4, 8), (1, 4)]
     assert [of(c, "double") for c in (64, 30, 33)] == [(2, 32), (2, 16), (1, 8)]
     assert of(64, "float16") == (4, 16)
 
