@@ -15,6 +15,7 @@
 //            over its strips, then the threads of a channel in order, then the parts.
 #include "activation.cuh"
 #include "channels.cuh"
+#include "sources.cuh"
 #include "window.cuh"
 
 #if !defined(LANES) || !defined(STRIP)
@@ -102,11 +103,16 @@ struct Filters {
     }
 };
 
-// The strip's sums over the taps, of an array [N, height, width, C].
-template <class Of>
+// The sums over the taps of a strip of [N, rows, columns, C], where the taps meet an array [N, height, width, C].
+// store(i, c, sums) is called for each result's first element and channel.
+template <class Of, class Store>
 static __device__ __forceinline__ void sum_taps(
-    Channels<Scalar> (&sums)[STRIP], const SCALAR* __restrict__ array, const Filters& filters, const Strip& strip,
-    int height, int width, int C) {
+    Filters& filters, const SCALAR* __restrict__ array, const SCALAR* __restrict__ w, int rows, int columns, int height,
+    int width, int C, Store store) {
+    const Strip strip(rows, columns, C);
+    filters.copy(w, strip.c - threadIdx.x % LANES * VECTOR, C);
+    if (strip.c >= C || strip.row >= rows) return;
+    Channels<Scalar> sums[STRIP] = {};
     for (int r = 0; r < KERNEL_H; ++r) {
         const int h = Of::row(strip.row, r);
         if (h < 0 || h >= height) continue;
@@ -122,6 +128,10 @@ static __device__ __forceinline__ void sum_taps(
                         sums[j].at[i] = multiply_add(pixels.at[Of::place(j, s)].at[i], tap.at[i], sums[j].at[i]);
         }
     }
+    const int i = ((strip.n * rows + strip.row) * columns + strip.column) * C + strip.c;
+#pragma unroll
+    for (int j = 0; j < STRIP; ++j)
+        if (strip.column + j < columns) store(i + j * C, strip.c, sums[j]);
 }
 
 #ifndef TAP_ROWS
@@ -137,20 +147,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_depthwise_forwar
     RESULT* __restrict__ y,               // [N, P, Q, C]
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     __shared__ Filters filters;
-    const Strip strip(P, Q, C);
-    filters.copy(w, strip.c - threadIdx.x % LANES * VECTOR, C);
-    if (strip.c >= C || strip.row >= P) return;
-    Channels<Scalar> sums[STRIP] = {};
-    sum_taps<OfOutputs>(sums, x, filters, strip, H, W, C);
-    const int i = ((strip.n * P + strip.row) * Q + strip.column) * C + strip.c;
+    sum_taps<OfOutputs>(filters, x, w, P, Q, H, W, C, [=](int i, int c, Channels<Scalar> sums) {
 #pragma unroll
-    for (int j = 0; j < STRIP; ++j) {
-        if (strip.column + j >= Q) break;
-#pragma unroll
-        for (int v = 0; v < VECTOR; ++v)
-            sums[j].at[v] = conv2d_result(sums[j].at[v], b, scale, residual, i + j * C + v, strip.c + v);
-        store_channels(y + i + j * C, sums[j]);
-    }
+        for (int j = 0; j < VECTOR; ++j) sums.at[j] = conv2d_result(sums.at[j], b, scale, residual, i + j, c + j);
+        store_channels(y + i, sums);
+    });
 }
 
 // dx[n,h,v,c] = sum over r, s of dy[n,p,q,c] * w[c,r,s], where row_of(p, r) = h and column_of(q, s) = v.
@@ -160,15 +161,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_depthwise_backwa
     RESULT* __restrict__ dx,        // [N, H, W, C]
     int N, int H, int W, int C, int K, int P, int Q, int groups) {
     __shared__ Filters filters;
-    const Strip strip(H, W, C);
-    filters.copy(w, strip.c - threadIdx.x % LANES * VECTOR, C);
-    if (strip.c >= C || strip.row >= H) return;
-    Channels<Scalar> sums[STRIP] = {};
-    sum_taps<OfInputs>(sums, dy, filters, strip, P, Q, C);
-    const int i = ((strip.n * H + strip.row) * W + strip.column) * C + strip.c;
-#pragma unroll
-    for (int j = 0; j < STRIP; ++j)
-        if (strip.column + j < W) store_channels(dx + i + j * C, sums[j]);
+    sum_taps<OfInputs>(
+        filters, dy, w, H, W, P, Q, C, [=](int i, int, const Channels<Scalar>& sums) { store_channels(dx + i, sums); });
 }
 
 #else
@@ -187,8 +181,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv2d_depthwise_backwa
     const int across = ceil_div(Q, STRIP), rows = length / Q;
     const int last = min(rows * (part + 1), N * P) * across;
     Channels<Scalar> sums[TAP_ROWS][KERNEL_W] = {};
-    for (int strip = rows * part * across + place; strip < last && c < C; strip += THREADS / LANES) {
-        const int n = strip / across / P, p = strip / across % P, q = strip % across * STRIP;
+    const int first = rows * part * across + place;
+    const Digits step = digits_of(THREADS / LANES, P, across);
+    Digits at = digits_of(first, P, across);
+    for (int strip = first; strip < last && c < C; strip += THREADS / LANES, add(at, step, P, across)) {
+        const int n = at.high, p = at.middle, q = at.low * STRIP;
         Channels<Scalar> gradients[STRIP];
 #pragma unroll
         for (int j = 0; j < STRIP; ++j)

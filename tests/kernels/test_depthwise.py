@@ -155,7 +155,7 @@ def planted(plant: Any) -> Callable[[str, str], KernelBackend]:
     ("= w[first * TAPS + i];\n        __syncthreads();", "= w[first * TAPS + i];", "which nothing has written|a race"),
     ("min(LANES * VECTOR, C - first)", "(LANES * VECTOR)", "out of bounds"),
     ("first + i >= 0 && first + i < width", "first + i < width", "out of bounds"),
-    ("if (strip.c >= C || strip.row >= P) return;", "if (strip.row >= P) return;", "which nothing has written"),
+    ("if (strip.c >= C || strip.row >= rows) return;", "if (strip.row >= rows) return;", "which nothing has written"),
     ("if (q + j < Q) gradients[j]", "gradients[j]", "out of bounds"),
     ("min(rows * (part + 1), N * P)", "(rows * (part + 1))", "out of bounds"),
     ("first_c + i < C && r < KERNEL_H", "r < KERNEL_H", "out of bounds|a race with"),
