@@ -21,6 +21,16 @@ def unit_roundoff(dtype: Any) -> float:
     return float(np.finfo(dtype).eps) / 2
 
 
+def off_boundary(array: Array) -> Array:
+    """A copy of a float32 array that begins 4 bytes behind a multiple of 16."""
+    memory = np.empty(array.size + 4, np.float32)
+    start = (-memory.ctypes.data % 16) // 4 + 1
+    moved = memory[start : start + array.size].reshape(array.shape)
+    moved[...] = array
+    assert moved.ctypes.data % 16 == 4
+    return moved
+
+
 def assert_within(actual: Array, expected: Array, bound: Array | float) -> None:
     """|actual − expected| <= bound everywhere; NaN and infinities must be in the same places."""
     assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"

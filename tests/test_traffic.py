@@ -6,7 +6,7 @@ import traffic
 
 import gpucnn
 from gpucnn.backends.kernel_backend import KernelBackend
-from gpucnn.backends.variants import candidates, preferring
+from gpucnn.backends.variants import preferring
 
 pytestmark = pytest.mark.usefixtures("_nvrtc")
 
@@ -39,9 +39,7 @@ def test_the_sectors_of_an_access_to_global_memory(addresses, size, taken, least
 def counted(variant, precision, dtype, c, k):
     """By the first variant whose name begins so, where there is one."""
     device = traffic.CountingDevice((9, 0))
-    backend = KernelBackend(
-        device, lambda problem: min(candidates(problem), key=lambda one: not str(one).startswith(variant))
-    )
+    backend = KernelBackend(device, preferring(variant))
     rng = np.random.default_rng(0)
     x, w = (
         gpucnn.tensor(

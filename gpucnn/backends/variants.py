@@ -167,11 +167,11 @@ def candidates(problem: Problem) -> tuple[Variant, ...]:
     return tuple(variant for family in fitting for variant in family.variants(problem))
 
 
-def preferring(family: str) -> Callable[[Problem], Variant]:
-    """A chooser: the first candidate of that family, or the usual variant where there is none."""
+def preferring(name: str) -> Callable[[Problem], Variant]:
+    """A chooser: the first candidate whose name begins so, as all of a family do, or the usual one if there is none."""
 
     def choose(problem: Problem) -> Variant:
-        return next((variant for variant in candidates(problem) if variant.family == family), usual(problem))
+        return next((variant for variant in candidates(problem) if str(variant).startswith(name)), usual(problem))
 
     return choose
 

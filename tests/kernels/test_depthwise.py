@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numerics import assert_within, unit_roundoff
+from numerics import assert_within, off_boundary, unit_roundoff
 
 from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.backends.variants import Convolution, Operation, Problem, Variant, candidates, usual
@@ -132,12 +132,7 @@ def test_pixels_right_of_the_last_result_are_no_terms_of_the_weight_gradient(emu
 def test_operands_off_a_boundary_of_16_bytes_give_the_same_bits(emulator: KernelBackend) -> None:
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal(shape).astype(np.float32) for shape in ((1, 6, 5, 8), (8, 3, 3, 1))]
-    moved = []
-    for array in arrays:
-        memory = np.empty(array.size + 4, np.float32)
-        start = (-memory.ctypes.data % 16) // 4 + 1
-        moved.append(memory[start : start + array.size].reshape(array.shape))
-        moved[-1][...] = array
+    moved = map(off_boundary, arrays)
     (x, w), (moved_x, moved_w) = ([a.transpose(0, 3, 1, 2) for a in some] for some in (arrays, moved))
     expected = emulator.conv2d_forward(x, w, None, Window((3, 3)), 8)
     np.testing.assert_array_equal(emulator.conv2d_forward(moved_x, moved_w, None, Window((3, 3)), 8), expected)

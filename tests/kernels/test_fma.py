@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numerics import off_boundary
 
 from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.devices import KernelError
@@ -77,12 +78,7 @@ def test_any_order_of_the_threads_gives_equal_bits(case: Case) -> None:
 
 def test_operands_off_a_boundary_of_16_bytes_give_the_same_bits(emulator: KernelBackend) -> None:
     a, b = normal(36, 20).make("float32"), normal(20, 40, seed=1).make("float32")
-    moved = []
-    for array in (a, b):
-        memory = np.empty(array.size + 4, np.float32)
-        start = (-memory.ctypes.data % 16) // 4 + 1
-        moved.append(memory[start : start + array.size].reshape(array.shape))
-        moved[-1][...] = array
+    moved = off_boundary(a), off_boundary(b)
     np.testing.assert_array_equal(emulator.matmul(*moved), emulator.matmul(a, b))
 
 
