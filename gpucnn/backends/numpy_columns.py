@@ -137,10 +137,12 @@ class Columns:
         if h0 >= 0 and w0 >= 0 and h1 <= h and w1 <= w:
             return x[:, h0:h1, w0:w1]
         frame = empty((n1 - n0, h1 - h0, w1 - w0, c), x.dtype)
-        frame.fill(0)
         inside = x[:, max(h0, 0) : max(h1, 0), max(w0, 0) : max(w1, 0)]
         row, column = max(-h0, 0), max(-w0, 0)
-        frame[:, row : row + inside.shape[1], column : column + inside.shape[2]] = inside
+        end, last = row + inside.shape[1], column + inside.shape[2]
+        frame[:, row:end, column:last] = inside
+        for border in (frame[:, :row], frame[:, end:], frame[:, row:end, :column], frame[:, row:end, last:]):
+            border.fill(0)
         return frame
 
     def banded(self, w: Array) -> Array:

@@ -88,8 +88,7 @@ class _Task:
                 self.all_finished.put(None)
 
     def wait(self) -> None:
-        if len(self.finished) < self.blocks:
-            self.all_finished.get()
+        self.all_finished.get()
         if self.errors:
             raise self.errors[0]
 

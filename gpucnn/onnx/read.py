@@ -145,7 +145,7 @@ def read(path: Path) -> tuple[Contents, list[str]]:
     model = ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
-    except DecodeError as error:
+    except (DecodeError, UnicodeDecodeError) as error:  # the latter from protobuf's version in Python
         raise ValueError(f"{path} is not a whole ONNX file: {error}") from error
     if not model.HasField("graph"):
         raise ValueError(f"{path} is not a whole ONNX file: it holds no graph")

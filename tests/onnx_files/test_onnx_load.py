@@ -2,6 +2,8 @@
 
 import copy
 import math
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -686,6 +688,18 @@ def test_noise_is_a_value_error_or_a_network(tmp_path: Path) -> None:
         except ValueError:
             refused += 1
     assert refused > 100
+
+
+@pytest.mark.parametrize("protobuf", ["upb", "python"])
+def test_a_name_that_is_no_text_is_a_value_error_in_both_versions_of_protobuf(protobuf: str, tmp_path: Path) -> None:
+    path = tmp_path / "name.onnx"
+    path.write_bytes(small_network().SerializeToString().replace(b"/act/Add", b"/act/A\xffd"))
+    code = f"import gpucnn.onnx; gpucnn.onnx.load({str(path)!r})"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+        env=os.environ | {"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": protobuf},
+    )  # fmt: skip
+    assert re.match(r"ValueError: .*name\.onnx is not a whole ONNX file", result.stderr.splitlines()[-1]), result.stderr
 
 
 def broken(change: Any) -> onnx.ModelProto:
