@@ -1255,7 +1255,9 @@ TENSOR_CORES_FILLED = [
 TENSOR_CORES_NARROW = [
     conv((12, 16, 32, 33), (24, 16, 3, 3), padding=1),
     dense("matmul", (6152, 40), (40, 24)),
+    dense("matmul", (12296, 40), (40, 8)),
     dense("matmul", (24, 40), (40, 12296)),
+    conv((12, 16, 32, 33), (16, 16, 3, 3), padding=1),
 ]
 # And for TF32: chunks of four; filters that are turned for the input's gradient, of more than a tile of channels.
 WGMMA_TF32 = [

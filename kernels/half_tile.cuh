@@ -8,8 +8,8 @@
 #pragma once
 #include "mma_block.cuh"
 
-#if WARP_M % 16 || WARP_N % 16 || TILE_M % WARP_M || TILE_N % WARP_N || TILE_M % 32 || TILE_N % 32
-#error "a warp's part is a multiple of 16 x 16, a tile a multiple of it and of 32 x 32"
+#if WARP_M % 16 || WARP_N % 16 || TILE_M % WARP_M || TILE_N % WARP_N
+#error "a warp's part is a multiple of 16 x 16, a tile a multiple of it"
 #endif
 
 #define ROWS_16 (WARP_M / 16)
@@ -20,8 +20,9 @@ template <int LENGTH, bool ALONG>
 struct Chunks {
     static constexpr int STEP = MMA_STEP;
     static constexpr int AT_A_K = MMA_THREADS / STEP;  // threads at each k, across
-    static constexpr int COUNT = LENGTH * STEP / CHUNK / MMA_THREADS;
-    static_assert(COUNT * CHUNK * MMA_THREADS == LENGTH * STEP && CHUNK == 8, "the same for each thread");
+    static constexpr int COUNT = (LENGTH * STEP / CHUNK - 1) / MMA_THREADS + 1;
+    static constexpr bool ALL = COUNT * CHUNK * MMA_THREADS == LENGTH * STEP;  // threads copy; else those of the first rows
+    static_assert((ALL || COUNT == 1) && CHUNK == 8, "the same for each thread that copies");
 
     // The first row of a thread's chunk, and the k of all. Across, neighbouring threads' k are 4 apart, for the banks, but
     // where two k fill them.
@@ -30,11 +31,11 @@ struct Chunks {
     }
     static __device__ __forceinline__ int k() {
         const int n = threadIdx.x / AT_A_K;
-        return ALONG ? threadIdx.x % 4 * CHUNK : LENGTH == 32 ? n : n % 2 * 4 + n / 2 % 4 + n / 8 * 8;
+        return ALONG ? threadIdx.x % 4 * CHUNK : LENGTH <= 32 ? n : n % 2 * 4 + n / 2 % 4 + n / 8 * 8;
     }
     // Where the chunk of this row and k begins in the tile.
     static __device__ __forceinline__ int place(int row, int k) {
-        const int swap = ALONG ? row / 2 & 3 : LENGTH == 32 ? k / 2 & 3 : k & 7;
+        const int swap = ALONG ? row / 2 & 3 : LENGTH == 16 ? k / 4 & 1 : LENGTH == 32 ? k / 2 & 3 : k & 7;
         return CHUNK * (ALONG ? row * 4 + (k / CHUNK ^ swap) : k * (LENGTH / CHUNK) + (row / CHUNK ^ swap));
     }
 
@@ -42,6 +43,7 @@ struct Chunks {
     static __device__ __forceinline__ void copy(SCALAR* tile, Source& source, int left) {
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) {
+            if (!ALL && row(i) >= LENGTH) break;
             const Chunk chunk = source.chunk(i);
             async_copy_or_zero(tile + place(row(i), k()), chunk.from, k() < left && chunk.inside);
         }

@@ -13,7 +13,8 @@
 //          nor reads meet in a bank.
 // Rows     A warp's 32 rows of a, or columns of b, belong to 4 tiles of 8 in turn: tile t has t, t + 4, ... t + 28. So
 //          four tiles' values are one 16-byte read of a chunk "across", and a lane's results of four tiles are
-//          neighbours and are stored by 16 bytes.
+//          neighbours and are stored by 16 bytes. Where a warp has but 16, they belong to 2 tiles in turn; of 16 columns
+//          a lane has two of each tile for a row, which are neighbours too.
 // Threads  32 for each warp's part of the tile. Shared: 3 * 16 * (TILE_M + TILE_N) floats.
 // Grid     As in gemm_tile.cuh.
 // PRODUCTS 1: a and b become TF32 (`about`). 3: each is split into two TF32 numbers whose sum it is, all but 2^-23 of
@@ -26,20 +27,30 @@
 #pragma once
 #include "mma_block.cuh"
 
-#if WARP_M % 32 || WARP_N % 32 || TILE_M % WARP_M || TILE_N % WARP_N || (PRODUCTS != 1 && PRODUCTS != 3)
-#error "a warp's part is a multiple of 32 x 32, a tile a multiple of it; PRODUCTS is 1 or 3"
+#if (WARP_M % 32 && (WARP_M != 16 || TILE_M != 16)) || (WARP_N % 32 && (WARP_N != 16 || TILE_N != 16))
+#error "the rows of a warp's part, and its columns, are a multiple of 32, or all 16 of a tile"
+#endif
+#if TILE_M % WARP_M || TILE_N % WARP_N
+#error "a tile is a multiple of a warp's part"
+#endif
+#if PRODUCTS != 1 && PRODUCTS != 3
+#error "PRODUCTS is 1 or 3"
 #endif
 
-#define ROWS_32 (WARP_M / 32)
-#define COLUMNS_32 (WARP_N / 32)
+#define ROWS_32 ((WARP_M + 31) / 32)  // 16 count as 32
+#define COLUMNS_32 ((WARP_N + 31) / 32)
+#define TURNS_M (WARP_M == 16 ? 2 : 4)  // tiles of 8 rows in turn
+#define TURNS_N (WARP_N == 16 ? 2 : 4)
 
 // Which chunks of a step's tile, LENGTH rows (of a) or columns (of b) by 16 k, a thread copies, and where they go.
 template <int LENGTH, bool ALONG>
 struct Chunks {
     static constexpr int STEP = MMA_STEP;
+    static constexpr int TURNS = LENGTH % 32 ? 2 : 4;  // tiles of 8 rows in turn
     static constexpr int AT_A_K = MMA_THREADS / STEP;  // threads at each k, across
-    static constexpr int COUNT = LENGTH * STEP / 4 / MMA_THREADS;
-    static_assert(COUNT * 4 * MMA_THREADS == LENGTH * STEP && MMA_THREADS % 128 == 0, "the same for each thread");
+    static constexpr int COUNT = (LENGTH * STEP / 4 - 1) / MMA_THREADS + 1;
+    static constexpr bool ALL = COUNT * 4 * MMA_THREADS == LENGTH * STEP;  // threads copy; else those of the first rows
+    static_assert((ALL || COUNT == 1) && MMA_THREADS % 128 == 0, "the same for each thread that copies");
 
     // The first row of a thread's chunk, and the k of all.
     static __device__ __forceinline__ int row(int i) {
@@ -49,37 +60,42 @@ struct Chunks {
     static constexpr int FURTHER = ALONG ? 4 * MMA_THREADS : 4 * AT_A_K;  // from one of its chunks to the next
     // Where the chunk of this row and k begins in the tile. Of a row "along", 64 bytes; of a k "across".
     static __device__ __forceinline__ int place(int row, int k) {
-        return 4 * (ALONG ? (row * 4 + k / 4) ^ (row / 4 & 7) : k * (LENGTH / 4) + ((row / 4) ^ ((k & 3) * 2)));
+        return 4 * (ALONG ? (row * 4 + k / 4) ^ (row / TURNS & 7)
+                          : k * (LENGTH / 4) + ((row / 4) ^ (TURNS == 4 ? (k & 3) * 2 : k & 2)));
     }
 
     template <class Source>
     static __device__ __forceinline__ void copy(Scalar* to, Source& source, int left) {
 #pragma unroll
         for (int i = 0; i < COUNT; ++i) {
+            if (!ALL && row(i) >= LENGTH) break;
             const Chunk chunk = source.chunk(i);
             async_copy_or_zero(to + i * FURTHER, chunk.from, k() < left && chunk.inside);
         }
         source.advance();
     }
 
-    // What a lane reads first for the 32 rows from `first`, k = 8 half ... 8 half + 7. The next 32 are NEXT further.
+    // What a lane reads first for the 32 (or 16) rows from `first`, k = 8 half ... 8 half + 7. The next are NEXT further.
     static constexpr int NEXT = ALONG ? 32 * STEP : 32;
     static __device__ __forceinline__ int start(int first, int half) {
-        const int lane = threadIdx.x % 32;
-        return ALONG ? place(first + lane % 8 * 4 + lane / 8 % 2, half * 8 + lane / 16 * 4)
-                     : place(first + lane / 4 * 4, half * 8 + lane % 4);
+        const int lane = threadIdx.x % 32, across = first + lane / 4 * TURNS;
+        return ALONG ? place(first + lane % 8 * TURNS + lane / 8 % 2, half * 8 + lane / 16 * 4)
+                     : place(across, half * 8 + lane % 4) + across % 4;
     }
 
-    // Four tiles of 8 rows, two by two as multiply_tiles has them: to[i] are rows g of tiles 2 i and 2 i + 1 at k = q,
+    // The tiles of 8 rows, two by two as multiply_tiles has them: to[i] are rows g of tiles 2 i and 2 i + 1 at k = q,
     // and both again at k = q + 4.
-    static __device__ __forceinline__ void read(Scalar (&to)[2][4], const Scalar* from) {
+    static __device__ __forceinline__ void read(Scalar (&to)[TURNS / 2][4], const Scalar* from) {
         if (ALONG) {
-            load_matrices(to[0], from);
-            load_matrices(to[1], from + 2 * STEP);
-        } else {
-            const Four low = *(const Four*)from, high = *(const Four*)(from + 4 * LENGTH);
 #pragma unroll
-            for (int i = 0; i < 2; ++i) {
+            for (int i = 0; i < TURNS / 2; ++i) load_matrices(to[i], from + i * 2 * STEP);
+        } else {
+            struct __align__(4 * TURNS) InTurn {
+                Scalar at[TURNS];
+            };
+            const InTurn low = *(const InTurn*)from, high = *(const InTurn*)(from + 4 * LENGTH);
+#pragma unroll
+            for (int i = 0; i < TURNS / 2; ++i) {
                 to[i][0] = low.at[2 * i];
                 to[i][1] = low.at[2 * i + 1];
                 to[i][2] = high.at[2 * i];
@@ -89,14 +105,15 @@ struct Chunks {
     }
 };
 
-// Of 32 rows each two tiles of 16, of 32 columns four of 8.
-typedef Scalar Sums[ROWS_32][2][COLUMNS_32][4][4];
+// Of 32 rows each two tiles of 16, of 32 columns four of 8; of 16 half as many.
+typedef Scalar Sums[ROWS_32][TURNS_M / 2][COLUMNS_32][TURNS_N][4];
 
-// 8 k of 32 rows of a or columns of b; with PRODUCTS 3 as two numbers.
+// 8 k of 32 (or 16) rows of a or columns of b; with PRODUCTS 3 as two numbers.
+template <int TURNS>
 struct Fragment {
-    Scalar big[2][4];
+    Scalar big[TURNS / 2][4];
 #if PRODUCTS == 3
-    Scalar small[2][4];
+    Scalar small[TURNS / 2][4];
 #endif
 
     // Cut to `mask`, the bits that TF32 has, or rounded. (A constant would do; but then the compiler leaves the cut to
@@ -105,7 +122,7 @@ struct Fragment {
     __device__ __forceinline__ void read(const Scalar* from, int mask) {
         Of::read(big, from);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
+        for (int i = 0; i < 2 * TURNS; ++i) {
             Scalar& x = big[i / 4][i % 4];
 #if PRODUCTS == 1
             x = about(x);
@@ -119,11 +136,12 @@ struct Fragment {
 };
 
 static __device__ __forceinline__ void multiply_32(
-    Scalar (&sums)[2][COLUMNS_32][4][4], int y, const Scalar (&a)[2][4], const Scalar (&b)[2][4]) {
+    Scalar (&sums)[TURNS_M / 2][COLUMNS_32][TURNS_N][4], int y, const Scalar (&a)[TURNS_M / 2][4],
+    const Scalar (&b)[TURNS_N / 2][4]) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-        const int j = i % 4;  // of 8 columns
-        multiply_tiles(sums[i / 4][y][j], a[i / 4], {b[j / 2][j % 2], b[j / 2][j % 2 + 2]});
+    for (int i = 0; i < TURNS_M / 2 * TURNS_N; ++i) {
+        const int x = i / TURNS_N, j = i % TURNS_N;  // of 16 rows, of 8 columns
+        multiply_tiles(sums[x][y][j], a[x], {b[j / 2][j % 2], b[j / 2][j % 2 + 2]});
     }
 }
 
@@ -134,12 +152,12 @@ static __device__ __forceinline__ void multiply_step(
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const Scalar *from_a = tile_a + start_a[half], *from_b = tile_b + start_b[half];
-        Fragment b[COLUMNS_32];
+        Fragment<TURNS_N> b[COLUMNS_32];
 #pragma unroll
         for (int y = 0; y < COLUMNS_32; ++y) b[y].template read<B, false>(from_b + y * B::NEXT, mask);
 #pragma unroll
         for (int x = 0; x < ROWS_32; ++x) {
-            Fragment a;
+            Fragment<TURNS_M> a;
             a.template read<A, true>(from_a + x * A::NEXT, mask);
 #pragma unroll
             for (int y = 0; y < COLUMNS_32; ++y) {
@@ -161,14 +179,19 @@ static __device__ __forceinline__ void store_sums(const Sums& sums, Store store)
 #pragma unroll
     for (int x = 0; x < ROWS_32; ++x)
 #pragma unroll
-        for (int t = 0; t < 4; ++t)
+        for (int t = 0; t < TURNS_M; ++t)
 #pragma unroll
             for (int y = 0; y < COLUMNS_32; ++y)
 #pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    const Scalar(&of)[4][4] = sums[x][t / 2][y];
-                    const int c = t % 2 * 2 + e, column = y * 32 + (lane % 4 * 2 + e) * 4;
-                    store(x * 4 + t, lane / 4, column, Four{{of[0][c], of[1][c], of[2][c], of[3][c]}});
+                for (int e = 0; e < TURNS_N / 2; ++e) {
+                    const Scalar(&of)[TURNS_N][4] = sums[x][t / 2][y];
+                    const int c = t % 2 * 2, column = y * 32 + (lane % 4 * (TURNS_N / 2) + e) * 4;
+#if TURNS_N == 4
+                    const Four four = {{of[0][c + e], of[1][c + e], of[2][c + e], of[3][c + e]}};
+#else
+                    const Four four = {{of[0][c], of[1][c], of[0][c + 1], of[1][c + 1]}};
+#endif
+                    store(x * TURNS_M + t, lane / 4, column, four);
                 }
 }
 
@@ -217,6 +240,6 @@ static __device__ __forceinline__ void mma_tile(
     }
     async_wait<0>();  // no copy outlives the block
     store_sums(sums, [=](int tile, int g, int column, const Four& four) {
-        store(place.m + m + tile / 4 * 32 + g * 4 + tile % 4, place.n + n + column, four);
+        store(place.m + m + tile / TURNS_M * 32 + g * TURNS_M + tile % TURNS_M, place.n + n + column, four);
     });
 }

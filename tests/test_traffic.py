@@ -58,6 +58,9 @@ def counted(variant, precision, dtype, c, k):
     ("mma", "fp32", "float32", (32, 64)), ("mma", "tf32", "float32", (32, 64)), ("mma", "fp32", "float16", (32, 64)),
     ("halo", "tf32", "float32", (32, 64)), ("halo", "fp32", "bfloat16", (32, 64)),
     ("mma 128x32", "fp32", "float32", (32, 32)), ("mma 128x32", "fp32", "float16", (32, 32)),
+    ("mma 128x16", "fp32", "float32", (16, 16)), ("mma 128x16", "tf32", "float32", (16, 16)),
+    ("mma 16x128", "fp32", "float32", (16, 16)), ("mma 16x128", "tf32", "float32", (16, 16)),
+    ("mma 128x16", "fp32", "float16", (16, 16)), ("mma 16x128", "fp32", "float16", (16, 16)),
     ("mma 32x128", "fp32", "float32", (32, 32)), ("mma 32x128", "fp32", "float16", (32, 32)),
 ])  # fmt: skip
 def test_what_is_read_and_written_of_a_tile_meets_in_no_bank(variant, precision, dtype, channels):

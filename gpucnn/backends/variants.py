@@ -305,6 +305,7 @@ def _mma(problem: Problem) -> Iterator[Variant]:
     three products it would not fit into the registers. A large tile takes the time of four small ones, so a fourth as
     many blocks will do: the parts are those of small ones. Up to 32 rows or columns would leave half of a small tile
     empty; a narrow one computes as much in one block, so it is first where there are blocks of it for most of a GPU.
+    It has 16 of them where there are no more.
     """
     of, few = problem.matrix, problem.products == 1
     small = {"TILE_M": 64, "TILE_N": 64, "WARP_M": 32, "WARP_N": 32} | problem.kind
@@ -313,7 +314,9 @@ def _mma(problem: Problem) -> Iterator[Variant]:
     cuts = list(_cuts_of_tiles(problem, _tiles(small, of), 32 if problem.half else 16))
     tiles = [large, small] if _filled(of, most_parts) else [small, large]
     if min(of.rows, of.columns) <= 32:
-        narrow = small | ({"TILE_M": 128, "TILE_N": 32} if of.columns <= 32 else {"TILE_M": 32, "TILE_N": 128})
+        long, short, length = ("M", "N", of.columns) if of.columns <= 32 else ("N", "M", of.rows)
+        width = 16 if length <= 16 else 32
+        narrow = small | {f"TILE_{long}": 128, f"TILE_{short}": width, f"WARP_{short}": width}
         tiles.insert(0 if _tiles(narrow, of) * cuts[0][1] >= 96 else 1, narrow)
     for tile in tiles:
         threads = 32 * (tile["TILE_M"] // tile["WARP_M"]) * (tile["TILE_N"] // tile["WARP_N"])

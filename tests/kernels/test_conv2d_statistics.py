@@ -63,6 +63,12 @@ def test_every_tile_has_them(family: str, large: bool, force: Any) -> None:
     assert_statistics(emulated(HOPPER), operands(36, 132, n=2), "float32")
 
 
+@pytest.mark.parametrize(("tile", "filters"), [("mma 128x16", 12), ("mma 128x32", 28)])
+def test_every_narrow_tile_has_them(tile: str, filters: int, force: Any) -> None:
+    force(lambda variant: str(variant).startswith(tile))
+    assert_statistics(emulated(HOPPER), operands(36, filters, n=2), "float32")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_on_tensor_cores_they_are_those_of_what_is_stored(dtype: str) -> None:
     assert_statistics(emulated(HOPPER), operands(40, 72, 1), dtype)
