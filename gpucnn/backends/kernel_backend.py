@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -56,8 +57,13 @@ _IN_PARTS = ("gemm", "fma", "mma")
 _BLOCK_ELEMENTS = 1024  # of a block of an optimiser kernel
 
 
+@cache  # NumPy takes 5 µs to find a dtype's name
+def _source(dtype: np.dtype[Any]) -> str:
+    return _SOURCES.get(dtype.name, "")
+
+
 def _scalar(array: Array) -> dict[str, Any]:
-    return {"SCALAR": _SOURCES[array.dtype.name]}
+    return {"SCALAR": _source(array.dtype)}
 
 
 def _arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -173,10 +179,10 @@ class KernelBackend(Backend):
         return self.astype(array, array.dtype)
 
     def astype(self, array: Array, dtype: Any) -> Array:
-        source, target = _SOURCES.get(array.dtype.name), np.dtype(dtype)
-        if source is None or not is_floating(target) or not array.size:
+        source, target = _source(array.dtype), np.dtype(dtype)
+        if not source or not is_floating(target) or not array.size:
             return super().astype(array, dtype)
-        constants = {"SCALAR": _SOURCES[target.name], "SOURCE": source}
+        constants = {"SCALAR": _source(target), "SOURCE": source}
         y, storage = self._empty(array.shape, target)
         if array.ndim == 4 and array.flags.c_contiguous:
             n, c, h, w = array.shape
@@ -244,7 +250,7 @@ class KernelBackend(Backend):
         own, dtype = operands[0].dtype, operand_dtype(operands[0].dtype)
         if dtype == own:
             return constants, list(operands)
-        types = {"SCALAR": _SOURCES[dtype.name], "RESULT": _SOURCES[own.name]}
+        types = {"SCALAR": _source(dtype), "RESULT": _source(own)}
         return constants | types, [self.astype(operand.ravel(), dtype) for operand in operands]
 
     def _tensor_maps(self, problem: Problem, variant: Variant, a: Array, b: Array) -> list[TensorMap]:
@@ -401,9 +407,9 @@ class KernelBackend(Backend):
         if variant.parts > 1:  # their sums, in the type that they are computed in, and then what becomes of these
             _check_size((variant.parts, n * p * q, k))
             terms, of_terms = self.xp.empty((variant.parts, n * p * q, k), _arithmetic(y.dtype)), _kind(None)
-            of_terms |= {"RESULT": _SOURCES[terms.dtype.name]} if is_half(y.dtype) else {}
+            of_terms |= {"RESULT": _source(terms.dtype)} if is_half(y.dtype) else {}
             self._compute(problem, variant, constants | of_terms, operands, None, None, None, terms, *sums, *numbers)
-            of_result = _kind(activation) | {"RESULT": _SOURCES[y.dtype.name]}
+            of_result = _kind(activation) | {"RESULT": _source(y.dtype)}
             inputs = (terms, *given)
             self._by_channels("conv2d_parts.cu", "conv2d_sum_parts", of_result, inputs, storage, *terms.shape)
             return y, None

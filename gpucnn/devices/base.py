@@ -24,15 +24,14 @@ from __future__ import annotations
 import ast
 import hashlib
 import math
-import operator
 import os
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -141,6 +140,7 @@ class Signature:
     name: str
     parameters: tuple[Parameter, ...]
     most_threads: str = "1024"  # C++
+    _bound: dict[tuple[tuple[str, Any], ...], Bound] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     @cache
@@ -162,73 +162,120 @@ class Signature:
     def __str__(self) -> str:
         return f"{self.name}({', '.join(_shown(p) for p in self.parameters)})"
 
-    def check(self, arguments: Sequence[Any], constants: Constants, xp: ModuleType) -> list[np.dtype[Any]]:
-        """The arguments' dtypes. Raises KernelError, with this signature, for a wrong number, kind, dtype, size or
-        stride."""
+    def bound(self, constants: Constants) -> Bound:
+        """With these constants put in; made once for each."""
+        key = tuple(constants.items())
+        bound = self._bound.get(key)
+        if bound is None:
+            bound = self._bound[key] = Bound(self, constants)
+        return bound
 
-        def wrong(why: str) -> KernelError:
-            return KernelError(f"{why}; the kernel is {self}")
 
-        if len(arguments) != len(self.parameters):
-            raise wrong(f"{len(arguments)} arguments for {len(self.parameters)} parameters")
-        known: dict[str, int] = {k: v for k, v in constants.items() if isinstance(v, int)}
-        types: list[np.dtype[Any]] = []
-        for p, a in zip(self.parameters, arguments, strict=True):
-            named = "SCALAR" if p.type == "Scalar" or (p.type == "RESULT" and "RESULT" not in constants) else p.type
-            type_name = str(constants.get(named, p.type))
-            if p.type == "Scalar" and type_name in dtypes.HALVES:
-                type_name = "float"
-            dtype = dtypes.bfloat16() if type_name == "bfloat16" else _TYPES.get(type_name)
-            if dtype is None:
-                raise wrong(f"{p.name} has the type {type_name}, which no constant defines")
-            types.append(dtype)
-            if p.extent is None:
-                if dtype.kind in "iu":
-                    if not isinstance(a, int | np.integer) or isinstance(a, bool):
-                        raise wrong(f"{p.name} must be an int, got {type(a).__name__} {a!r}")
-                    limits = np.iinfo(str(dtype))
-                    if not limits.min <= a <= limits.max:
-                        raise wrong(f"{p.name} = {a} does not fit {type_name}")
-                    known[p.name] = int(a)
-                elif not isinstance(a, int | float | np.floating):
-                    raise wrong(f"{p.name} must be a number, got {type(a).__name__}")
+class Bound:
+    """A signature with its constants put in. What every launch would find anew is found here.
+
+    Raises KernelError for a type that no constant defines.
+    """
+
+    def __init__(self, signature: Signature, constants: Constants) -> None:
+        self.signature = signature
+        self.types = [self._type(p, constants) for p in signature.parameters]
+        self._known = {name: value for name, value in constants.items() if isinstance(value, int)}
+        self._integers: list[tuple[int, Parameter, int, int]] = []
+        self._reals: list[tuple[int, Parameter]] = []
+        self._pointers: list[tuple[int, Parameter, np.dtype[Any]]] = []
+        for i, (p, dtype) in enumerate(zip(signature.parameters, self.types, strict=True)):
+            if p.extent is not None:
+                self._pointers.append((i, p, dtype))
+            elif dtype.kind in "iu":
+                limits = np.iinfo(str(dtype))
+                self._integers.append((i, p, int(limits.min), int(limits.max)))
+            else:
+                self._reals.append((i, p))
+        names = self._known.keys() | {p.name for _, p, _, _ in self._integers}
+        self._undefined: dict[int, str] = {}  # of each pointer, the first name in its extent that nothing has
+        self._lengths, self._boxes = (
+            _function(f"[{', '.join(self._python(i, extent, names) for i, extent in enumerate(extents))}]")
+            for extents in ([p.extent or () for _, p, _ in self._pointers], [p.box or () for _, p, _ in self._pointers])
+        )
+
+    def _type(self, p: Parameter, constants: Constants) -> np.dtype[Any]:
+        named = "SCALAR" if p.type == "Scalar" or (p.type == "RESULT" and "RESULT" not in constants) else p.type
+        type_name = str(constants.get(named, p.type))
+        if p.type == "Scalar" and type_name in dtypes.HALVES:
+            type_name = "float"
+        dtype = dtypes.bfloat16() if type_name == "bfloat16" else _TYPES.get(type_name)
+        if dtype is None:
+            raise self._wrong(f"{p.name} has the type {type_name}, which no constant defines")
+        return dtype
+
+    def _python(self, place: int, extent: tuple[str, ...], names: Collection[str]) -> str:
+        """A list of the lengths in the extent of a pointer."""
+        try:
+            return f"[{', '.join(_python(_parsed(length), names) for length in extent)}]"
+        except KeyError as error:
+            self._undefined[place] = str(error)
+            return "[]"
+
+    def _wrong(self, why: str) -> KernelError:
+        return KernelError(f"{why}; the kernel is {self.signature}")
+
+    def check(self, arguments: Sequence[Any], xp: ModuleType) -> None:
+        """Raises KernelError, with the signature, for a wrong number, kind, dtype, size or stride."""
+        if len(arguments) != len(self.types):
+            raise self._wrong(f"{len(arguments)} arguments for {len(self.types)} parameters")
+        known = self._known.copy()
+        for i, p, least, most in self._integers:
+            number = arguments[i]
+            if not isinstance(number, (int, np.integer)) or isinstance(number, bool):
+                raise self._wrong(f"{p.name} must be an int, got {type(number).__name__} {number!r}")
+            if not least <= number <= most:
+                raise self._wrong(f"{p.name} = {number} does not fit {p.type}")
+            known[p.name] = int(number)
+        for i, p in self._reals:
+            if not isinstance(arguments[i], (int, float, np.floating)):
+                raise self._wrong(f"{p.name} must be a number, got {type(arguments[i]).__name__}")
         listed: tuple[str, list[int]] | None = None
-        for p, a, dtype in zip(self.parameters, arguments, types, strict=True):
-            if p.extent is None or (a is None and p.nullable):
+        for place, ((i, p, dtype), lengths) in enumerate(zip(self._pointers, self._lengths(known), strict=True)):
+            a = arguments[i]
+            if a is None and p.nullable:
                 continue
-            try:
-                size = math.prod(_length(_parsed(e), known) for e in p.extent)
-            except KeyError as error:
-                raise wrong(f"the extent of {p.name}: {error} is not defined") from None
-            if p.table and not (isinstance(a, list) and len(a) == size):
-                raise wrong(f"{p.name} must be a list of {size} arrays, got {type(a).__name__} {a!r:.40}")
-            if p.box is not None:
-                shape, box = ([_length(_parsed(e), known) for e in of] for of in (p.extent, p.box))
-                if not isinstance(a, TensorMap):
-                    raise wrong(f"{p.name} must be a TensorMap, got {type(a).__name__}")
-                if ([*a.array.shape], [*a.box]) != (shape, box):
-                    raise wrong(f"{p.name} must map {shape} by boxes of {box}, got {a.array.shape} by {a.box}")
-                a = a.array
-            for i, array in enumerate(a if p.table else [a]):
-                name = f"{p.name}[{i}]" if p.table else p.name
-                if not isinstance(array, xp.ndarray):
-                    kind, wanted = type(array), xp.ndarray.__module__
-                    raise wrong(f"{name} must be a {wanted} array, got {kind.__module__}.{kind.__name__}")
-                if array.dtype != dtype:
-                    raise wrong(f"{name} must be {dtype}, got {array.dtype}")
-                if not array.flags.c_contiguous:
-                    raise wrong(f"{name} must be contiguous, got shape {array.shape} with strides {array.strides}")
+            if place in self._undefined:
+                raise self._wrong(f"the extent of {p.name}: {self._undefined[place]} is not defined")
+            size = math.prod(lengths)
             if p.table:
+                if not (isinstance(a, list) and len(a) == size):
+                    raise self._wrong(f"{p.name} must be a list of {size} arrays, got {type(a).__name__} {a!r:.40}")
+                for number, array in enumerate(a):
+                    self._check_array(f"{p.name}[{number}]", array, dtype, xp)
                 sizes = [array.size for array in a]
                 listed = listed or (p.name, sizes)
                 if sizes != listed[1]:
-                    raise wrong(f"{p.name} lists arrays of sizes {sizes}, {listed[0]} of {listed[1]}")
-            elif a.size != size:
-                raise wrong(f"{p.name} must have {size} elements [{', '.join(p.extent)}], got {a.size} {a.shape}")
-        return types
+                    raise self._wrong(f"{p.name} lists arrays of sizes {sizes}, {listed[0]} of {listed[1]}")
+                continue
+            if p.box is not None:
+                box = self._boxes(known)[place]
+                if not isinstance(a, TensorMap):
+                    raise self._wrong(f"{p.name} must be a TensorMap, got {type(a).__name__}")
+                if ([*a.array.shape], [*a.box]) != (lengths, box):
+                    raise self._wrong(f"{p.name} must map {lengths} by boxes of {box}, got {a.array.shape} by {a.box}")
+                a = a.array
+            self._check_array(p.name, a, dtype, xp)
+            if a.size != size:
+                extent = ", ".join(p.extent or ())
+                raise self._wrong(f"{p.name} must have {size} elements [{extent}], got {a.size} {a.shape}")
+
+    def _check_array(self, name: str, array: Any, dtype: np.dtype[Any], xp: ModuleType) -> None:
+        if not isinstance(array, xp.ndarray):
+            kind, wanted = type(array), xp.ndarray.__module__
+            raise self._wrong(f"{name} must be a {wanted} array, got {kind.__module__}.{kind.__name__}")
+        if array.dtype != dtype:
+            raise self._wrong(f"{name} must be {dtype}, got {array.dtype}")
+        if not array.flags.c_contiguous:
+            raise self._wrong(f"{name} must be contiguous, got shape {array.shape} with strides {array.strides}")
 
 
-_ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.floordiv}
+_ARITHMETIC: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "//"}
 
 
 @cache
@@ -239,13 +286,24 @@ def _parsed(extent: str) -> ast.expr:
         return ast.Name(extent)
 
 
-def _length(extent: ast.expr, known: Mapping[str, int]) -> int:
-    """The value of an extent: numbers, names, + - * /. Raises KeyError for another name or operation."""
+def _python(extent: ast.expr, names: Collection[str]) -> str:
+    """Python for an extent of numbers, names and + - * /, where `known` has the names' values. Raises KeyError for
+    another name or operation."""
     if isinstance(extent, ast.Constant) and type(extent.value) is int:
-        return extent.value
+        return str(extent.value)
     if isinstance(extent, ast.BinOp) and type(extent.op) in _ARITHMETIC:
-        return int(_ARITHMETIC[type(extent.op)](_length(extent.left, known), _length(extent.right, known)))
-    return known[ast.unparse(extent)]
+        return f"({_python(extent.left, names)} {_ARITHMETIC[type(extent.op)]} {_python(extent.right, names)})"
+    name = ast.unparse(extent)
+    if name not in names:
+        raise KeyError(name)
+    return f"known[{name!r}]"
+
+
+@cache
+def _function(code: str) -> Callable[[Mapping[str, int]], list[list[int]]]:
+    """The Python of `_python` as a function of the names' values."""
+    function: Callable[[Mapping[str, int]], list[list[int]]] = eval(f"lambda known: {code}")
+    return function
 
 
 def _split(line: str) -> list[str]:

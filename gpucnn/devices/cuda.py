@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,6 +68,7 @@ class CudaDevice(Device):
             f"-I{folder}",
             f"-DHEADERS={hashlib.sha256(content).hexdigest()[:16]}",
         )
+        self._signature = cache(lambda file, name: Signature.of(folder / file, name))
         self._functions: dict[Specialisation, Any] = {}
         self._allocate: Any = None  # the allocator that `measure` found
         self.xp.cuda.set_pinned_memory_allocator(self._memory_for_a_copy)
@@ -116,9 +117,10 @@ class CudaDevice(Device):
                 f"gpucnn computes on GPU {self._gpu}, the current one when it began, but now GPU {gpu} is: leave "
                 f"cupy.cuda.Device({gpu}), or choose the GPU before the process starts, by CUDA_VISIBLE_DEVICES={gpu}"
             )
-        signature = Signature.of(kernel_folder() / file, name)
-        types = signature.check(arguments, constants, self.xp)
-        values = tuple(map(self._value, signature.parameters, arguments, types))
+        signature = self._signature(file, name)
+        bound = signature.bound(constants)
+        bound.check(arguments, self.xp)
+        values = tuple(map(self._value, signature.parameters, arguments, bound.types))
         function = self._function(Specialisation(file, name, tuple(sorted(constants.items()))))
         function(grid, block, values, shared_mem=constants.get("DYNAMIC_SHARED", 0))
         if self.capturing is not None:

@@ -164,14 +164,15 @@ class EmulatorDevice(Instrument):
     def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:
         path = self.kernels / file
         signature = Signature.of(path, name)
-        types = signature.check(arguments, constants, np)
+        bound = signature.bound(constants)
+        bound.check(arguments, np)
         library = self._library(file, name, tuple(sorted(constants.items())))
         self.check_blocks(name, grid, block, library.most_threads, "its __launch_bounds__ allow")
         if self.noted(file, name, constants, grid, block, *arguments):
             return
         values: list[Any] = []
         buffers = []
-        for p, a, dtype in zip(signature.parameters, arguments, types, strict=True):
+        for p, a, dtype in zip(signature.parameters, arguments, bound.types, strict=True):
             if isinstance(a, TensorMap):
                 values.append(ctypes.create_string_buffer(a.encoded, len(a.encoded)))
                 buffers.append((p, a.array))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpucnn.backends.kernel_backend import KernelBackend
-from gpucnn.devices import KernelError, Specialisation
+from gpucnn.devices import KernelError, Specialisation, base
 from gpucnn.devices.recorder import RecorderDevice
 from gpucnn.geometry import Window
 
@@ -30,6 +30,20 @@ def test_an_argument_that_does_not_fit_is_an_error_and_not_noted():
             x.astype(np.float64), x[:1], 5, 3, 1, 256,
         )  # fmt: skip
     assert device.launches == []
+
+
+def test_what_a_kernel_wants_is_found_out_at_its_first_launch_with_these_constants(monkeypatch):
+    def launch(rows, **constants):
+        x, sums = np.ones((rows, 3), np.float32), np.empty((1, 3), np.float32)
+        device.launch("sums.cu", "bias_backward", constants, (1, 1, 1), (256, 1, 1), x, sums, rows, 3, 1, 256)
+
+    device = RecorderDevice()
+    launch(5, SCALAR="float", COLUMNS=8)
+    monkeypatch.setattr(base, "Bound", None)
+    launch(7, SCALAR="float", COLUMNS=8)
+    assert len(device.launches) == 2
+    with pytest.raises(TypeError, match="not callable"):
+        launch(7, SCALAR="double", COLUMNS=8)
 
 
 def test_each_specialisation_is_listed_once_in_the_order_of_its_first_launch():

@@ -481,7 +481,7 @@ def test_an_array_that_is_no_map_is_refused_with_the_signature(wgmma: KernelBack
     constants = {"SCALAR": "float16", "TILE_M": 128, "TILE_N": 64, "TILE_K": 64, "KERNEL_H": 1, "KERNEL_W": 1}
     x, y = np.empty((1, 1, 1, 64), np.float16), np.empty((1, 1, 1, 8), np.float16)
     with pytest.raises(KernelError, match=shown):
-        signature.check([x, x, None, None, None, y, None, None, 1, 1, 1, 64, 8, 1, 1, 1], constants, np)
+        signature.bound(constants).check([x, x, None, None, None, y, None, None, 1, 1, 1, 64, 8, 1, 1, 1], np)
 
 
 def test_a_map_without_its_boxes_is_refused(tmp_path: Path) -> None:

@@ -61,15 +61,16 @@ class PtxDevice(Instrument):
 
     def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:
         signature = Signature.of(self.kernels / file, name)
-        types = signature.check(arguments, constants, np)
+        bound = signature.bound(constants)
+        bound.check(arguments, np)
         program = self._program(file, name, tuple(sorted(constants.items())), self._architecture)
         kernel = program.kernel
         self.check_blocks(name, grid, block, kernel.most_threads, "its PTX allows")
         if self.noted(file, name, constants, grid, block, *arguments):
             return
-        bound = [_bound(*one) for one in zip(signature.parameters, arguments, types, strict=True)]
-        memory = Memory([buffer for buffers, _ in bound for buffer in buffers])
-        packed = _packed(kernel, [value for _, value in bound])
+        given = [_bound(*one) for one in zip(signature.parameters, arguments, bound.types, strict=True)]
+        memory = Memory([buffer for buffers, _ in given for buffer in buffers])
+        packed = _packed(kernel, [value for _, value in given])
         with np.errstate(all="ignore"):
             for blocks in program.waves(math.prod(grid), block):
                 Wave(program, memory, packed, grid, block, blocks).run()
