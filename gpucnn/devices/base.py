@@ -23,12 +23,11 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import math
 import os
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -180,7 +179,6 @@ class Bound:
     def __init__(self, signature: Signature, constants: Constants) -> None:
         self.signature = signature
         self.types = [self._type(p, constants) for p in signature.parameters]
-        self._known = {name: value for name, value in constants.items() if isinstance(value, int)}
         self._integers: list[tuple[int, Parameter, int, int]] = []
         self._reals: list[tuple[int, Parameter]] = []
         self._pointers: list[tuple[int, Parameter, np.dtype[Any]]] = []
@@ -192,12 +190,11 @@ class Bound:
                 self._integers.append((i, p, int(limits.min), int(limits.max)))
             else:
                 self._reals.append((i, p))
-        names = self._known.keys() | {p.name for _, p, _, _ in self._integers}
+        # What stands for a name in Python: its value, or the argument.
+        self._names = {name: str(value) for name, value in constants.items() if isinstance(value, int)}
+        self._names |= {p.name: f"a[{i}]" for i, p, _, _ in self._integers}
         self._undefined: dict[int, str] = {}  # of each pointer, the first name in its extent that nothing has
-        self._lengths, self._boxes = (
-            _function(f"[{', '.join(self._python(i, extent, names) for i, extent in enumerate(extents))}]")
-            for extents in ([p.extent or () for _, p, _ in self._pointers], [p.box or () for _, p, _ in self._pointers])
-        )
+        self._sizes = _function(f"({''.join(f'{self._size(i, p)}, ' for i, p, _ in self._pointers)})")
 
     def _type(self, p: Parameter, constants: Constants) -> np.dtype[Any]:
         named = "SCALAR" if p.type == "Scalar" or (p.type == "RESULT" and "RESULT" not in constants) else p.type
@@ -209,13 +206,17 @@ class Bound:
             raise self._wrong(f"{p.name} has the type {type_name}, which no constant defines")
         return dtype
 
-    def _python(self, place: int, extent: tuple[str, ...], names: Collection[str]) -> str:
-        """A list of the lengths in the extent of a pointer."""
+    def _size(self, i: int, p: Parameter) -> str:
+        """The elements of pointer i, in Python."""
         try:
-            return f"[{', '.join(_python(_parsed(length), names) for length in extent)}]"
+            return "*".join(_python(_parsed(length), self._names) for length in p.extent or ())
         except KeyError as error:
-            self._undefined[place] = str(error)
-            return "[]"
+            self._undefined[i] = str(error)
+            return "0"
+
+    def _lengths(self, extent: tuple[str, ...], arguments: Sequence[Any]) -> list[int]:
+        lengths: list[int] = _function(f"[{', '.join(_python(_parsed(n), self._names) for n in extent)}]")(arguments)
+        return lengths
 
     def _wrong(self, why: str) -> KernelError:
         return KernelError(f"{why}; the kernel is {self.signature}")
@@ -224,25 +225,24 @@ class Bound:
         """Raises KernelError, with the signature, for a wrong number, kind, dtype, size or stride."""
         if len(arguments) != len(self.types):
             raise self._wrong(f"{len(arguments)} arguments for {len(self.types)} parameters")
-        known = self._known.copy()
         for i, p, least, most in self._integers:
             number = arguments[i]
-            if not isinstance(number, (int, np.integer)) or isinstance(number, bool):
-                raise self._wrong(f"{p.name} must be an int, got {type(number).__name__} {number!r}")
+            if type(number) is not int:
+                if not isinstance(number, np.integer):
+                    raise self._wrong(f"{p.name} must be an int, got {type(number).__name__} {number!r}")
+                arguments = [*arguments[:i], number := int(number), *arguments[i + 1 :]]  # so that no product overflows
             if not least <= number <= most:
                 raise self._wrong(f"{p.name} = {number} does not fit {p.type}")
-            known[p.name] = int(number)
         for i, p in self._reals:
             if not isinstance(arguments[i], (int, float, np.floating)):
                 raise self._wrong(f"{p.name} must be a number, got {type(arguments[i]).__name__}")
         listed: tuple[str, list[int]] | None = None
-        for place, ((i, p, dtype), lengths) in enumerate(zip(self._pointers, self._lengths(known), strict=True)):
+        for (i, p, dtype), size in zip(self._pointers, self._sizes(arguments), strict=True):
             a = arguments[i]
             if a is None and p.nullable:
                 continue
-            if place in self._undefined:
-                raise self._wrong(f"the extent of {p.name}: {self._undefined[place]} is not defined")
-            size = math.prod(lengths)
+            if i in self._undefined:
+                raise self._wrong(f"the extent of {p.name}: {self._undefined[i]} is not defined")
             if p.table:
                 if not (isinstance(a, list) and len(a) == size):
                     raise self._wrong(f"{p.name} must be a list of {size} arrays, got {type(a).__name__} {a!r:.40}")
@@ -253,12 +253,12 @@ class Bound:
                 if sizes != listed[1]:
                     raise self._wrong(f"{p.name} lists arrays of sizes {sizes}, {listed[0]} of {listed[1]}")
                 continue
-            if p.box is not None:
-                box = self._boxes(known)[place]
+            if p.box is not None and p.extent is not None:
+                shape, box = (self._lengths(extent, arguments) for extent in (p.extent, p.box))
                 if not isinstance(a, TensorMap):
                     raise self._wrong(f"{p.name} must be a TensorMap, got {type(a).__name__}")
-                if ([*a.array.shape], [*a.box]) != (lengths, box):
-                    raise self._wrong(f"{p.name} must map {lengths} by boxes of {box}, got {a.array.shape} by {a.box}")
+                if ([*a.array.shape], [*a.box]) != (shape, box):
+                    raise self._wrong(f"{p.name} must map {shape} by boxes of {box}, got {a.array.shape} by {a.box}")
                 a = a.array
             self._check_array(p.name, a, dtype, xp)
             if a.size != size:
@@ -286,23 +286,19 @@ def _parsed(extent: str) -> ast.expr:
         return ast.Name(extent)
 
 
-def _python(extent: ast.expr, names: Collection[str]) -> str:
-    """Python for an extent of numbers, names and + - * /, where `known` has the names' values. Raises KeyError for
-    another name or operation."""
+def _python(extent: ast.expr, names: Mapping[str, str]) -> str:
+    """Python for an extent of numbers, names and + - * /. Raises KeyError for another name or operation."""
     if isinstance(extent, ast.Constant) and type(extent.value) is int:
         return str(extent.value)
     if isinstance(extent, ast.BinOp) and type(extent.op) in _ARITHMETIC:
         return f"({_python(extent.left, names)} {_ARITHMETIC[type(extent.op)]} {_python(extent.right, names)})"
-    name = ast.unparse(extent)
-    if name not in names:
-        raise KeyError(name)
-    return f"known[{name!r}]"
+    return names[ast.unparse(extent)]
 
 
 @cache
-def _function(code: str) -> Callable[[Mapping[str, int]], list[list[int]]]:
-    """The Python of `_python` as a function of the names' values."""
-    function: Callable[[Mapping[str, int]], list[list[int]]] = eval(f"lambda known: {code}")
+def _function(code: str) -> Callable[[Sequence[Any]], Any]:
+    """What `_python` writes, of the arguments `a`."""
+    function: Callable[[Sequence[Any]], Any] = eval(f"lambda a: {code}")
     return function
 
 
