@@ -194,7 +194,8 @@ class Bound:
         self._names = {name: str(value) for name, value in constants.items() if isinstance(value, int)}
         self._names |= {p.name: f"a[{i}]" for i, p, _, _ in self._integers}
         self._undefined: dict[int, str] = {}  # of each pointer, the first name in its extent that nothing has
-        self._sizes = _function(f"({''.join(f'{self._size(i, p)}, ' for i, p, _ in self._pointers)})")
+        self._sizes = _function(f"[{', '.join(self._size(i, p) for i, p, _ in self._pointers)}]")
+        self._maps = {i: self._shape_and_box(p) for i, p, _ in self._pointers if p.box}
 
     def _type(self, p: Parameter, constants: Constants) -> np.dtype[Any]:
         named = "SCALAR" if p.type == "Scalar" or (p.type == "RESULT" and "RESULT" not in constants) else p.type
@@ -214,9 +215,13 @@ class Bound:
             self._undefined[i] = str(error)
             return "0"
 
-    def _lengths(self, extent: tuple[str, ...], arguments: Sequence[Any]) -> list[int]:
-        lengths: list[int] = _function(f"[{', '.join(_python(_parsed(n), self._names) for n in extent)}]")(arguments)
-        return lengths
+    def _shape_and_box(self, p: Parameter) -> Callable[[Sequence[Any]], Any]:
+        """A function of the arguments for the lengths of both."""
+        try:
+            both = [[_python(_parsed(length), self._names) for length in of_one or ()] for of_one in (p.extent, p.box)]
+        except KeyError as error:
+            raise self._wrong(f"the extent of {p.name}: {error} is not defined") from None
+        return _function(", ".join(f"[{', '.join(lengths)}]" for lengths in both))
 
     def _wrong(self, why: str) -> KernelError:
         return KernelError(f"{why}; the kernel is {self.signature}")
@@ -253,8 +258,8 @@ class Bound:
                 if sizes != listed[1]:
                     raise self._wrong(f"{p.name} lists arrays of sizes {sizes}, {listed[0]} of {listed[1]}")
                 continue
-            if p.box is not None and p.extent is not None:
-                shape, box = (self._lengths(extent, arguments) for extent in (p.extent, p.box))
+            if i in self._maps:
+                shape, box = self._maps[i](arguments)
                 if not isinstance(a, TensorMap):
                     raise self._wrong(f"{p.name} must be a TensorMap, got {type(a).__name__}")
                 if ([*a.array.shape], [*a.box]) != (shape, box):
@@ -298,7 +303,7 @@ def _python(extent: ast.expr, names: Mapping[str, str]) -> str:
 @cache
 def _function(code: str) -> Callable[[Sequence[Any]], Any]:
     """What `_python` writes, of the arguments `a`."""
-    function: Callable[[Sequence[Any]], Any] = eval(f"lambda a: {code}")
+    function: Callable[[Sequence[Any]], Any] = eval(f"lambda a: ({code})")
     return function
 
 
