@@ -2,7 +2,8 @@
 //
 // Layout     x, y, dx, dy, residual, dr [rows, C] with rows = N*H*W: channels fastest.
 //            What a channel has one of is Scalar, whatever x is.
-// Grid       Sums over rows: column_sum.cuh, then over their parts. The rest: VECTOR neighbouring channels a thread.
+// Grid       Sums over rows: column_sum.cuh, then over their parts. What a channel has: a thread each. The rest: VECTOR
+//            neighbouring channels a thread.
 // Shared     768 scalars for the statistics, 512 for the sums of the gradient.
 // Constants  COLUMNS for the sums; VECTOR for the rest (channels.cuh); KIND, the activation f (activation.cuh): RELU, RELU6,
 //            SIGMOID, TANH or NONE; TRAINING 1 or 0 for the gradient: whether mean and invstd depend on x.
@@ -148,6 +149,35 @@ extern "C" __global__ void __launch_bounds__(256) batch_norm_backward_combine(
 }
 
 #endif
+
+#elif !defined(KIND)
+
+// What follows from the statistics of each channel: invstd = 1 / sqrt(variance + eps); scale and shift, with which
+// scale * x + shift is the normalised x; and the running statistics go `momentum` of their way to this batch's, the
+// variance to `unbiased` times its own.
+extern "C" __global__ void batch_norm_invstd(
+    const SCALAR* __restrict__ mean,      // [C]
+    const SCALAR* __restrict__ variance,  // [C]
+    const SCALAR* __restrict__ weight,    // [C] or null
+    const SCALAR* __restrict__ bias,      // [C] or null
+    SCALAR* __restrict__ invstd,          // [C] or null
+    SCALAR* __restrict__ scale,           // [C] or null, as shift
+    SCALAR* __restrict__ shift,           // [C] or null
+    SCALAR* __restrict__ running_mean,    // [C] or null, in place
+    SCALAR* __restrict__ running_var,     // [C] or null, in place
+    int C, Scalar eps, Scalar momentum, Scalar unbiased) {
+    const int c = (int)thread_number();
+    if (c >= C) return;
+    const Scalar inverse = 1 / sqrt(variance[c] + eps);
+    if (invstd) invstd[c] = inverse;
+    if (scale) {
+        const Scalar factor = weight ? inverse * weight[c] : inverse, back = -mean[c] * factor;
+        scale[c] = factor;
+        shift[c] = bias ? back + bias[c] : back;
+    }
+    if (running_mean) running_mean[c] = running_mean[c] + momentum * (mean[c] - running_mean[c]);
+    if (running_var) running_var[c] = running_var[c] + momentum * (unbiased * variance[c] - running_var[c]);
+}
 
 #else
 #include "channels.cuh"

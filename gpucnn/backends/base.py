@@ -302,6 +302,37 @@ class Backend(ABC):
         """(mean [C], biased variance [C]) of x [N,C,H,W] or [N,C] over all axes but C; sound for |mean| ≫ std."""
 
     @abstractmethod
+    def batch_norm_invstd(
+        self,
+        mean: Array,
+        variance: Array,
+        eps: float,
+        running_mean: Array | None = None,
+        running_var: Array | None = None,
+        momentum: float = 0.0,
+        unbiased: float = 1.0,
+    ) -> Array:
+        """1 / √(variance + eps) [C]. In place, running_mean += momentum · (mean − running_mean), and running_var goes
+        towards unbiased · variance likewise. All [C] and of one dtype, float32 or float64."""
+
+    def batch_norm_affine(
+        self, mean: Array, variance: Array, weight: Array | None, bias: Array | None, eps: float
+    ) -> tuple[Array, Array]:
+        """(scale, shift) [C]: scale · x + shift is (x − mean) · weight / √(variance + eps) + bias, up to rounding.
+
+        All are of one floating type, and computed in float32 if that is a half type.
+        """
+        dtype = variance.dtype
+        mean, variance, weight, bias = (
+            a if a is None or not is_half(a.dtype) else a.astype(np.float32) for a in (mean, variance, weight, bias)
+        )
+        with np.errstate(all="ignore"):
+            invstd = self.batch_norm_invstd(mean, variance, eps)
+            scale = invstd if weight is None else invstd * weight
+            shift = -mean * scale if bias is None else -mean * scale + bias
+            return scale.astype(dtype, copy=False), shift.astype(dtype, copy=False)
+
+    @abstractmethod
     def batch_norm_forward(
         self,
         x: Array,

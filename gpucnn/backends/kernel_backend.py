@@ -659,6 +659,37 @@ class KernelBackend(Backend):
             (means, squares), parts, length = of_them, together, length * every
         return means[0], squares[0]
 
+    def batch_norm_invstd(
+        self,
+        mean: Array,
+        variance: Array,
+        eps: float,
+        running_mean: Array | None = None,
+        running_var: Array | None = None,
+        momentum: float = 0.0,
+        unbiased: float = 1.0,
+    ) -> Array:
+        mean, variance = self._storage(mean), self._storage(variance)
+        invstd = self.xp.empty_like(variance)
+        running = (running_mean, running_var)
+        self._norm_channels(mean, variance, None, None, invstd, None, None, *running, eps, momentum, unbiased)
+        return invstd
+
+    def batch_norm_affine(
+        self, mean: Array, variance: Array, weight: Array | None, bias: Array | None, eps: float
+    ) -> tuple[Array, Array]:
+        mean, variance, *given = (None if a is None else self._storage(a) for a in (mean, variance, weight, bias))
+        scale, shift = self.xp.empty_like(variance), self.xp.empty_like(variance)
+        self._norm_channels(mean, variance, *given, None, scale, shift, None, None, eps, 0.0, 1.0)
+        return scale, shift
+
+    def _norm_channels(self, mean: Array, variance: Array, *others: Any) -> None:
+        """Launch batch_norm_invstd; the three numbers are the last of the others."""
+        arrays, numbers = others[:-3], others[-3:]
+        if variance.size:
+            name, arguments = "batch_norm_invstd", (mean, variance, *arrays, variance.size, *numbers)
+            self._each("batch_norm.cu", name, _scalar(variance), variance.size, *arguments)
+
     def batch_norm_forward(
         self,
         x: Array,

@@ -241,6 +241,22 @@ class NumpyBackend(Backend):
     def batch_norm_statistics(self, x: Array) -> tuple[Array, Array]:
         return numpy_batch_norm.statistics(storage(widened(x)))
 
+    @np.errstate(all="ignore")
+    def batch_norm_invstd(
+        self,
+        mean: Array,
+        variance: Array,
+        eps: float,
+        running_mean: Array | None = None,
+        running_var: Array | None = None,
+        momentum: float = 0.0,
+        unbiased: float = 1.0,
+    ) -> Array:
+        for running, value in ((running_mean, mean), (running_var, unbiased * variance)):
+            if running is not None:
+                running += momentum * (value - running)
+        return 1 / np.sqrt(variance + eps)
+
     @in_float32
     def batch_norm_forward(
         self,

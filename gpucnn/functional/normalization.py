@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from gpucnn.backends import Array
 from gpucnn.dtypes import float32, is_half
 from gpucnn.functional import validate
@@ -86,17 +84,16 @@ def _batch_norm(
         if count < 2:
             raise ValueError(f"{op}: training needs more than one value per channel, got input shape {input.shape}")
         average, variance = backend.batch_norm_statistics(x) if statistics is None else statistics
-        if running_mean is not None:
-            running_mean.array[...] = running_mean.array + momentum * (average - running_mean.array)
-        if running_var is not None:
-            unbiased = variance * (count / (count - 1))
-            running_var.array[...] = running_var.array + momentum * (unbiased - running_var.array)
+        moved = [None if r is None else backend.contiguous(widened(r).array) for r in (running_mean, running_var)]
+        invstd = backend.batch_norm_invstd(average, variance, eps, moved[0], moved[1], momentum, count / (count - 1))
+        for running, wide in zip((running_mean, running_var), moved, strict=True):
+            if running is not None and running.array is not wide:  # a copy
+                running.array[...] = wide
     elif running_mean is None or running_var is None:
         raise ValueError(f"{op}: with training=False, running_mean and running_var must be given")
     else:
         average, variance = widened(running_mean).array.copy(), widened(running_var).array
-    with np.errstate(all="ignore"):
-        invstd = 1 / backend.xp.sqrt(variance + eps)
+        invstd = backend.batch_norm_invstd(average, variance, eps)
     w, b, more = (None if t is None else t.array for t in (weight, bias, residual))
     y = backend.batch_norm_forward(x, average, invstd, w, b, more, activation)
     output, added = None if activation is None else y, residual is not None

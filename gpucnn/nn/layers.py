@@ -419,13 +419,11 @@ class _BatchNorm(Module):
         """(scale, shift), [C] each: what evaluation mode multiplies by and adds. Nothing is recorded."""
         if self.running_mean is None or self.running_var is None:
             raise ValueError(f"{type(self).__name__} has no running statistics: track_running_stats=False")
-        backend, variance = self.running_var.backend, self.running_var.array
-        scale = 1 / backend.xp.sqrt(variance + self.eps)
-        if self.weight is not None:
-            scale *= self.weight.array
-        shift = -self.running_mean.array * scale
-        if self.bias is not None:
-            shift += self.bias.array
+        backend = self.running_var.backend
+        mean, variance, weight, bias = (
+            None if t is None else t.array for t in (self.running_mean, self.running_var, self.weight, self.bias)
+        )
+        scale, shift = backend.batch_norm_affine(mean, variance, weight, bias, self.eps)
         return Tensor(scale, backend), Tensor(shift, backend)
 
 

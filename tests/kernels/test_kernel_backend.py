@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from numerics import assert_within, unit_roundoff
 
+import gpucnn
+from gpucnn import nn
 from gpucnn.backends import ACTIVATIONS, Backend
 from gpucnn.backends.base import AdamSettings, RMSpropSettings, SGDSettings
 from gpucnn.backends.kernel_backend import MOST_ELEMENTS, KernelBackend
@@ -22,6 +24,7 @@ from gpucnn.backends.variants import Problem, Variant, usual
 from gpucnn.devices.base import kernel_folder
 from gpucnn.devices.emulator import EmulatorDevice
 from gpucnn.devices.recorder import RecorderDevice
+from gpucnn.dtypes import named
 from gpucnn.geometry import Window
 from gpucnn.live import Live
 from gpucnn.tensor import Tensor
@@ -302,6 +305,46 @@ def test_batch_norm_with_what_follows_it_has_the_bits_of_one_after_another(
     assert_same_bits(ours, apart[:3])
     assert (of_residual is None) == (not added)
     assert_same_bits([of_residual] * added, [dr] * added)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("affine", [True, False])
+def test_the_scale_and_shift_of_a_batch_norm_at_rest_have_numpys_bits(
+    affine: bool, dtype: str, kernels: KernelBackend
+) -> None:
+    mean, variance, weight, bias = (random(300, seed=i).astype(named(dtype)) for i in range(4))
+    variance = np.abs(variance)
+    variance[:3], mean[3] = (0, np.inf, np.nan), np.inf
+    given = (mean, variance, *((weight, bias) if affine else (None, None)), 1e-3)
+    ours = computed(kernels, "batch_norm_affine", *given)
+    assert [a.dtype for a in ours] == [named(dtype)] * 2
+    wide = [[a.astype(np.float64) for a in pair] for pair in (ours, REFERENCE.batch_norm_affine(*given))]
+    assert_same_bits(*wide)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_running_statistics_move_in_place_with_numpys_bits(dtype: str, kernels: KernelBackend) -> None:
+    mean, variance, old_mean, old_var = (np.abs(random(300, seed=i)).astype(dtype) for i in range(4))
+    moved = []
+    for backend in (kernels, REFERENCE):
+        running = [backend.asarray(old_mean.copy()), backend.asarray(old_var.copy())]
+        invstd = backend.batch_norm_invstd(
+            backend.asarray(mean), backend.asarray(variance), 1e-3, *running, 0.1, 300 / 299
+        )
+        moved.append([backend.to_numpy(a) for a in (invstd, *running)])
+    assert_same_bits(*moved)
+    np.testing.assert_allclose(moved[0][1], 0.9 * old_mean + 0.1 * mean, rtol=1e-6)
+    np.testing.assert_allclose(moved[0][2], 0.9 * old_var + 0.1 * 300 / 299 * variance, rtol=1e-6)
+
+
+def test_inference_launches_two_kernels_for_a_convolution_and_its_batch_norm() -> None:
+    device = RecorderDevice()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(KernelBackend(device)).eval()
+    images = gpucnn.tensor(np.ones((1, 3, 6, 5), np.float32), backend=model[0].weight.backend)
+    device.launches.clear()
+    with gpucnn.no_grad():
+        model(images)
+    assert [one.name for one in device.launches] == ["batch_norm_invstd", "conv2d_direct_forward"]
 
 
 @pytest.mark.parametrize("training", [True, False])
