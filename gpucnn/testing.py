@@ -989,6 +989,7 @@ NORM = [
     batch_normalized((2, 3, 7, 5)),
     batch_normalized((2, 3, 7, 5), affine=False, eps=1e-3),
     batch_normalized((37, 6)),
+    batch_normalized((3, 300)),
     batch_normalized((2, 1, 13, 11), offset=3.0),
     batch_normalized((3, 35, 11, 9)),
     batch_normalized((5, 17, 1, 1)),

@@ -307,13 +307,12 @@ class Backend(ABC):
         mean: Array,
         variance: Array,
         eps: float,
-        running_mean: Array | None = None,
-        running_var: Array | None = None,
+        running: Sequence[Array | None] = (None, None),
         momentum: float = 0.0,
         unbiased: float = 1.0,
     ) -> Array:
-        """1 / √(variance + eps) [C]. In place, running_mean += momentum · (mean − running_mean), and running_var goes
-        towards unbiased · variance likewise. All [C] and of one dtype, float32 or float64."""
+        """1 / √(variance + eps) [C]. In place, the running mean += momentum · (mean − running mean), and the running
+        variance goes towards unbiased · variance likewise. All [C] and of one dtype, float32 or float64."""
 
     def batch_norm_affine(
         self, mean: Array, variance: Array, weight: Array | None, bias: Array | None, eps: float

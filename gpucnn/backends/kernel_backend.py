@@ -664,14 +664,12 @@ class KernelBackend(Backend):
         mean: Array,
         variance: Array,
         eps: float,
-        running_mean: Array | None = None,
-        running_var: Array | None = None,
+        running: Sequence[Array | None] = (None, None),
         momentum: float = 0.0,
         unbiased: float = 1.0,
     ) -> Array:
         mean, variance = self._storage(mean), self._storage(variance)
         invstd = self.xp.empty_like(variance)
-        running = (running_mean, running_var)
         self._norm_channels(mean, variance, None, None, invstd, None, None, *running, eps, momentum, unbiased)
         return invstd
 

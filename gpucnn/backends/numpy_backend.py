@@ -247,14 +247,13 @@ class NumpyBackend(Backend):
         mean: Array,
         variance: Array,
         eps: float,
-        running_mean: Array | None = None,
-        running_var: Array | None = None,
+        running: Sequence[Array | None] = (None, None),
         momentum: float = 0.0,
         unbiased: float = 1.0,
     ) -> Array:
-        for running, value in ((running_mean, mean), (running_var, unbiased * variance)):
-            if running is not None:
-                running += momentum * (value - running)
+        for moved, value in zip(running, (mean, unbiased * variance), strict=True):
+            if moved is not None:
+                moved += momentum * (value - moved)
         return 1 / np.sqrt(variance + eps)
 
     @in_float32

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import operator
 import os
 import re
 import time
@@ -190,12 +191,12 @@ class Bound:
                 self._integers.append((i, p, int(limits.min), int(limits.max)))
             else:
                 self._reals.append((i, p))
-        # What stands for a name in Python: its value, or the argument.
-        self._names = {name: str(value) for name, value in constants.items() if isinstance(value, int)}
-        self._names |= {p.name: f"a[{i}]" for i, p, _, _ in self._integers}
+        # What each name in an extent is, of the arguments.
+        self._names: dict[str, Length] = {n: _always(v) for n, v in constants.items() if isinstance(v, int)}
+        self._names |= {p.name: operator.itemgetter(i) for i, p, _, _ in self._integers}
         self._undefined: dict[int, str] = {}  # of each pointer, the first name in its extent that nothing has
-        self._sizes = _function(f"[{', '.join(self._size(i, p) for i, p, _ in self._pointers)}]")
-        self._maps = {i: self._shape_and_box(p) for i, p, _ in self._pointers if p.box}
+        self._extents = [self._lengths(i, p.extent or ()) for i, p, _ in self._pointers]
+        self._boxes = {i: self._lengths(i, p.box) for i, p, _ in self._pointers if p.box}
 
     def _type(self, p: Parameter, constants: Constants) -> np.dtype[Any]:
         named = "SCALAR" if p.type == "Scalar" or (p.type == "RESULT" and "RESULT" not in constants) else p.type
@@ -207,21 +208,12 @@ class Bound:
             raise self._wrong(f"{p.name} has the type {type_name}, which no constant defines")
         return dtype
 
-    def _size(self, i: int, p: Parameter) -> str:
-        """The elements of pointer i, in Python."""
+    def _lengths(self, i: int, extent: tuple[str, ...]) -> list[Length]:
         try:
-            return "*".join(_python(_parsed(length), self._names) for length in p.extent or ())
+            return [_length(_parsed(length), self._names) for length in extent]
         except KeyError as error:
             self._undefined[i] = str(error)
-            return "0"
-
-    def _shape_and_box(self, p: Parameter) -> Callable[[Sequence[Any]], Any]:
-        """A function of the arguments for the lengths of both."""
-        try:
-            both = [[_python(_parsed(length), self._names) for length in of_one or ()] for of_one in (p.extent, p.box)]
-        except KeyError as error:
-            raise self._wrong(f"the extent of {p.name}: {error} is not defined") from None
-        return _function(", ".join(f"[{', '.join(lengths)}]" for lengths in both))
+            return []
 
     def _wrong(self, why: str) -> KernelError:
         return KernelError(f"{why}; the kernel is {self.signature}")
@@ -242,12 +234,15 @@ class Bound:
             if not isinstance(arguments[i], (int, float, np.floating)):
                 raise self._wrong(f"{p.name} must be a number, got {type(arguments[i]).__name__}")
         listed: tuple[str, list[int]] | None = None
-        for (i, p, dtype), size in zip(self._pointers, self._sizes(arguments), strict=True):
+        for (i, p, dtype), extent in zip(self._pointers, self._extents, strict=True):
             a = arguments[i]
             if a is None and p.nullable:
                 continue
             if i in self._undefined:
                 raise self._wrong(f"the extent of {p.name}: {self._undefined[i]} is not defined")
+            size = 1
+            for length in extent:
+                size *= length(arguments)
             if p.table:
                 if not (isinstance(a, list) and len(a) == size):
                     raise self._wrong(f"{p.name} must be a list of {size} arrays, got {type(a).__name__} {a!r:.40}")
@@ -258,8 +253,8 @@ class Bound:
                 if sizes != listed[1]:
                     raise self._wrong(f"{p.name} lists arrays of sizes {sizes}, {listed[0]} of {listed[1]}")
                 continue
-            if i in self._maps:
-                shape, box = self._maps[i](arguments)
+            if i in self._boxes:
+                shape, box = ([length(arguments) for length in lengths] for lengths in (extent, self._boxes[i]))
                 if not isinstance(a, TensorMap):
                     raise self._wrong(f"{p.name} must be a TensorMap, got {type(a).__name__}")
                 if ([*a.array.shape], [*a.box]) != (shape, box):
@@ -267,8 +262,8 @@ class Bound:
                 a = a.array
             self._check_array(p.name, a, dtype, xp)
             if a.size != size:
-                extent = ", ".join(p.extent or ())
-                raise self._wrong(f"{p.name} must have {size} elements [{extent}], got {a.size} {a.shape}")
+                shown = ", ".join(p.extent or ())
+                raise self._wrong(f"{p.name} must have {size} elements [{shown}], got {a.size} {a.shape}")
 
     def _check_array(self, name: str, array: Any, dtype: np.dtype[Any], xp: ModuleType) -> None:
         if not isinstance(array, xp.ndarray):
@@ -280,7 +275,9 @@ class Bound:
             raise self._wrong(f"{name} must be contiguous, got shape {array.shape} with strides {array.strides}")
 
 
-_ARITHMETIC: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "//"}
+Length = Callable[[Sequence[Any]], int]  # of an extent, as the arguments of a launch say
+
+_ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.floordiv}
 
 
 @cache
@@ -291,20 +288,19 @@ def _parsed(extent: str) -> ast.expr:
         return ast.Name(extent)
 
 
-def _python(extent: ast.expr, names: Mapping[str, str]) -> str:
-    """Python for an extent of numbers, names and + - * /. Raises KeyError for another name or operation."""
+def _always(value: int) -> Length:
+    return lambda arguments: value
+
+
+def _length(extent: ast.expr, names: Mapping[str, Length]) -> Length:
+    """What an extent of numbers, names and + - * / comes to. Raises KeyError for another name or operation."""
     if isinstance(extent, ast.Constant) and type(extent.value) is int:
-        return str(extent.value)
+        return _always(extent.value)
     if isinstance(extent, ast.BinOp) and type(extent.op) in _ARITHMETIC:
-        return f"({_python(extent.left, names)} {_ARITHMETIC[type(extent.op)]} {_python(extent.right, names)})"
+        operation = _ARITHMETIC[type(extent.op)]
+        left, right = _length(extent.left, names), _length(extent.right, names)
+        return lambda arguments: operation(left(arguments), right(arguments))
     return names[ast.unparse(extent)]
-
-
-@cache
-def _function(code: str) -> Callable[[Sequence[Any]], Any]:
-    """What `_python` writes, of the arguments `a`."""
-    function: Callable[[Sequence[Any]], Any] = eval(f"lambda a: ({code})")
-    return function
 
 
 def _split(line: str) -> list[str]:

@@ -85,7 +85,7 @@ def _batch_norm(
             raise ValueError(f"{op}: training needs more than one value per channel, got input shape {input.shape}")
         average, variance = backend.batch_norm_statistics(x) if statistics is None else statistics
         moved = [None if r is None else backend.contiguous(widened(r).array) for r in (running_mean, running_var)]
-        invstd = backend.batch_norm_invstd(average, variance, eps, moved[0], moved[1], momentum, count / (count - 1))
+        invstd = backend.batch_norm_invstd(average, variance, eps, moved, momentum, count / (count - 1))
         for running, wide in zip((running_mean, running_var), moved, strict=True):
             if running is not None and running.array is not wide:  # a copy
                 running.array[...] = wide

@@ -43,7 +43,7 @@ def test_what_a_kernel_wants_is_found_out_at_its_first_launch_with_these_constan
     launch(7, SCALAR="float", COLUMNS=8)
     assert len(device.launches) == 2
     with pytest.raises(TypeError, match="not callable"):
-        launch(7, SCALAR="double", COLUMNS=8)
+        launch(7, SCALAR="float", COLUMNS=24)
 
 
 def test_each_specialisation_is_listed_once_in_the_order_of_its_first_launch():

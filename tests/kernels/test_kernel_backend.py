@@ -329,7 +329,7 @@ def test_running_statistics_move_in_place_with_numpys_bits(dtype: str, kernels: 
     for backend in (kernels, REFERENCE):
         running = [backend.asarray(old_mean.copy()), backend.asarray(old_var.copy())]
         invstd = backend.batch_norm_invstd(
-            backend.asarray(mean), backend.asarray(variance), 1e-3, *running, 0.1, 300 / 299
+            backend.asarray(mean), backend.asarray(variance), 1e-3, running, 0.1, 300 / 299
         )
         moved.append([backend.to_numpy(a) for a in (invstd, *running)])
     assert_same_bits(*moved)
