@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,14 @@ import gpucnn
 from gpucnn import functional as F
 from gpucnn import optim
 from gpucnn.backends.kernel_backend import KernelBackend
-from gpucnn.devices.base import Constants, Device, Dim, Signature, Specialisation, kernel_folder
+from gpucnn.devices.base import Constants, Device, Dim, Specialisation, kernel_folder, signature_of
 from gpucnn.nn import models
 
-SHAPES = {"lenet5": (1, 28, 28), "resnet20": (3, 32, 32), "resnet18": (3, 224, 224)}
+NETWORKS = {
+    "lenet5": (models.LeNet5, (1, 28, 28)),
+    "resnet20": (models.resnet20, (3, 32, 32)),
+    "resnet18": (models.resnet18, (3, 224, 224)),
+}
 
 
 class NoDevice(Device):
@@ -35,14 +38,13 @@ class NoDevice(Device):
     capability = (9, 0)
 
     def __init__(self) -> None:
-        folder = kernel_folder()
-        self._signature = cache(lambda file, name: Signature.of(folder / file, name))
+        self._kernels = kernel_folder()
         self.launches, self.seconds = 0, 0.0
 
     def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:
         """Checks, and finds what would be launched."""
         start = time.perf_counter()
-        bound = self._signature(file, name).bound(constants)
+        bound = signature_of(self._kernels, file, name).bound(constants)
         bound.check(arguments, np)
         for dtype, argument in zip(bound.types, arguments, strict=True):
             if isinstance(argument, int | float):
@@ -61,15 +63,15 @@ class NoDevice(Device):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("network", choices=SHAPES)
+    parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("--batch", type=int, default=8, help="images (default: 8)")
     parser.add_argument("--steps", type=int, default=50, help="that are measured (default: 50)")
     asked = parser.parse_args()
     device = NoDevice()
     backend, rng = KernelBackend(device), np.random.default_rng(0)
-    model = models.LeNet5() if asked.network == "lenet5" else getattr(models, asked.network)()
-    model.to(backend)
-    images = gpucnn.tensor(rng.standard_normal((asked.batch, *SHAPES[asked.network]), np.float32), backend=backend)
+    make, shape = NETWORKS[asked.network]
+    model = make().to(backend)
+    images = gpucnn.tensor(rng.standard_normal((asked.batch, *shape), np.float32), backend=backend)
     labels = gpucnn.tensor(rng.integers(0, 10, asked.batch), backend=backend)
     optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
@@ -82,9 +84,10 @@ def main() -> None:
     def infer() -> None:
         model(images)
 
+    step = train
     if asked.network == "resnet18":
         model.eval()
-    step = infer if asked.network == "resnet18" else train
+        step = infer
     for _ in range(3):
         step()
     device.launches, device.seconds, seconds = 0, 0.0, []

@@ -517,7 +517,7 @@ def test_numpy_in_a_limited_process_names_the_layer_and_goes_on(tmp_path):
         "fit; the input is float32 of shape (1500, 2, 48, 40)"
     )
     limit = r"address space of the process, limited by ulimit -v \(RLIMIT_AS\)"
-    assert re.fullmatch(rf"in use: .* [MG]iB of .* [MG]iB, {limit}", lines[1])
+    assert re.fullmatch(rf"in use: [\d.]+ [MG]iB of [\d.]+ [MG]iB, {limit}", lines[1])
     assert re.fullmatch(r"held by: the layer's input 22.0 MiB; parameters .*; gradients .*", lines[2])
     assert re.fullmatch(r"fits \d+ \(1500, 48, 40, 16\) 184320000", lines[5])
     assert 0 < int(lines[5].split()[1]) < 1500

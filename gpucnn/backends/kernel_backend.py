@@ -670,7 +670,7 @@ class KernelBackend(Backend):
     ) -> Array:
         mean, variance = self._storage(mean), self._storage(variance)
         invstd = self.xp.empty_like(variance)
-        self._norm_channels(mean, variance, None, None, invstd, None, None, *running, eps, momentum, unbiased)
+        self._norm_channels((mean, variance, None, None, invstd, None, None, *running), eps, momentum, unbiased)
         return invstd
 
     def batch_norm_affine(
@@ -678,15 +678,17 @@ class KernelBackend(Backend):
     ) -> tuple[Array, Array]:
         mean, variance, *given = (None if a is None else self._storage(a) for a in (mean, variance, weight, bias))
         scale, shift = self.xp.empty_like(variance), self.xp.empty_like(variance)
-        self._norm_channels(mean, variance, *given, None, scale, shift, None, None, eps, 0.0, 1.0)
+        self._norm_channels((mean, variance, *given, None, scale, shift, None, None), eps)
         return scale, shift
 
-    def _norm_channels(self, mean: Array, variance: Array, *others: Any) -> None:
-        """Launch batch_norm_invstd; the three numbers are the last of the others."""
-        arrays, numbers = others[:-3], others[-3:]
-        if variance.size:
-            name, arguments = "batch_norm_invstd", (mean, variance, *arrays, variance.size, *numbers)
-            self._each("batch_norm.cu", name, _scalar(variance), variance.size, *arguments)
+    def _norm_channels(
+        self, arrays: Sequence[Array | None], eps: float, momentum: float = 0.0, unbiased: float = 1.0
+    ) -> None:
+        """Launch batch_norm_invstd with its arrays, of which the mean is the first."""
+        mean: Array = arrays[0]
+        if c := mean.size:
+            numbers = (c, eps, momentum, unbiased)
+            self._each("batch_norm.cu", "batch_norm_invstd", _scalar(mean), c, *arrays, *numbers)
 
     def batch_norm_forward(
         self,

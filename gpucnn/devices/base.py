@@ -171,6 +171,12 @@ class Signature:
         return bound
 
 
+@cache
+def signature_of(folder: Path, file: str, name: str) -> Signature:
+    """That of a kernel in a folder. A new Path for each launch, to look it up by, would take as long as the checks."""
+    return Signature.of(folder / file, name)
+
+
 class Bound:
     """A signature with its constants put in. What every launch would find anew is found here.
 
@@ -187,7 +193,7 @@ class Bound:
             if p.extent is not None:
                 self._pointers.append((i, p, dtype))
             elif dtype.kind in "iu":
-                limits = np.iinfo(str(dtype))
+                limits = np.iinfo(dtype)
                 self._integers.append((i, p, int(limits.min), int(limits.max)))
             else:
                 self._reals.append((i, p))

@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import cache, cached_property
+from functools import cached_property
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,12 +29,12 @@ from gpucnn.devices.base import (
     Dim,
     KernelError,
     Parameter,
-    Signature,
     Specialisation,
     hash_of_kernels,
     kept,
     kernel_folder,
     needed_architecture,
+    signature_of,
 )
 from gpucnn.devices.graph import HOST_COPY, HOST_READ, Arena, Graph
 from gpucnn.devices.tensor_map import MAP_BYTES, TensorMap, encoded
@@ -57,18 +57,17 @@ class CudaDevice(Device):
         self.xp = usable_cupy()
         self._gpu: int = self.xp.cuda.Device().id
         self.capability: tuple[int, int] = divmod(int(self.xp.cuda.Device().compute_capability), 10)
-        folder = kernel_folder()
+        self.kernels = kernel_folder()
         # CuPy's cache of compiled kernels does not look into the headers that a kernel includes: their content is made
         # part of the options, which it does look at.
-        content = b"".join(path.read_bytes() for path in sorted(folder.glob("*.cuh")))
+        content = b"".join(path.read_bytes() for path in sorted(self.kernels.glob("*.cuh")))
         # -fmad=false: only what is written multiply_add is fused, so the bits are the emulator's.
         self._options = (
             "-std=c++17",
             "-fmad=false",
-            f"-I{folder}",
+            f"-I{self.kernels}",
             f"-DHEADERS={hashlib.sha256(content).hexdigest()[:16]}",
         )
-        self._signature = cache(lambda file, name: Signature.of(folder / file, name))
         self._functions: dict[Specialisation, Any] = {}
         self._allocate: Any = None  # the allocator that `measure` found
         self.xp.cuda.set_pinned_memory_allocator(self._memory_for_a_copy)
@@ -86,7 +85,7 @@ class CudaDevice(Device):
             "capability": shown(self.capability),
             "driver": "unknown" if driver is None else shown(driver),
             "NVRTC": shown(self.xp.cuda.nvrtc.getVersion()),
-            "kernels": hash_of_kernels(kernel_folder()),
+            "kernels": hash_of_kernels(self.kernels),
         }
 
     def synchronize(self) -> None:
@@ -117,7 +116,7 @@ class CudaDevice(Device):
                 f"gpucnn computes on GPU {self._gpu}, the current one when it began, but now GPU {gpu} is: leave "
                 f"cupy.cuda.Device({gpu}), or choose the GPU before the process starts, by CUDA_VISIBLE_DEVICES={gpu}"
             )
-        signature = self._signature(file, name)
+        signature = signature_of(self.kernels, file, name)
         bound = signature.bound(constants)
         bound.check(arguments, self.xp)
         values = tuple(map(self._value, signature.parameters, arguments, bound.types))
@@ -157,7 +156,7 @@ class CudaDevice(Device):
     def _function(self, kernel: Specialisation) -> Any:
         if kernel not in self._functions:
             options = (*self._options, *(f"-D{k}={v}" for k, v in kernel.constants))
-            code = (kernel_folder() / kernel.file).read_text("utf-8")
+            code = (self.kernels / kernel.file).read_text("utf-8")
             shared = dict(kernel.constants).get("DYNAMIC_SHARED", 0)
             try:
                 if of_one := needed_architecture(code):

@@ -31,6 +31,7 @@ from gpucnn.devices.base import (
     Signature,
     Specialisation,
     cache_folder,
+    signature_of,
 )
 from gpucnn.devices.host import Instrument
 from gpucnn.devices.tensor_map import TensorMap
@@ -162,8 +163,7 @@ class EmulatorDevice(Instrument):
         return _compiled(path, name, constants, self.watch, Signature.of(path, name))
 
     def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:
-        path = self.kernels / file
-        signature = Signature.of(path, name)
+        signature = signature_of(self.kernels, file, name)
         bound = signature.bound(constants)
         bound.check(arguments, np)
         library = self._library(file, name, tuple(sorted(constants.items())))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpucnn.devices.base import Constants, Dim, Signature, Specialisation, kernel_folder
+from gpucnn.devices.base import Constants, Dim, Specialisation, kernel_folder, signature_of
 from gpucnn.devices.host import HostDevice
 
 
@@ -35,7 +35,7 @@ class RecorderDevice(HostDevice):
         self.launches: list[Launched] = []
 
     def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:
-        Signature.of(kernel_folder() / file, name).bound(constants).check(arguments, np)
+        signature_of(kernel_folder(), file, name).bound(constants).check(arguments, np)
         self.noted(file, name, constants, grid, block, *arguments)
         self.launches.append(Launched(file, name, tuple(sorted(constants.items())), grid, block))
 

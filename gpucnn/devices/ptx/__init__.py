@@ -22,11 +22,11 @@ from gpucnn.devices.base import (
     Dim,
     KernelError,
     Parameter,
-    Signature,
     Specialisation,
     hash_of_kernels,
     kept,
     needed_architecture,
+    signature_of,
 )
 from gpucnn.devices.host import Instrument
 from gpucnn.devices.ptx import hopper, scalar, warp
@@ -60,7 +60,7 @@ class PtxDevice(Instrument):
         return step(program, one)
 
     def launch(self, file: str, name: str, constants: Constants, grid: Dim, block: Dim, *arguments: Any) -> None:
-        signature = Signature.of(self.kernels / file, name)
+        signature = signature_of(self.kernels, file, name)
         bound = signature.bound(constants)
         bound.check(arguments, np)
         program = self._program(file, name, tuple(sorted(constants.items())), self._architecture)
