@@ -173,7 +173,7 @@ class Signature:
 
 @cache
 def signature_of(folder: Path, file: str, name: str) -> Signature:
-    """That of a kernel in a folder. A new Path for each launch, to look it up by, would take as long as the checks."""
+    """That of a kernel in a folder, looked up without making a Path for each launch."""
     return Signature.of(folder / file, name)
 
 
