@@ -22,7 +22,7 @@ from gpucnn.atomic import write_atomically
 from gpucnn.backends import Backend, get_backend, use_backend
 from gpucnn.data import Loader, Normalize
 from gpucnn.dtypes import bfloat16, named
-from gpucnn.nn import Module, Sequential
+from gpucnn.nn import Module, ModuleDict, ModuleList, Sequential
 from gpucnn.optim import LRScheduler, Optimizer
 from gpucnn.random import Generator, get_generator, use_generator
 from gpucnn.tensor import at_most
@@ -64,10 +64,10 @@ def _describe(module: Module, place: str, places: dict[int, str]) -> Description
     places[id(module)] = place
     kind = type(module)
     known = _classes().get(kind.__name__) is kind
-    args, kwargs = module._arguments
+    args, kwargs = ((), {}) if kind in (Sequential, ModuleList, ModuleDict) else module._arguments
     return {
         "class": kind.__name__ if known else f"{kind.__module__}.{kind.__qualname__}",
-        "args": [] if kind is Sequential else [_described(value) for value in args],
+        "args": [_described(value) for value in args],
         "kwargs": {name: _described(value) for name, value in kwargs.items()},
         "children": {name: _describe(child, _below(place, name), places) for name, child in module.named_children()},
     }

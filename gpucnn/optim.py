@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -291,12 +292,15 @@ class LRScheduler(ABC):
         return self._numbers()
 
     def _numbers(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, int | float)}
+        return {name: value for name, value in vars(self).items() if isinstance(value, int | float | tuple)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned, with its settings. A state of an earlier version holds only two."""
         self.base_lr, self.last_epoch = state["base_lr"], state["last_epoch"]
-        vars(self).update({name: state[name] for name in self._numbers() if name in state})
+        for name in self._numbers().keys() & state.keys():
+            setattr(
+                self, name, tuple(state[name]) if isinstance(state[name], list) else state[name]
+            )  # as JSON has them
         self.optimizer.lr = self.lr_at(self.last_epoch)
 
 
@@ -310,6 +314,57 @@ class StepLR(LRScheduler):
 
     def lr_at(self, epoch: int) -> float:
         return self.base_lr * self.gamma ** (epoch // self.step_size)
+
+
+class MultiStepLR(LRScheduler):
+    """lr · gamma for each of the milestones, counted in steps, that has been reached."""
+
+    def __init__(self, optimizer: Optimizer, milestones: Iterable[int], gamma: float = 0.1) -> None:
+        self.milestones = tuple(sorted(validate.integers("MultiStepLR", "milestones", milestones)))
+        self.gamma = validate.number("MultiStepLR", "gamma", gamma)
+        super().__init__(optimizer)
+
+    def lr_at(self, epoch: int) -> float:
+        return self.base_lr * self.gamma ** bisect_right(self.milestones, epoch)
+
+
+class ExponentialLR(LRScheduler):
+    """lr · gamma ** epoch."""
+
+    def __init__(self, optimizer: Optimizer, gamma: float) -> None:
+        self.gamma = validate.number("ExponentialLR", "gamma", gamma)
+        super().__init__(optimizer)
+
+    def lr_at(self, epoch: int) -> float:
+        return self.base_lr * self.gamma**epoch
+
+
+class PolynomialLR(LRScheduler):
+    """lr · (1 − epoch / total_iters) ** power, and 0 from total_iters on."""
+
+    def __init__(self, optimizer: Optimizer, total_iters: int = 5, power: float = 1.0) -> None:
+        self.total_iters = validate.integer("PolynomialLR", "total_iters", total_iters, least=1)
+        self.power = validate.number("PolynomialLR", "power", power)
+        if self.power < 0:
+            raise ValueError(f"PolynomialLR: power must not be negative, got {power}")
+        super().__init__(optimizer)
+
+    def lr_at(self, epoch: int) -> float:
+        left: float = (1 - min(epoch, self.total_iters) / self.total_iters) ** self.power
+        return self.base_lr * left
+
+
+class LambdaLR(LRScheduler):
+    """lr · lr_lambda(epoch). A state does not hold the function."""
+
+    def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float]) -> None:
+        if not callable(lr_lambda):
+            raise TypeError(f"LambdaLR: lr_lambda must be a function of the step, got {lr_lambda!r:.100}")
+        self.lr_lambda = lr_lambda
+        super().__init__(optimizer)
+
+    def lr_at(self, epoch: int) -> float:
+        return self.base_lr * validate.number("LambdaLR", "what lr_lambda returns", self.lr_lambda(epoch))
 
 
 class CosineAnnealingLR(LRScheduler):

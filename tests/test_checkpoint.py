@@ -98,6 +98,8 @@ ZOO = {
         nn.MaxPool2d(np.int64(2)),
         nn.Dropout(p=np.float32(0.25)),
     ),
+    "list": lambda: nn.ModuleList(modules=[nn.Linear(2, 3), nn.ModuleList()]),
+    "names": lambda: nn.ModuleDict({"first": nn.Conv2d(1, 2, 3), "second": nn.ReLU()}),
     "nested": lambda: nn.Sequential(nn.Sequential(), nn.Sequential(nn.Sequential(nn.Linear(2, 3)), nn.Identity())),
 }
 

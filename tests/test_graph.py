@@ -353,6 +353,19 @@ REPLACED = {
 }
 
 
+@pytest.mark.parametrize("change", [lambda m: m.__setitem__(1, nn.Tanh()), lambda m: m.__delitem__(1)])
+def test_a_step_is_captured_anew_after_a_module_was_replaced_or_deleted(engine, change):
+    model = nn.Sequential(nn.Linear(3, 2), nn.Sigmoid())
+    compiled = gpucnn.compile(lambda x: model(x))
+    with gpucnn.no_grad():
+        for number in range(8):
+            if number == 4:
+                change(model)
+            x = gpucnn.full((1, 3), number + 1.0)
+            assert compiled(x).tolist() == model(x).tolist()
+    assert compiled.reason is None
+
+
 @pytest.mark.parametrize("how", REPLACED)
 def test_a_step_without_an_optimizer_is_captured_anew_after_an_array_was_replaced(engine, how):
     layer = nn.Linear(3, 2)

@@ -380,6 +380,12 @@ def torch_rates(torch: ModuleType, name: str, options: dict[str, Any], steps: in
     [
         ("StepLR", {"step_size": 7}, 40),
         ("StepLR", {"step_size": 1, "gamma": 0.9}, 40),
+        ("MultiStepLR", {"milestones": [9, 3, 3, 20]}, 40),
+        ("MultiStepLR", {"milestones": (1, 2), "gamma": 0.7}, 4),
+        ("ExponentialLR", {"gamma": 0.95}, 40),
+        ("PolynomialLR", {}, 9),
+        ("PolynomialLR", {"total_iters": 30, "power": 0.9}, 33),
+        ("LambdaLR", {"lr_lambda": lambda step: 1 / (1 + step)}, 20),
         ("CosineAnnealingLR", {"T_max": 10, "eta_min": 0.1}, 45),
         ("CosineAnnealingLR", {"T_max": 1, "eta_min": 0.01}, 6),
         ("CosineAnnealingLR", {"T_max": 33}, 33),
@@ -441,6 +447,9 @@ def test_warm_up_climbs_in_equal_steps_to_the_schedule_that_follows() -> None:
 
 SCHEDULES: dict[str, Schedule] = {
     "step": lambda o: optim.StepLR(o, 3, 0.3),
+    "multi-step": lambda o: optim.MultiStepLR(o, [2, 7], 0.3),
+    "exponential": lambda o: optim.ExponentialLR(o, 0.9),
+    "polynomial": lambda o: optim.PolynomialLR(o, 11, 2),
     "cosine": lambda o: optim.CosineAnnealingLR(o, 9, 0.01),
     "one-cycle": lambda o: optim.OneCycleLR(o, 0.7, 15),
     "warm-up": lambda o: optim.WarmUp(optim.CosineAnnealingLR(o, 7), 4),
@@ -469,6 +478,9 @@ def test_schedule_goes_on_where_it_was(schedule: Schedule, done: int) -> None:
 
 OTHERS: dict[str, Schedule] = {
     "step": lambda o: optim.StepLR(o, 2, 0.9),
+    "multi-step": lambda o: optim.MultiStepLR(o, [5], 0.9),
+    "exponential": lambda o: optim.ExponentialLR(o, 0.5),
+    "polynomial": lambda o: optim.PolynomialLR(o),
     "cosine": lambda o: optim.CosineAnnealingLR(o, 5),
     "one-cycle": lambda o: optim.OneCycleLR(o, 0.2, 30, 0.5, 3.0),
     "warm-up": lambda o: optim.WarmUp(optim.CosineAnnealingLR(o, 9, 0.1), 2),
@@ -501,6 +513,8 @@ def test_state_of_a_schedule_of_an_earlier_version_brings_where_it_was() -> None
     ("make", "message"),
     [
         (lambda o: optim.StepLR(o, 0), "StepLR: step_size must be at least 1, got 0"),
+        (lambda o: optim.PolynomialLR(o, 0), "PolynomialLR: total_iters must be at least 1, got 0"),
+        (lambda o: optim.PolynomialLR(o, 4, -0.5), r"PolynomialLR: power must not be negative, got -0\.5"),
         (lambda o: optim.CosineAnnealingLR(o, 0), "T_max must be at least 1, got 0"),
         (lambda o: optim.OneCycleLR(o, 1.0, 0), "total_steps must be positive .* got 0"),
         (lambda o: optim.OneCycleLR(o, 1.0, 5, pct_start=1.5), r"pct_start in 0 … 1, got 5 and 1\.5"),
@@ -510,6 +524,16 @@ def test_state_of_a_schedule_of_an_earlier_version_brings_where_it_was() -> None
 def test_schedule_that_cannot_be_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(optim.SGD([leaf([1.0])]))
+
+
+def test_a_schedule_of_no_function_or_of_no_numbers_is_refused() -> None:
+    optimizer = optim.SGD([leaf([1.0])])
+    with pytest.raises(TypeError, match=r"LambdaLR: lr_lambda must be a function of the step, got 0\.5"):
+        optim.LambdaLR(optimizer, 0.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="what lr_lambda returns must be a number, got 'half'"):
+        optim.LambdaLR(optimizer, lambda step: "half")  # type: ignore[arg-type, return-value]
+    with pytest.raises(TypeError, match="MultiStepLR: milestones must be a sequence of ints, got 3"):
+        optim.MultiStepLR(optimizer, 3)  # type: ignore[arg-type]
 
 
 # -- clipping ------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Modules, layers, initialisers and models, with torch.nn's names."""
 
 from gpucnn.nn import init, models
+from gpucnn.nn.containers import ModuleDict, ModuleList, Sequential
 from gpucnn.nn.layers import (
     ELU,
     GELU,
@@ -48,14 +49,13 @@ from gpucnn.nn.layers import (
     ZeroPad2d,
 )
 from gpucnn.nn.module import Buffer, Module, Parameter, Summary
-from gpucnn.nn.sequential import Sequential
 
 __all__ = [
     "ELU", "GELU", "AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "BCELoss", "BCEWithLogitsLoss",
     "BatchNorm1d", "BatchNorm2d", "Buffer", "Conv2d", "ConvTranspose2d", "CrossEntropyLoss", "Dropout", "Flatten",
     "GroupNorm", "HalfSquaredError", "Hardsigmoid", "Hardswish", "Identity", "L1Loss", "LayerNorm", "LeakyReLU",
-    "Linear", "LocalResponseNorm", "LogSoftmax", "MSELoss", "MaxPool2d", "MinPool2d", "Module", "NLLLoss", "PReLU",
-    "Parameter", "ReLU", "ReLU6", "ReflectionPad2d", "ReplicationPad2d", "Sequential", "SiLU", "Sigmoid",
-    "SmoothL1Loss", "Softmax", "Softplus", "SumPool2d", "Summary", "Tanh", "Unflatten", "Upsample", "ZeroPad2d",
-    "init", "models",
+    "Linear", "LocalResponseNorm", "LogSoftmax", "MSELoss", "MaxPool2d", "MinPool2d", "Module", "ModuleDict",
+    "ModuleList", "NLLLoss", "PReLU", "Parameter", "ReLU", "ReLU6", "ReflectionPad2d", "ReplicationPad2d",
+    "Sequential", "SiLU", "Sigmoid", "SmoothL1Loss", "Softmax", "Softplus", "SumPool2d", "Summary", "Tanh",
+    "Unflatten", "Upsample", "ZeroPad2d", "init", "models",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Literal
 from gpucnn import functional as F
 from gpucnn.functional import validate
 from gpucnn.nn import init
+from gpucnn.nn.containers import Sequential
 from gpucnn.nn.fusion import conv_norm
 from gpucnn.nn.layers import (
     AdaptiveAvgPool2d,
@@ -23,7 +24,6 @@ from gpucnn.nn.layers import (
     Unflatten,
 )
 from gpucnn.nn.module import Module
-from gpucnn.nn.sequential import Sequential
 from gpucnn.tensor import Tensor
 
 

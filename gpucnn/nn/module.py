@@ -68,7 +68,7 @@ class Module:
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
         """What the module computes; call the module itself, not this."""
-        raise NotImplementedError(f"{type(self).__name__} must define forward()")
+        raise NotImplementedError(f"{type(self).__name__} has no forward(); define it, or call the modules in it")
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         try:
@@ -89,8 +89,12 @@ class Module:
                 f"{type(self).__name__}.{name} is a {kind} and can't become a {type(value).__name__}; "
                 f"assign nn.{kind}(tensor), or change its values inside no_grad() with module.{name}.copy_(tensor)"
             )
-        replaced.arrays += isinstance(current, Parameter | Buffer)
+        replaced.arrays += isinstance(current, Parameter | Buffer | Module)
         super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        replaced.arrays += 1
+        super().__delattr__(name)
 
     # -- what it contains ------------------------------------------------------------------------------
 

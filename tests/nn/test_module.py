@@ -304,7 +304,7 @@ def test_module_without_forward_says_so() -> None:
     class Unfinished(nn.Module):
         pass
 
-    with pytest.raises(NotImplementedError, match=r"Unfinished must define forward\(\)"):
+    with pytest.raises(NotImplementedError, match=r"Unfinished has no forward\(\); define it"):
         Unfinished()(1)
 
 

@@ -1,6 +1,8 @@
-"""Sequential: neighbours are fused, and nobody can tell but by the clock."""
+"""Containers: Sequential fuses neighbours, and nobody can tell but by the clock; all are what PyTorch's are."""
 
+from collections import OrderedDict
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -205,3 +207,113 @@ def test_a_summary_names_the_convolutions_of_a_residual_network_that_take_in_the
     assert len(norms) == 19
     assert all(row.computed_in == name.replace("bn", "conv") for name, row in norms.items())
     assert not any(row.computed_in for name, row in rows.items() if name not in norms)
+
+
+def names(container: nn.Module) -> list[tuple[str, str]]:
+    return [(name, type(module).__name__) for name, module in container.named_children()]
+
+
+@pytest.mark.parametrize("kind", ["Sequential", "ModuleList"])
+def test_a_row_of_modules_changes_as_pytorchs_does(kind: str, torch: ModuleType) -> None:
+    """Of the same changes to both, the names and kinds of the modules are the same after each."""
+
+    def changed(layers: Any) -> list[list[tuple[str, str]]]:
+        steps = []
+        made = [layers.ReLU(), layers.Tanh(), layers.Sigmoid()]
+        row = getattr(layers, kind)(*made) if kind == "Sequential" else layers.ModuleList(made)
+        assert row.append(layers.ELU()) is row
+        steps.append(names(row))
+        assert row.extend([layers.GELU(), layers.ReLU6()]) is row
+        row[1] = layers.Flatten()
+        row[-1] = layers.Identity()
+        steps.append(names(row))
+        row.insert(1, layers.SiLU())
+        steps.append(names(row))
+        del row[0]
+        steps.append(names(row))
+        del row[1:3]
+        steps.append(names(row))
+        popped = row.pop(-2)
+        steps.append([*names(row), (kind, type(popped).__name__)])
+        row += layers.Sequential(layers.Softplus())
+        steps.append([*names(row), *names(row[1:]), (type(row[1:]).__name__, str(len(row)))])
+        return steps
+
+    assert changed(nn) == changed(torch.nn)
+
+
+def test_a_mapping_of_modules_changes_as_pytorchs_does(torch: ModuleType) -> None:
+    def changed(layers: Any) -> list[Any]:
+        modules = layers.ModuleDict({"first": layers.ReLU(), "second": layers.Tanh()})
+        steps: list[Any] = [names(modules)]
+        modules["third"] = layers.ELU()
+        modules["first"] = layers.Sigmoid()
+        steps.append(names(modules))
+        del modules["second"]
+        modules.update(OrderedDict(fourth=layers.Identity()))
+        steps += [names(modules), list(modules), list(modules.keys()), len(modules), "third" in modules]
+        steps += [type(modules.pop("third")).__name__, [(n, type(m).__name__) for n, m in modules.items()]]
+        modules.clear()
+        return [*steps, names(modules), [name for name, _ in layers.ModuleDict([("a", layers.ReLU())]).items()]]
+
+    assert changed(nn) == changed(torch.nn)
+
+
+def test_modules_in_a_list_or_a_mapping_are_found_and_moved_with_their_owner(backend: str) -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            self.convs = nn.ModuleList([nn.Conv2d(2, 3, k, padding=k // 2) for k in (1, 3)])
+            self.heads = nn.ModuleDict({"dog": nn.Linear(3, 1), "cat": nn.Linear(3, 2)})
+
+        def forward(self, input: Tensor, head: str) -> Any:
+            y = self.convs[0](input)
+            for conv in self.convs[1:]:
+                y = y + conv(input)
+            return self.heads[head](y.mean((2, 3)))
+
+    model = Branches().to(backend)
+    assert [name for name, _ in model.named_parameters()] == [
+        "convs.0.weight", "convs.0.bias", "convs.1.weight", "convs.1.bias",
+        "heads.dog.weight", "heads.dog.bias", "heads.cat.weight", "heads.cat.bias",
+    ]  # fmt: skip
+    x = gpucnn.tensor(np.random.default_rng(0).standard_normal((2, 2, 5, 4)).astype("float32"), backend=backend)
+    model(x, "cat").sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == ["heads.dog.weight", "heads.dog.bias"]
+    assert all(not module.training for module in model.eval().modules())
+    again = Branches().to(backend)
+    again.load_state_dict(model.state_dict())
+    assert again(x, "dog").tolist() == model(x, "dog").tolist()
+
+
+def test_a_change_that_cannot_be_leaves_a_container_as_it_was() -> None:
+    row, mapping = nn.ModuleList([nn.ReLU(), nn.Tanh()]), nn.ModuleDict({"a": nn.ReLU()})
+    before = names(row), names(mapping)
+    with pytest.raises(TypeError, match="ModuleList holds modules, got int"):
+        row.insert(0, 3)
+    with pytest.raises(IndexError, match="ModuleList: there is no module 2 among 2"):
+        row[2] = nn.ELU()
+    with pytest.raises(IndexError, match="ModuleList: there is no module -3 among 2"):
+        del row[-3]
+    with pytest.raises(IndexError, match=r"ModuleList: there is no module slice\(0, 1, None\) among 2"):
+        row[0:1] = nn.ELU()
+    with pytest.raises(KeyError, match="ModuleDict: there is no module 'b' among a"):
+        del mapping["b"]
+    with pytest.raises(ValueError, match="a module can't be called 'keys'; choose a text without a dot"):
+        mapping["keys"] = nn.ELU()
+    with pytest.raises(ValueError, match="a module can't be called 'training'"):
+        mapping["training"] = nn.ELU()
+    with pytest.raises(
+        NotImplementedError, match=r"ModuleList has no forward\(\); define it, or call the modules in it"
+    ):
+        row(gpucnn.ones(1))
+    assert (names(row), names(mapping)) == before
+    with pytest.raises(ValueError, match="Sequential: the next module would be called '1', and one is"):
+        nn.Sequential({"1": nn.ReLU()}).append(nn.Tanh())
+
+
+def test_a_mapping_of_modules_is_itself_and_no_other() -> None:
+    relu = nn.ReLU()
+    ours, other = nn.ModuleDict({"a": relu}), nn.ModuleDict({"a": relu})
+    assert ours != other
+    assert list(nn.Sequential(ours, other).children()) == [ours, other]
+    assert len({ours, other}) == 2

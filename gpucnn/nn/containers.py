@@ -1,0 +1,157 @@
+"""Modules that hold modules: in a chain, in a list, under names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, MutableSequence
+from numbers import Integral
+from typing import Any, Self
+
+from gpucnn.nn.fusion import fused
+from gpucnn.nn.module import Module
+
+
+class _Container(Module):
+    """Its modules are its attributes, in the order of assignment."""
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.children())
+
+    def _put(self, name: Any, module: Any) -> None:
+        """`module` under this name, instead of the one that has it."""
+        kind = type(self).__name__
+        if not isinstance(module, Module):
+            raise TypeError(f"{kind} holds modules, got {type(module).__name__}")
+        if (
+            not isinstance(name, str)
+            or not name
+            or "." in name
+            or not isinstance(getattr(self, name, None), Module | None)
+        ):
+            raise ValueError(
+                f"{kind}: a module can't be called {name!r:.100}; choose a text without a dot that is no attribute "
+                f"of a {kind}"
+            )
+        setattr(self, name, module)
+
+    def extra_repr(self) -> str:
+        return ""
+
+
+class _Numbered(_Container, MutableSequence[Module]):
+    """Does what a list does. Modules that are inserted or deleted leave all called 0, 1, …, as in PyTorch."""
+
+    def __iter__(self) -> Iterator[Module]:
+        return self.children()
+
+    def _name(self, index: Any) -> str:
+        names = [name for name, _ in self.named_children()]
+        if not isinstance(index, Integral) or not -len(names) <= int(index) < len(names):
+            raise IndexError(f"{type(self).__name__}: there is no module {index!r:.100} among {len(names)}")
+        return names[int(index)]
+
+    def __getitem__(self, index: Any) -> Any:
+        return getattr(self, self._name(index))
+
+    def __setitem__(self, index: int | slice, module: Any) -> None:
+        self._put(self._name(index), module)
+
+    def __delitem__(self, index: int | slice) -> None:
+        modules = list(self.children())
+        if not isinstance(index, slice):
+            self._name(index)  # which there must be
+        del modules[index]
+        self._renumber(modules)
+
+    def insert(self, index: int, value: Any) -> None:
+        """One more module, before the one at `index`."""
+        modules = list(self.children())
+        modules.insert(index, value)
+        self._renumber(modules)
+
+    def append(self, value: Any) -> Self:  # type: ignore[override]  # PyTorch's returns self
+        """One more module at the end; returns self."""
+        name = str(len(self))
+        if name in dict(self.named_children()):
+            raise ValueError(
+                f"{type(self).__name__}: the next module would be called {name!r}, and one is; make all anew of a "
+                "mapping"
+            )
+        self._put(name, value)
+        return self
+
+    def extend(self, values: Iterable[Any]) -> Self:  # type: ignore[override]
+        """More modules at the end; returns self."""
+        for value in list(values):
+            self.append(value)
+        return self
+
+    def _renumber(self, modules: list[Any]) -> None:
+        renumbered = ModuleList(modules)  # which they fit into, or nothing changes
+        for name, _ in list(self.named_children()):
+            delattr(self, name)
+        for name, module in renumbered.named_children():
+            self._put(name, module)
+
+
+class Sequential(_Numbered):
+    """Modules in a chain: each gets what the one before returned.
+
+    Their names are 0, 1, …, or those of a mapping: Sequential(OrderedDict(conv=nn.Conv2d(1, 6, 5), relu=nn.ReLU())).
+    Neighbours are computed as one where that is the same: see `fused`.
+    """
+
+    def __init__(self, *modules: Module | Mapping[str, Module]) -> None:
+        if len(modules) == 1 and isinstance(modules[0], Mapping) and not isinstance(modules[0], Module):
+            for name, module in modules[0].items():
+                self._put(name, module)
+        else:
+            self.extend(modules)
+
+    def forward(self, input: Any) -> Any:
+        for step in fused(list(self.children())):
+            input = step(input)
+        return input
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """A module; or several, which keep their names."""
+        if isinstance(index, slice):
+            return Sequential(dict(list(self.named_children())[index]))
+        return super().__getitem__(index)
+
+
+class ModuleList(_Numbered):
+    """Modules in a list, whose parameters are found; what calls them is up to the module that holds the list."""
+
+    def __init__(self, modules: Iterable[Module] | None = None) -> None:
+        self.extend(modules or ())
+
+    def __getitem__(self, index: int | slice) -> Any:
+        """A module; or a list of several, which are called 0, 1, …"""
+        return ModuleList(list(self.children())[index]) if isinstance(index, slice) else super().__getitem__(index)
+
+
+class ModuleDict(_Container, MutableMapping[str, Module]):
+    """Modules under names, whose parameters are found; what calls them is up to the module that holds the mapping."""
+
+    def __init__(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]] | None = None) -> None:
+        self.update(modules or ())
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self.named_children())
+
+    def __getitem__(self, name: str) -> Module:
+        modules = dict(self.named_children())
+        if name not in modules:
+            raise KeyError(f"ModuleDict: there is no module {name!r:.100} among {', '.join(modules) or 'none'}")
+        return modules[name]
+
+    def __setitem__(self, name: str, module: Any) -> None:
+        self._put(name, module)
+
+    def __delitem__(self, name: str) -> None:
+        self[name]
+        delattr(self, name)
+
+    # A mapping would compare its contents, and then could not be found among a module's children.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
