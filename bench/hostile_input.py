@@ -764,10 +764,32 @@ def _reduced(op: str, x: Array, dim: Any = None, keepdim: bool = False) -> Any:
     return getattr(np, op)(x, axis=axes, keepdims=keepdim)
 
 
-def argmax(t: Trial) -> Call:
-    x = one(t, dtypes=SHAPED)
-    dim = dim_of(t, x.ndim) if t.chance(2) else None
-    return Call("argmax", (x, dim), {}, None, lambda x, dim: np.argmax(x, axis=dim))
+def place(op: str) -> Drawn:
+    def draw(t: Trial) -> Call:
+        x = one(t, dtypes=SHAPED)
+        dim = dim_of(t, x.ndim) if t.chance(2) else None
+        return Call(op, (x, dim), {}, None, lambda x, dim: getattr(np, op)(x, axis=dim))
+
+    return draw
+
+
+def extremes(op: str) -> Entry:
+    """max and min along an axis: what amax and argmax, amin and argmin give."""
+
+    def entry(t: Trial) -> None:
+        x = on(t, one(t, dtypes=SHAPED))
+        dim, keepdim = (dim_of(t, x.ndim) if t.chance(2) else None), t.pick(True, False)
+        found = t.call(getattr(F, op), x, dim, keepdim)
+        if found is Refused:
+            return
+        if dim is None:
+            found, right = (found,), (getattr(F, f"a{op}")(x),)
+        else:
+            right = getattr(F, f"a{op}")(x, dim, keepdim), getattr(F, f"arg{op}")(x, dim, keepdim)
+        same = [equal(a.numpy().astype(float), b.numpy().astype(float)) for a, b in zip(found, right, strict=True)]
+        promise(all(same), f"{op}: {found!r}")
+
+    return entry
 
 
 def along(op: str) -> Drawn:
@@ -787,10 +809,12 @@ def prelu(t: Trial) -> Call:
     return Call("prelu", (x, t.array(shape, str(x.dtype), "tame")), {}, testing.activated)
 
 
-def dropout(t: Trial, function: Callable[..., Any] = F.dropout) -> None:
-    x = one(t)
+def dropout(t: Trial, function: Callable[..., Any] = F.dropout, channels: bool = False) -> None:
+    x = one(t, 4 if channels and not t.chance(9) else 0)
+    if channels and x.ndim != 4:
+        t.odd.append("axes")
     p, training = t.twisted(t.pick(0.0, 0.3, 0.5, 1.0), *ODD_FLOATS), t.pick(True, True, False)
-    y = t.call(function, on(t, x), p, training, Generator(t.whole(0, 99)))
+    y = t.call(function, on(t, x), p, training, generator=Generator(t.whole(0, 99)))
     if y is Refused:
         return
     with np.errstate(all="ignore"):
@@ -1170,6 +1194,50 @@ def joined(op: str) -> Drawn:
     return draw
 
 
+def parted(op: str) -> Entry:
+    """split and chunk: parts that join to the whole."""
+
+    def entry(t: Trial) -> None:
+        x = one(t, 1, dtypes=SHAPED)
+        dim = dim_of(t, x.ndim)
+        count = t.twisted(t.whole(1, 3), *ODD_NUMBERS)
+        if t.chance(3) and op == "split" and isinstance(dim, int) and -x.ndim <= dim < x.ndim:
+            first = t.whole(0, x.shape[dim])
+            count = t.twisted([first, x.shape[dim] - first], [first, 5], [-1, x.shape[dim] + 1], [0.5], ["x"])
+        found = t.call(getattr(F, op), on(t, x), count, dim)
+        if found is Refused:
+            return
+        joined = np.concatenate([part.numpy() for part in found], dim)
+        promise(equal(joined.astype(float), x.astype(float)), f"{op}: {found!r} of {x!r}")
+        if op == "chunk":
+            promise(len(found) <= count, f"chunk: {len(found)} parts")
+
+    return entry
+
+
+def shuffled(op: str) -> Drawn:
+    """pixel_shuffle and its inverse, as NumPy's axes exchanged."""
+
+    def draw(t: Trial) -> Call:
+        n, c, h, w, r = (t.length(3) for _ in range(5))
+        back = op == "pixel_unshuffle"
+        x = t.array((n, c, h * r, w * r) if back else (n, c * r * r, h, w), t.dtype(*SHAPED))
+        if t.chance(8):
+            x = t.twisted(x, x[..., :-1], x[:, 1:], x[0])
+
+        def exact(x: Array, r: int) -> Array:
+            n, c, h, w = x.shape
+            if back:
+                parts = x.reshape(n, c, h // r, r, w // r, r).transpose(0, 1, 3, 5, 2, 4)
+                return parts.reshape(n, c * r * r, h // r, w // r)
+            parts = x.reshape(n, c // r // r, r, r, h, w).transpose(0, 1, 4, 2, 5, 3)
+            return parts.reshape(n, c // r // r, h * r, w * r)
+
+        return Call(op, (x, t.twisted(r, *ODD_NUMBERS)), {}, None, exact)
+
+    return draw
+
+
 def index_of(t: Trial, shape: tuple[int, ...]) -> Any:
     """An index for an array of that shape, mostly one that fits."""
     if t.chance(6):
@@ -1410,6 +1478,7 @@ OPS: dict[str, Drawn | Entry] = {
     "softmax": along("softmax"),
     "log_softmax": along("log_softmax"),
     "dropout": dropout,
+    "dropout2d": partial(dropout, function=F.dropout2d, channels=True),
     "exp": elementwise("exp", testing.relative(8), np.exp),
     "log": elementwise("log", testing.activated, np.log),
     "sqrt": elementwise("sqrt", testing.relative(4), np.sqrt),
@@ -1429,7 +1498,10 @@ OPS: dict[str, Drawn | Entry] = {
     "mean": reduction("mean"),
     "amax": reduction("amax"),
     "amin": reduction("amin"),
-    "argmax": argmax,
+    "argmax": place("argmax"),
+    "argmin": place("argmin"),
+    "max": extremes("max"),
+    "min": extremes("min"),
     "matmul": matmul,
     "linear": linear,
     "conv2d": conv2d,
@@ -1461,6 +1533,10 @@ OPS: dict[str, Drawn | Entry] = {
     "unsqueeze": shape_op("unsqueeze", lambda t, x: (dim_of(t, x.ndim + 1),), np.expand_dims),
     "expand": shape_op("expand", expand_rest, _expanded),
     "cat": joined("cat"),
+    "split": parted("split"),
+    "chunk": parted("chunk"),
+    "pixel_shuffle": shuffled("pixel_shuffle"),
+    "pixel_unshuffle": shuffled("pixel_unshuffle"),
     "stack": joined("stack"),
     "index": index,
     "host_index": host_index,
@@ -1557,9 +1633,9 @@ def looked_at(t: Trial) -> None:
     listed = np.asarray(x.tolist(), np.float64) if plain.size else np.empty(plain.shape)
     promise(equal(listed, plain.astype(np.float64)), f"tolist() is {x.tolist()} of {plain!r}")
     promise(isinstance(repr(x), str) and isinstance(f"{x}", str) and "<" in x._repr_html_(), "what is shown")
-    for twin in (x.clone(), x.detach(), copy.deepcopy(x), x.requires_grad_(False)):
+    for twin in (x.clone(), x.detach(), x.data, x.contiguous(), copy.deepcopy(x), x.requires_grad_(False)):
         promise(twin.dtype == x.dtype and equal(twin.numpy().astype(float), plain.astype(float)), "a twin")
-    for function in (x.float, x.double, x.half, x.bfloat16):
+    for function in (x.float, x.double, x.half, x.bfloat16, *([x.long] if plain.dtype.kind in "iub" else [])):
         promise(function().shape == x.shape, "another type")
     promise(equal(np.asarray(x).astype(float), plain.astype(float)), "as an array")
     if plain.size != 1:
@@ -1568,6 +1644,8 @@ def looked_at(t: Trial) -> None:
         if plain.size == 1 and read is int and not np.isfinite(plain.astype(float)).all():
             continue  # Python's own ValueError or OverflowError, as of a float
         t.call(read, x)
+    t.odd.append("no integer")
+    promise(t.call(operator.index, x) in (Refused, *plain.reshape(-1)[:1].tolist()), "its index")
     t.odd.append("no axes") if not plain.ndim else None
     promise(t.call(len, x) in (Refused, *plain.shape[:1]), "its length")
     for row, expected in zip(x, plain, strict=True) if plain.ndim else ():
@@ -1641,6 +1719,60 @@ def copied(t: Trial) -> None:
     with np.errstate(all="ignore"):
         values = values.astype(np.float32) if is_half(before.dtype) else values
         promise(equal(x.numpy().astype(float), values.astype(before.dtype).astype(float)), f"copy_: {x!r} of {given!r}")
+
+
+def in_place(name: str, changes: Callable[[Tensor, Any], Any]) -> Entry:
+    """A change in place: the values of the function that makes a new tensor; or none at all."""
+
+    def entry(t: Trial) -> None:
+        first, second = pair_of_shapes(t)
+        dtype = t.dtype(*OTHERS)
+        x, given = on(t, np.array(t.array(first, dtype))), t.array(second, dtype)
+        other = on(t, given) if t.chance(2) else t.twisted(t.pick(2, 0.5), *ODD_FLOATS, *THINGS)
+        t.odd += ["integers"] * (not is_floating(x.dtype)) + ["shapes"] * (first != second)
+        x = x if t.chance(3) else nn.Buffer(x)
+        before, memory = np.array(x.numpy()), x.array
+        found = t.call(changes, x, other)
+        if found is Refused:
+            promise(before.tobytes() == np.array(x.numpy()).tobytes(), f"{name} refused, and has changed the tensor")
+            return
+        right = getattr(F, name)(gpucnn.tensor(before, backend=t.backend), other).numpy()
+        right = right.astype(before.dtype) if found is x else right
+        promise(equal(found.numpy().astype(float), right.astype(float)), f"{name}: {found!r}")
+        promise(found is not x or x.array is memory, f"{name}: in other memory")
+
+    return entry
+
+
+def limited(t: Trial) -> None:
+    """clamp_, fill_ and zero_."""
+    array = one(t)
+    x = on(t, np.array(array))
+    low, high = t.twisted(-0.5, *ODD_FLOATS), t.twisted(t.pick(0.5, None), *ODD_FLOATS)
+    found = t.call(x.clamp_, low, high)
+    if found is not Refused:
+        right = F.clamp(on(t, np.array(array)), low, high)
+        promise(found is x and equal(x.numpy().astype(float), right.numpy().astype(float)), f"clamp_: {x!r}")
+    number = t.twisted(2, *ODD_FLOATS, "x", [1])
+    found = t.call(x.fill_, number)
+    if found is not Refused:
+        with np.errstate(all="ignore"):
+            right = np.full(array.shape, number).astype(np.float32 if is_half(x.dtype) else x.dtype).astype(x.dtype)
+        promise(equal(x.numpy().astype(float), right.astype(float)), f"fill_: {x!r} of {number!r}")
+    promise(not x.zero_().numpy().astype(float).any(), f"zero_: {x!r}")
+
+
+def alike(t: Trial) -> None:
+    """full_like and the others: the shape and the type of a tensor."""
+    x = on(t, one(t, dtypes=SHAPED))
+    t.odd += ["integers"] * (not is_floating(x.dtype))
+    given = t.twisted(x, *THINGS)
+    for name in ("zeros_like", "ones_like", "rand_like", "randn_like"):
+        found = t.call(getattr(gpucnn, name), given)
+        promise(found is Refused or (found.shape == x.shape and found.dtype == x.dtype), f"{name}: {found!r}")
+    dtype = t.twisted(None, *ODD_DTYPES)
+    found = t.call(gpucnn.full_like, given, t.twisted(2, *ODD_FLOATS, 2**70, "x"), dtype=dtype)
+    promise(found is Refused or found.shape == x.shape, f"full_like: {found!r}")
 
 
 def moved(t: Trial) -> None:
@@ -1821,7 +1953,8 @@ LAYERS = {
     "GELU": "gelu", "GroupNorm": "group_norm", "HalfSquaredError": "half_squared_error", "Hardsigmoid": "hardsigmoid",
     "Hardswish": "hardswish", "L1Loss": "l1_loss", "LayerNorm": "layer_norm", "LeakyReLU": "leaky_relu",
     "Linear": "linear", "LocalResponseNorm": "local_response_norm", "LogSoftmax": "log_softmax", "MSELoss": "mse_loss",
-    "MaxPool2d": "max_pool2d", "MinPool2d": "min_pool2d", "NLLLoss": "nll_loss", "PReLU": "prelu", "ReLU": "relu",
+    "MaxPool2d": "max_pool2d", "MinPool2d": "min_pool2d", "NLLLoss": "nll_loss", "PReLU": "prelu",
+    "PixelShuffle": "pixel_shuffle", "PixelUnshuffle": "pixel_unshuffle", "ReLU": "relu",
     "ReLU6": "relu6", "SiLU": "silu", "Sigmoid": "sigmoid", "SmoothL1Loss": "smooth_l1_loss", "Softmax": "softmax",
     "Softplus": "softplus", "SumPool2d": "sum_pool2d", "Tanh": "tanh", "Unflatten": "unflatten",
     "Upsample": "interpolate",
@@ -1895,12 +2028,12 @@ def layer(kind: str, op: str) -> Entry:
     return entry
 
 
-def dropped(t: Trial) -> None:
+def dropped(kind: type[nn.Dropout]) -> Entry:
     def function(x: Tensor, p: Any, training: bool, generator: Generator) -> Any:
         with gpucnn.use_generator(generator):
-            return nn.Dropout(p).train(training)(x)
+            return kind(p).train(training)(x)
 
-    dropout(t, function)
+    return partial(dropout, function=function, channels=kind is nn.Dropout2d)
 
 
 def padding(kind: str, mode: str) -> Entry:
@@ -1964,8 +2097,15 @@ def modules(t: Trial) -> None:
     for name, good in (("weight", nn.Parameter(weight)), ("stride", 1)):
         asked(t, partial(setattr, net[0], name), (good, *((weight, *THINGS[1:]) if name == "weight" else ())))
     asked(t, net.__getitem__, (0, slice(2), -1, *ODD_NUMBERS))
-    asked(t, nn.Sequential().append, (nn.ReLU(), *THINGS))
     asked(t, nn.Sequential, (nn.ReLU(), *THINGS))
+    asked(t, nn.ModuleList, ([nn.ReLU()], *THINGS[1:]))
+    asked(t, nn.ModuleDict, ({"a": nn.ReLU()}, *THINGS[1:]))
+    for row in (nn.Sequential(nn.Tanh()), nn.ModuleList([nn.Tanh()])):
+        asked(t, row.append, (nn.ReLU(), *THINGS))
+        asked(t, row.insert, (0, *ODD_NUMBERS), (nn.ReLU(), *THINGS))
+        asked(t, row.__setitem__, (0, *ODD_NUMBERS), (nn.ReLU(), *THINGS))
+        asked(t, row.__delitem__, (0, slice(1), *ODD_NUMBERS))
+    asked(t, nn.ModuleDict().__setitem__, ("a", *THINGS[:2], "a.b", ""), (nn.ReLU(), *THINGS))
     asked(t, nn.Identity(), (x, *THINGS))
     for kind in (nn.Parameter, nn.Buffer):
         found = asked(t, kind, (weight, *THINGS))
@@ -2202,9 +2342,13 @@ def clipped(by: str) -> Entry:
 
 def schedules(t: Trial) -> None:
     steps = optim.SGD([gpucnn.ones(2, requires_grad=True)], 0.1)
-    kind = t.pick("StepLR", "CosineAnnealingLR", "OneCycleLR", "WarmUp")
+    kind = t.pick(*SCHEDULES)
     arguments: dict[str, tuple[Any, ...]] = {
         "StepLR": (t.twisted(3, *ODD_NUMBERS), t.twisted(0.5, *ODD_FLOATS)),
+        "MultiStepLR": (t.twisted([1, 3], *ODD_NUMBERS, ["x"], [0.5]), t.twisted(0.5, *ODD_FLOATS)),
+        "ExponentialLR": (t.twisted(0.5, *ODD_FLOATS),),
+        "PolynomialLR": (t.twisted(3, *ODD_NUMBERS), t.twisted(0.9, *ODD_FLOATS)),
+        "LambdaLR": (t.twisted(lambda step: 0.5, *THINGS[1:], lambda step: t.pick(*THINGS)),),
         "CosineAnnealingLR": (t.twisted(5, *ODD_NUMBERS), t.twisted(0.01, *ODD_FLOATS)),
         "OneCycleLR": (t.twisted(0.1, *ODD_FLOATS), t.twisted(5, *ODD_NUMBERS), t.twisted(0.3, *ODD_FLOATS)),
         "WarmUp": (t.twisted(3, *ODD_NUMBERS),),
@@ -2404,16 +2548,22 @@ def top_k(t: Trial) -> None:
 
 
 METHODS = (
-    "abs", "amax", "amin", "argmax", "clamp", "exp", "expand", "flatten", "log", "log_softmax", "matmul", "mean",
-    "permute", "pow", "relu", "reshape", "sigmoid", "softmax", "sqrt", "squeeze", "sum", "tanh", "to", "transpose",
-    "unflatten", "unsqueeze",
+    "abs", "amax", "amin", "argmax", "argmin", "clamp", "exp", "expand", "flatten", "log", "log_softmax", "matmul",
+    "mean", "permute", "pow", "relu", "reshape", "sigmoid", "softmax", "sqrt", "squeeze", "sum", "tanh", "to",
+    "transpose", "unflatten", "unsqueeze",
 )  # fmt: skip
 LOOKS = (
-    "__array__", "__bool__", "__deepcopy__", "__float__", "__format__", "__int__", "__iter__", "__len__",
-    "__repr__", "_repr_html_", "bfloat16", "clone", "detach", "dim", "double", "dtype", "float", "grad", "half",
-    "is_leaf", "item", "ndim", "numel", "numpy", "shape", "size", "tolist",
+    "__array__", "__bool__", "__deepcopy__", "__float__", "__format__", "__index__", "__int__", "__iter__", "__len__",
+    "__repr__", "_repr_html_", "bfloat16", "clone", "contiguous", "data", "detach", "dim", "double", "dtype", "float",
+    "grad", "half", "is_leaf", "item", "long", "ndim", "numel", "numpy", "shape", "size", "tolist",
 )  # fmt: skip
+IN_PLACE = {
+    "add": operator.iadd, "sub": operator.isub, "mul": operator.imul, "div": operator.itruediv
+}  # fmt: skip
 GRADIENTS = ("backward", "requires_grad", "requires_grad_", "retain_grad")
+SCHEDULES = (
+    "StepLR", "MultiStepLR", "ExponentialLR", "PolynomialLR", "LambdaLR", "CosineAnnealingLR", "OneCycleLR", "WarmUp",
+)  # fmt: skip
 SCOPES = ("autocast", "precision", "use_backend", "use_generator", "use_tuning", "get_backend")
 INITIALISERS = (
     "calculate_gain", "constant_", "fans", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_", "uniform_",
@@ -2449,6 +2599,14 @@ ENTRIES: dict[str, Entry] = (
     | dict.fromkeys(["Tensor.__dlpack__", "Tensor.__dlpack_device__", "gpucnn.from_dlpack"], interchanged)
     | dict.fromkeys([f"Tensor.{name}" for name in GRADIENTS], backward)
     | {"Tensor.__setitem__": assigned, "Tensor.copy_": copied, "Tensor.move_": moved}
+    | {f"Tensor.{name}": extremes(name) for name in ("max", "min")}
+    | {f"Tensor.{name}": parted(name) for name in ("split", "chunk")}
+    | {f"Tensor.{name}_": in_place(name, getattr(Tensor, f"{name}_")) for name in IN_PLACE}
+    | {f"Tensor.__i{name}__": in_place(name, change) for name, change in IN_PLACE.items() if name != "div"}
+    | {"Tensor.__itruediv__": in_place("div", operator.itruediv)}
+    | dict.fromkeys(["Tensor.clamp_", "Tensor.fill_", "Tensor.zero_"], limited)
+    | {"Tensor.view": op("reshape", lambda x, shape: x.view(shape))}
+    | dict.fromkeys([f"gpucnn.{name}_like" for name in ("full", "zeros", "ones", "rand", "randn")], alike)
     | {
         "gpucnn.tensor": made(gpucnn.tensor),
         "gpucnn.as_tensor": made(gpucnn.as_tensor),
@@ -2468,17 +2626,19 @@ ENTRIES: dict[str, Entry] = (
     | dict.fromkeys(["nn.BatchNorm1d", "nn.BatchNorm2d"], layer("BatchNorm", "batch_norm"))
     | {f"nn.init.{name}": initialiser(name) for name in INITIALISERS}
     | {f"nn.models.{name}": network(name) for name in NETWORKS}
-    | dict.fromkeys([f"nn.{name}" for name in ("Module", "Sequential", "Identity", "Parameter", "Buffer")], modules)
+    | dict.fromkeys([f"nn.{name}" for name in ("Module", "Identity", "Parameter", "Buffer")], modules)
+    | dict.fromkeys([f"nn.{name}" for name in ("Sequential", "ModuleList", "ModuleDict")], modules)
     | dict.fromkeys([f"train.{name}" for name in ("evaluate", "fit", "predict")], learning)
     | dict.fromkeys([f"attribution.{name}" for name in ("grad_cam", "occlusion", "saliency")], learning)
-    | {"nn.Dropout": dropped, "nn.ZeroPad2d": padding("ZeroPad2d", "constant")}
+    | {"nn.Dropout": dropped(nn.Dropout), "nn.Dropout2d": dropped(nn.Dropout2d)}
+    | {"nn.ZeroPad2d": padding("ZeroPad2d", "constant")}
     | {
         f"nn.{name}Pad2d": padding(f"{name}Pad2d", mode)
         for name, mode in (("Reflection", "reflect"), ("Replication", "replicate"))
     }
     | {f"optim.{name}": optimizer(name) for name in ("SGD", "Adam", "AdamW", "RMSprop")}
     | {f"optim.{name}": clipped(name) for name in ("clip_grad_norm_", "clip_grad_value_")}
-    | dict.fromkeys([f"optim.{name}" for name in ("StepLR", "CosineAnnealingLR", "OneCycleLR", "WarmUp")], schedules)
+    | dict.fromkeys([f"optim.{name}" for name in SCHEDULES], schedules)
     | {
         f"data.{name}": augmented(name)
         for name in ("Compose", "Cutout", "Normalize", "RandomAffine", "RandomCrop", "RandomHorizontalFlip")
@@ -2497,7 +2657,6 @@ METHODS_TOO = {
     "nn.Module": "apply buffers children eval explain load_state_dict modules named_buffers named_children "
     "named_modules named_parameters parameters register_forward_hook requires_grad_ state_dict summary to train "
     "zero_grad",
-    "nn.Sequential": "append",
     "optim.Adam": "load_state_dict state_dict",
     "optim.WarmUp": "load_state_dict state_dict",
 }
@@ -2514,13 +2673,13 @@ NOT_CALLED = {
         "of the identity": "Tensor.__hash__",
         "made by the functions above; its methods are called one by one": "gpucnn.Tensor",
         "takes nothing": "gpucnn.available_backends gpucnn.is_autocast_enabled gpucnn.is_grad_enabled gpucnn.no_grad "
-        "data.available",
+        "gpucnn.enable_grad gpucnn.inference_mode data.available",
+        "takes what is true or false; tests/test_autograd.py": "gpucnn.set_grad_enabled",
         "an exception": "gpucnn.OutOfMemoryError",
         "of the whole process; tests/test_out_of_memory.py": "gpucnn.set_memory_limit",
         "takes a function; tests/test_graph.py": "gpucnn.compile",
         "what others call, with numbers of their own": "gpucnn.Generator.reserve data.Normalize.check_channels "
-        "data.RandomAffine.matrices optim.CosineAnnealingLR.lr_at optim.OneCycleLR.lr_at optim.StepLR.lr_at "
-        "optim.WarmUp.lr_at",
+        "data.RandomAffine.matrices " + " ".join(f"optim.{name}.lr_at" for name in SCHEDULES),
         "abstract": "optim.Optimizer optim.LRScheduler",
         "records": "attribution.Attribution data.Source nn.Summary",
         "records, made by train.evaluate; tests/test_metrics.py": "metrics",

@@ -9,8 +9,22 @@ from gpucnn.backends import available_backends, get_backend, precision, use_back
 from gpucnn.dtypes import float16, float32, float64
 from gpucnn.functional import cat, stack
 from gpucnn.interchange import as_tensor, from_dlpack, from_numpy
-from gpucnn.random import Generator, manual_seed, rand, randn, use_generator
-from gpucnn.tensor import Tensor, full, is_grad_enabled, no_grad, ones, tensor, zeros
+from gpucnn.random import Generator, manual_seed, rand, rand_like, randn, randn_like, use_generator
+from gpucnn.tensor import (
+    Tensor,
+    enable_grad,
+    full,
+    full_like,
+    inference_mode,
+    is_grad_enabled,
+    no_grad,
+    ones,
+    ones_like,
+    set_grad_enabled,
+    tensor,
+    zeros,
+    zeros_like,
+)
 
 __version__ = "0.1.0"
 
@@ -41,24 +55,31 @@ __all__ = [
     "cat",
     "compile",
     "data",
+    "enable_grad",
     "float16",
     "float32",
     "float64",
     "from_dlpack",
     "from_numpy",
     "full",
+    "full_like",
     "functional",
     "get_backend",
+    "inference_mode",
     "is_autocast_enabled",
     "is_grad_enabled",
     "manual_seed",
     "nn",
     "no_grad",
     "ones",
+    "ones_like",
     "optim",
     "precision",
     "rand",
+    "rand_like",
     "randn",
+    "randn_like",
+    "set_grad_enabled",
     "set_memory_limit",
     "stack",
     "tensor",
@@ -66,4 +87,5 @@ __all__ = [
     "use_generator",
     "use_tuning",
     "zeros",
+    "zeros_like",
 ]

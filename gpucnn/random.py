@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 
 from gpucnn.backends import Backend, get_backend
+from gpucnn.functional import validate
 from gpucnn.live import CaptureError
 from gpucnn.tensor import Scoped, Tensor, _size, checked_shape, tensor
 
@@ -137,3 +139,18 @@ def randn(
 ) -> Tensor:
     """float32 numbers from the standard normal distribution."""
     return _drawn(_host(generator, backend).standard_normal(checked_shape(_size(size))), requires_grad, backend)
+
+
+def rand_like(input: Tensor, *, generator: Generator | None = None, requires_grad: bool = False) -> Tensor:
+    """`rand` in the shape, the dtype and on the backend of `input`."""
+    return _like("rand_like", input, rand, generator).requires_grad_(requires_grad)
+
+
+def randn_like(input: Tensor, *, generator: Generator | None = None, requires_grad: bool = False) -> Tensor:
+    """`randn` in the shape, the dtype and on the backend of `input`."""
+    return _like("randn_like", input, randn, generator).requires_grad_(requires_grad)
+
+
+def _like(op: str, input: Tensor, draw: Callable[..., Tensor], generator: Generator | None) -> Tensor:
+    validate.floating(op, input=input)
+    return draw(input.shape, generator=generator, backend=input.backend).to(input.dtype)

@@ -64,9 +64,17 @@ def no_grad(function: Any = None) -> Any:
     return scope if function is None else scope(function)
 
 
+inference_mode = no_grad  # under the other name that PyTorch has for it
+
+
 def enable_grad() -> Scoped[bool]:
     """Record inside, also where `no_grad` is around it."""
-    return Scoped(_grad_enabled, lambda: True)
+    return set_grad_enabled(True)
+
+
+def set_grad_enabled(mode: bool) -> Scoped[bool]:
+    """Record inside a with block or a decorated function, or do not, as `mode` says."""
+    return Scoped(_grad_enabled, lambda: mode)
 
 
 def is_grad_enabled() -> bool:
@@ -359,7 +367,17 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     def __bool__(self) -> bool:
+        if self.numel() != 1:
+            raise ValueError(
+                f"only a tensor of one element is true or false, this one has shape {self.shape}; ask for the sum(), "
+                "amax() or amin() of a condition"
+            )
         return bool(self.item())
+
+    def __index__(self) -> int:
+        if self.dtype.kind not in "iu" or self.numel() != 1:
+            raise TypeError(f"only one integer is an index, this is {self.dtype} of shape {self.shape}")
+        return int(self.item())
 
     def __float__(self) -> builtins.float:
         return builtins.float(self.item())
@@ -449,6 +467,16 @@ class Tensor:
         """The same values without the history; shares memory."""
         return Tensor(self.array, self.backend)
 
+    @property
+    def data(self) -> Tensor:
+        """detach(); what is assigned is copied in, as by copy_ inside no_grad()."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor | np.ndarray[Any, Any]) -> None:
+        with no_grad():
+            self.copy_(value)
+
     def to(self, target: str | Backend | np.dtype[Any] | type) -> Tensor:
         """This tensor with another dtype ("float64", numpy.float32) or on another backend ("numpy", "cuda")."""
         return F.to(self, target)
@@ -469,15 +497,21 @@ class Tensor:
         """As bfloat16."""
         return F.to(self, bfloat16())
 
+    def long(self) -> Tensor:
+        """As int64."""
+        return F.to(self, np.int64)
+
     def copy_(self, source: Tensor | np.ndarray[Any, Any]) -> Self:
         """Overwrite the values in place, outside the tape; shapes must agree, dtype and backend stay. Returns self."""
         if not hasattr(source, "__array__"):  # PyTorch's tensors have it too
             raise TypeError(f"copy_: source must be a Tensor or a numpy.ndarray, got {type(source).__name__}")
-        values = source.numpy() if isinstance(source, Tensor) else np.asarray(source)
+        if not isinstance(source, Tensor):
+            values = np.asarray(source)
+            checked_dtype(values.dtype)
+        else:
+            values = source.array if source.backend is self.backend else source.numpy()
         if values.shape != self.shape:
             raise ValueError(f"copy_: can't copy shape {values.shape} into shape {self.shape}")
-        if not isinstance(source, Tensor):
-            checked_dtype(values.dtype)
         with np.errstate(all="ignore"):  # what is too large becomes infinite
             self._writable(source)[...] = self.backend.asarray(values, self.dtype)
         return self
@@ -592,6 +626,23 @@ class Tensor:
     def __rpow__(self, base: Any) -> Tensor:
         return F.pow(base, self)
 
+    def __iadd__(self, other: Any) -> Tensor:
+        return self.add_(other) if self._is_variable() else self + other
+
+    def __isub__(self, other: Any) -> Tensor:
+        return self.sub_(other) if self._is_variable() else self - other
+
+    def __imul__(self, other: Any) -> Tensor:
+        return self.mul_(other) if self._is_variable() else self * other
+
+    def __itruediv__(self, other: Any) -> Tensor:
+        return self.div_(other) if self._is_variable() else self / other
+
+    def _is_variable(self) -> bool:
+        """Whether `x += 1` changes the tensor itself, which the tape would not know: a leaf that requires a gradient,
+        a parameter, a buffer. Of others it makes new ones."""
+        return self.is_leaf and self.requires_grad
+
     def __neg__(self) -> Tensor:
         return F.neg(self)
 
@@ -644,6 +695,52 @@ class Tensor:
                 f"__setitem__: {value!r:.100} can't be put at {index!r:.100} of a {self.dtype} tensor of shape "
                 f"{self.shape}: {error}"
             ) from None
+
+    # -- in place, outside the tape: a tensor that requires a gradient only inside no_grad() ---------------------------
+
+    def _become(self, op: str, function: Callable[..., Tensor], *operands: Any) -> Self:
+        """function(self, *operands) in this tensor's memory."""
+        for operand in operands:
+            self._writable(operand)
+        with no_grad():
+            result = function(self, *operands)
+        if result.shape != self.shape or (is_floating(result.dtype) and not is_floating(self.dtype)):
+            raise ValueError(
+                f"{op}: a {self.dtype} tensor of shape {self.shape} can't become {result.dtype} of shape {result.shape}"
+            )
+        self.array[...] = result.array
+        return self
+
+    def add_(self, other: Any, *, alpha: builtins.float = 1) -> Self:
+        """self + alpha · other in place; returns self."""
+        return self._become("add_", F.add, other if alpha == 1 else alpha * other)
+
+    def sub_(self, other: Any, *, alpha: builtins.float = 1) -> Self:
+        """self − alpha · other in place; returns self."""
+        return self._become("sub_", F.sub, other if alpha == 1 else alpha * other)
+
+    def mul_(self, other: Any) -> Self:
+        """self · other in place; returns self."""
+        return self._become("mul_", F.mul, other)
+
+    def div_(self, other: Any) -> Self:
+        """self / other in place; returns self."""
+        return self._become("div_", F.div, other)
+
+    def clamp_(self, min: builtins.float | None = None, max: builtins.float | None = None) -> Self:
+        """`functional.clamp` in place; returns self."""
+        return self._become("clamp_", F.clamp, min, max)
+
+    def fill_(self, value: builtins.float) -> Self:
+        """Every element `value`; returns self."""
+        self[...] = value
+        return self
+
+    def zero_(self) -> Self:
+        """Every element 0; returns self."""
+        return self.fill_(0)
+
+    # -- methods -------------------------------------------------------------------------------------------------------
 
     def matmul(self, other: Tensor) -> Tensor:
         """`functional.matmul`."""
@@ -709,13 +806,39 @@ class Tensor:
         """`functional.amin`."""
         return F.amin(self, dim, keepdim)
 
+    def max(self, dim: int | None = None, keepdim: bool = False) -> Any:
+        """`functional.max`."""
+        return F.max(self, dim, keepdim)
+
+    def min(self, dim: int | None = None, keepdim: bool = False) -> Any:
+        """`functional.min`."""
+        return F.min(self, dim, keepdim)
+
     def argmax(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
         """`functional.argmax`."""
         return F.argmax(self, dim, keepdim)
 
+    def argmin(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
+        """`functional.argmin`."""
+        return F.argmin(self, dim, keepdim)
+
     def reshape(self, *shape: Any) -> Tensor:
         """`functional.reshape`."""
         return F.reshape(self, _size(shape))
+
+    view = reshape  # a copy where the memory's order asks for one
+
+    def contiguous(self) -> Tensor:
+        """This tensor: operations take any order of memory, and give the usual one."""
+        return self
+
+    def split(self, split_size: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
+        """`functional.split`."""
+        return F.split(self, split_size, dim)
+
+    def chunk(self, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+        """`functional.chunk`."""
+        return F.chunk(self, chunks, dim)
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
         """`functional.flatten`."""
@@ -867,6 +990,23 @@ def zeros(*size: Any, **options: Any) -> Tensor:
 def ones(*size: Any, **options: Any) -> Tensor:
     """A tensor of ones; options as in `full`."""
     return full(_size(size), 1, **options)
+
+
+def full_like(input: Tensor, fill_value: float, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """A tensor of the shape and on the backend of `input`, and of its dtype unless another is given."""
+    validate.one_backend("full_like", input=input)
+    dtype = input.dtype if dtype is None else dtype
+    return full(input.shape, fill_value, dtype=dtype, requires_grad=requires_grad, backend=input.backend)
+
+
+def zeros_like(input: Tensor, **options: Any) -> Tensor:
+    """Zeros in the shape of `input`; options as in `full_like`."""
+    return full_like(input, 0, **options)
+
+
+def ones_like(input: Tensor, **options: Any) -> Tensor:
+    """Ones in the shape of `input`; options as in `full_like`."""
+    return full_like(input, 1, **options)
 
 
 from gpucnn import functional as F  # noqa: E402  functional needs Tensor; Tensor's methods need functional

@@ -934,6 +934,7 @@ ACTIVATION = [
         Case("dropout", (normal(*shape),), relative(3), {"p": p, "generator": Seed(seed)}, pytorch=False)
         for shape, p, seed in [((2, 3, 7, 5), 0.3, 7), ((2051,), 0.5, 2**63 + 5), ((0, 4), 0.2, 1)]
     ),
+    Case("dropout2d", (normal(5, 7, 3, 2),), relative(3), {"p": 0.4, "generator": Seed(3)}, pytorch=False),
 ]
 
 # -- normalisation ---------------------------------------------------------------------------------------
@@ -1054,6 +1055,8 @@ VIEWS = [
     Case("permute", (normal(2, 3, 5, 4), (2, 0, 3, 1)), selected),
     Case("flatten", (normal(2, 3, 5, 4), 1), selected),
     Case("expand", (normal(3, 1, 4), (2, 3, 5, 4)), selected, same_bits=False),
+    Case("pixel_shuffle", (normal(2, 12, 3, 5), 2), selected),
+    Case("pixel_unshuffle", (normal(2, 3, 6, 9), 3), selected),
     Case("index", (normal(5, 3, 7), (slice(4, None, -2), ..., None, 3)), selected, pytorch=False),
     Case("index", (normal(2, 3, 9, 7), (slice(None), slice(None), [0, 8, 8, -1])), selected, pytorch=False),
     Case("index", (normal(300, 3), [[7, 299], [7, 0]]), selected, pytorch=False),

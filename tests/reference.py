@@ -584,6 +584,24 @@ def pad(input: Array, pad: Sequence[int], mode: str = "constant", value: float =
     return y
 
 
+def pixel_shuffle(input: Array, upscale_factor: int) -> Array:
+    x, r = float64(input), upscale_factor
+    n, c, h, w = x.shape
+    y = np.zeros((n, c // (r * r), h * r, w * r))
+    for b, k, i, j in indices(*y.shape):
+        y[b, k, i, j] = x[b, k * r * r + i % r * r + j % r, i // r, j // r]
+    return y
+
+
+def pixel_unshuffle(input: Array, downscale_factor: int) -> Array:
+    x, r = float64(input), downscale_factor
+    n, c, h, w = x.shape
+    y = np.zeros((n, c * r * r, h // r, w // r))
+    for b, k, i, j in indices(*x.shape):
+        y[b, k * r * r + i % r * r + j % r, i // r, j // r] = x[b, k, i, j]
+    return y
+
+
 def interpolate(
     input: Array,
     size: Pair | None = None,

@@ -256,6 +256,24 @@ def test_one_scope_may_be_entered_in_two_threads_at_once() -> None:
     assert gpucnn.is_grad_enabled()
 
 
+def test_recording_is_switched_by_a_value_and_by_pytorchs_other_names() -> None:
+    w = gpucnn.ones(2, requires_grad=True)
+    for mode in (True, False):
+        with gpucnn.set_grad_enabled(mode):
+            assert (w * 2).requires_grad == mode == gpucnn.is_grad_enabled()
+    with gpucnn.inference_mode():
+        assert not (w * 2).requires_grad
+        with gpucnn.enable_grad():
+            assert (w * 2).requires_grad
+
+    @gpucnn.set_grad_enabled(False)
+    def silent() -> Tensor:
+        return w * 2
+
+    assert not silent().requires_grad
+    assert gpucnn.is_grad_enabled()
+
+
 def test_no_grad_decorates_without_parentheses_too() -> None:
     @gpucnn.no_grad
     def twice(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Tensors: how they are made, what they say of themselves, indexing, values out, and what misuse gives."""
 
 import copy
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpucnn
-from gpucnn import Tensor
+from gpucnn import Tensor, nn
+from gpucnn import functional as F
 from gpucnn.backends.numpy_backend import NumpyBackend
 
 
@@ -136,8 +138,14 @@ def test_one_element_is_a_python_number() -> None:
     assert type(gpucnn.tensor(3).item()) is int
     assert not gpucnn.tensor([0.0])
     for use in (Tensor.item, float, bool):
-        with pytest.raises(ValueError, match=r"one element, this one has shape \(2,\)"):
+        with pytest.raises(ValueError, match=r"one element.* this one has shape \(2,\)"):
             use(gpucnn.ones(2))
+    with pytest.raises(ValueError, match=r"ask for the sum\(\), amax\(\) or amin\(\) of a condition"):
+        bool(gpucnn.ones(2) > 0)
+    assert ["no", "yes"][gpucnn.tensor([[1]])] == "yes"  # type: ignore[call-overload]
+    for other in (gpucnn.ones(1), gpucnn.tensor([1, 2]), gpucnn.tensor(True)):
+        with pytest.raises(TypeError, match="only one integer is an index"):
+            operator.index(other)
 
 
 def test_a_tensor_without_axes_is_formatted_as_its_number() -> None:
@@ -173,9 +181,16 @@ def test_numpy_reads_a_tensor_and_leaves_arithmetic_to_it() -> None:
     x = gpucnn.tensor([1.0, 2])
     np.testing.assert_array_equal(np.asarray(x), [1, 2])
     assert np.asarray(x, dtype=np.float64).dtype == np.float64
-    with pytest.raises(TypeError, match="mul: other must be a Tensor or a number, got ndarray"):
-        np.ones(2) * x
     assert isinstance(np.float32(2) * x, Tensor)
+    for y in (np.ones(2, np.float32) - x, x - np.ones(2, np.float32), F.sub(np.ones((2, 1), np.float32), x)):
+        assert isinstance(y, Tensor)
+        np.testing.assert_array_equal(abs(y.numpy()), np.broadcast_to([0, 1], y.shape))
+    assert (gpucnn.tensor([3, 1]) == np.array([3, 2])).sum().item() == 1  # as predictions and labels are
+    assert F.where(x > 1, x, np.zeros(2, np.float32)).tolist() == [0, 2]
+    with pytest.raises(TypeError, match="mul: the tensors must have one dtype, got input float32, other float64"):
+        np.ones(2) * x
+    with pytest.raises(TypeError, match=r"mul: other must be a Tensor, a number or a numpy\.ndarray, got list"):
+        x * [1.0, 2.0]
     assert (np.float64(2) * x).dtype == np.float32
 
 
@@ -283,6 +298,131 @@ def test_a_tensor_with_gradient_is_copied_into_only_without_the_tape() -> None:
         x.copy_(np.ones(2))
     x.detach().copy_(x.numpy() + 1)
     assert x.tolist() == [2, 2]
+
+
+CHANGES: dict[str, Callable[[Any, Any], Any]] = {
+    "x += y": operator.iadd,
+    "x -= y": operator.isub,
+    "x *= y": operator.imul,
+    "x /= y": operator.itruediv,
+    "add_": lambda x, y: x.add_(y),
+    "add_ alpha": lambda x, y: x.add_(y, alpha=0.5),
+    "sub_": lambda x, y: x.sub_(y),
+    "sub_ alpha": lambda x, y: x.sub_(y, alpha=-2),
+    "mul_": lambda x, y: x.mul_(y),
+    "div_": lambda x, y: x.div_(y),
+    "add_ number": lambda x, y: x.add_(3),
+    "mul_ number": lambda x, y: x.mul_(0.25),
+    "clamp_": lambda x, y: x.clamp_(-0.5, 1),
+    "clamp_ below": lambda x, y: x.clamp_(min=0),
+    "fill_": lambda x, y: x.fill_(2.5),
+    "zero_": lambda x, y: x.zero_(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_parameter_is_changed_in_place_inside_no_grad_as_in_pytorch(change: str, torch: Any) -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((2, 3, 4, 5)).astype("f"), rng.uniform(1, 2, (3, 1, 1)).astype("f")
+    theirs = torch.nn.Parameter(torch.tensor(x))
+    for ours in (nn.Parameter(gpucnn.tensor(x)), gpucnn.tensor(x, requires_grad=True)):
+        array = ours.array
+        with pytest.raises(RuntimeError, match=r"in place only inside no_grad\(\)"):
+            CHANGES[change](ours, gpucnn.tensor(y))
+        np.testing.assert_array_equal(ours.numpy(), x)
+        with gpucnn.no_grad():
+            assert CHANGES[change](ours, gpucnn.tensor(y)) is ours
+        assert ours.array is array
+        assert ours.is_leaf
+        assert ours.requires_grad
+    with torch.no_grad():
+        CHANGES[change](theirs, torch.tensor(y))
+    np.testing.assert_allclose(ours.numpy(), theirs.detach().numpy(), rtol=2**-22)
+
+
+def test_a_gradient_step_by_hand_trains() -> None:
+    layer = nn.Linear(3, 1)
+    x, before = gpucnn.randn(20, 3), layer.weight.numpy().copy()
+    for _ in range(2):
+        (layer(x) ** 2).mean().backward()
+        step = 0.1 * gradient(layer.weight)
+        with gpucnn.no_grad():
+            for p in layer.parameters():
+                p -= 0.1 * p.grad
+                p.grad.zero_()
+        np.testing.assert_array_equal(layer.weight.numpy(), before - step)
+        before = layer.weight.numpy().copy()
+
+
+def test_buffers_change_in_place_and_other_tensors_do_not() -> None:
+    kept = buffer = nn.Buffer(gpucnn.ones(2))
+    buffer += 1
+    assert buffer is kept
+    assert kept.tolist() == [2, 2]
+    frozen = same = nn.Parameter(gpucnn.ones(2), requires_grad=False)
+    frozen *= 3
+    assert frozen is same
+    assert same.tolist() == [3, 3]
+    x = y = gpucnn.ones(2)
+    x += 1
+    assert (x.tolist(), y.tolist()) == ([2, 2], [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda x: x.add_(gpucnn.ones(3, 2)),
+            ValueError,
+            r"add_: a float32 tensor of shape \(2,\) can't become .*\(3, 2",
+        ),
+        (lambda x: x.to("int64").mul_(0.5), ValueError, "mul_: a int64 tensor .* can't become float32"),
+        (lambda x: x.add_(gpucnn.ones(2, requires_grad=True)), RuntimeError, "would lose it"),
+        (lambda x: gpucnn.from_numpy(np.broadcast_to(np.float32(1), (2,))).zero_(), ValueError, "read-only"),
+    ],
+)
+def test_a_change_in_place_that_does_not_fit_is_an_error_that_changes_nothing(
+    change: Any, error: Any, message: str
+) -> None:
+    x = gpucnn.ones(2)
+    with pytest.raises(error, match=message):
+        change(x)
+    assert x.tolist() == [1, 1]
+
+
+def test_data_is_the_values_without_history_and_takes_new_ones() -> None:
+    w = gpucnn.tensor([1.0, 2], requires_grad=True)
+    assert not w.data.requires_grad
+    w.data[0] = 5
+    assert w.tolist() == [5, 2]
+    w.data = gpucnn.tensor([7.0, 8])
+    assert w.tolist() == [7, 8]
+    assert w.requires_grad
+    with pytest.raises(ValueError, match=r"copy_: can't copy shape \(3,\) into shape \(2,\)"):
+        w.data = np.zeros(3)
+
+
+def test_tensors_like_others_have_their_shape_type_and_backend() -> None:
+    x = gpucnn.ones(2, 3, 4, 5, dtype="float64", backend=Abacus())
+    for made in (gpucnn.zeros_like(x), gpucnn.ones_like(x), gpucnn.full_like(x, 3), gpucnn.rand_like(x)):
+        assert (made.shape, made.dtype, made.backend) == (x.shape, x.dtype, x.backend)
+    assert gpucnn.full_like(x, 3, dtype="int64", requires_grad=False).dtype == np.int64
+    assert gpucnn.ones_like(x, requires_grad=True).requires_grad
+    assert (gpucnn.zeros_like(x).sum().item(), gpucnn.full_like(x, 2).mean().item()) == (0, 2)
+    gpucnn.manual_seed(4)
+    expected = gpucnn.randn(2, 3)
+    gpucnn.manual_seed(4)
+    assert gpucnn.randn_like(gpucnn.zeros(2, 3)).tolist() == expected.tolist()
+    with pytest.raises(TypeError, match="rand_like: input must be float32 or float64, got int64"):
+        gpucnn.rand_like(gpucnn.tensor([1]))
+
+
+def test_a_view_is_a_reshape_and_any_tensor_is_contiguous() -> None:
+    x = gpucnn.randn(2, 3, 4, 5)
+    assert x.view(2, -1).tolist() == x.reshape(2, 60).tolist()
+    assert x.contiguous() is x
+    assert (x.view((6, 20)).shape, x.permute(0, 2, 3, 1).contiguous().view(-1).shape) == ((6, 20), (120,))
+    assert x.long().dtype == np.int64
 
 
 def test_clone_has_its_own_memory_and_detach_shares_it() -> None:

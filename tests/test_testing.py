@@ -23,7 +23,7 @@ from gpucnn.testing import CASES, CONV2D, CONV2D_POOLED, POOL, Case, Values, con
 
 # Ops without a gradient, ops that take a list of tensors, and views that say nothing that permute and flatten do not.
 NO_CASE = {"argmax", "compare", "host_index", "to", "cat", "stack"}
-NO_CASE |= {"reshape", "squeeze", "unsqueeze", "transpose", "unflatten"}
+NO_CASE |= {"argmin", "max", "min", "split", "chunk", "reshape", "squeeze", "unsqueeze", "transpose", "unflatten"}
 
 
 def shapes(case: Case) -> list[tuple[int, ...]]:

@@ -79,7 +79,8 @@ def get_backend(backend: str | Backend | None = None) -> Backend:
     if name == "auto":
         name, _ = auto_choice()
     if name not in _NAMES:
-        raise ValueError(f"{source} is {name!r}, but the backends are {', '.join(('auto', *_NAMES))}")
+        hint = "; the CPU's is 'numpy'" if name == "cpu" else ""
+        raise ValueError(f"{source} is {name!r}, but the backends are {', '.join(('auto', *_NAMES))}{hint}")
     try:
         return _made_once(name)
     except RuntimeError as error:

@@ -446,11 +446,14 @@ def _fma(problem: Problem) -> Iterator[Variant]:
     of, double = problem.matrix, problem.scalar == "double"
     small = {"TILE_M": 64, "TILE_N": 64, "THREAD_M": 4 if double else 8, "THREAD_N": 4 if double else 8}
     large = {"TILE_M": 128, "TILE_N": 128, "THREAD_M": 16, "THREAD_N": 8}
-    # A product's parts begin at a multiple of 16 bytes.
-    step = 4 if isinstance(problem.shape, Product) else 1
-    for length, n in _cuts_of_tiles(problem, _tiles(_gemm_tiles(of)[0], of), step):
+    for length, n in _cuts_of_tiles(problem, _tiles(_gemm_tiles(of)[0], of), _step(problem)):
         for tile in (small,) if double else (large, small) if _filled(of, n) else (small, large):
             yield _of_threads("fma", tile, of, length, n)
+
+
+def _step(problem: Problem) -> int:
+    """Of what the parts of a sum are multiples: tiles read operands that lie along it by 16 bytes, or part by part."""
+    return 1 if problem.operation == "conv2d_backward_weight" else 4
 
 
 def _gemm_tiles(of: Matrix) -> list[Tile]:
@@ -473,7 +476,7 @@ def _gemm(problem: Problem) -> Iterator[Variant]:
     """Tiles of gemm_tile.cuh, for any size."""
     of = problem.matrix
     for tile in _gemm_tiles(of):
-        for length, n in _cuts_of_tiles(problem, _tiles(tile, of)):
+        for length, n in _cuts_of_tiles(problem, _tiles(tile, of), _step(problem)):
             yield _of_threads("gemm", tile, of, length, n)
 
 

@@ -6,6 +6,7 @@ docs/differences.md lists what differs from torch.nn.functional.
 
 from gpucnn.functional.activation import (
     dropout,
+    dropout2d,
     elu,
     gelu,
     hardsigmoid,
@@ -27,6 +28,7 @@ from gpucnn.functional.arithmetic import (
     amax,
     amin,
     argmax,
+    argmin,
     clamp,
     compare,
     div,
@@ -34,8 +36,10 @@ from gpucnn.functional.arithmetic import (
     linear,
     log,
     matmul,
+    max,
     maximum,
     mean,
+    min,
     minimum,
     mul,
     neg,
@@ -68,6 +72,7 @@ from gpucnn.functional.pooling import (
 )
 from gpucnn.functional.shape import (
     cat,
+    chunk,
     expand,
     flatten,
     host_index,
@@ -75,7 +80,10 @@ from gpucnn.functional.shape import (
     interpolate,
     pad,
     permute,
+    pixel_shuffle,
+    pixel_unshuffle,
     reshape,
+    split,
     squeeze,
     stack,
     transpose,
@@ -84,12 +92,13 @@ from gpucnn.functional.shape import (
 )
 
 __all__ = [
-    "abs", "adaptive_avg_pool2d", "adaptive_max_pool2d", "add", "amax", "amin", "argmax", "avg_pool2d", "batch_norm",
-    "binary_cross_entropy", "binary_cross_entropy_with_logits", "cat", "clamp", "compare", "conv2d",
-    "conv2d_max_pool2d", "conv_transpose2d", "cross_entropy", "div", "dropout", "elu", "exp", "expand", "flatten",
-    "gelu", "group_norm", "half_squared_error", "hardsigmoid", "hardswish", "host_index", "index", "interpolate",
-    "l1_loss", "layer_norm", "leaky_relu", "linear", "local_response_norm", "log", "log_softmax", "matmul",
-    "max_pool2d", "maximum", "mean", "min_pool2d", "minimum", "mse_loss", "mul", "neg", "nll_loss", "pad", "permute",
-    "pow", "prelu", "relu", "relu6", "reshape", "sigmoid", "silu", "smooth_l1_loss", "softmax", "softplus", "sqrt",
-    "squeeze", "stack", "sub", "sum", "sum_pool2d", "tanh", "to", "transpose", "unflatten", "unsqueeze", "where",
+    "abs", "adaptive_avg_pool2d", "adaptive_max_pool2d", "add", "amax", "amin", "argmax", "argmin", "avg_pool2d",
+    "batch_norm", "binary_cross_entropy", "binary_cross_entropy_with_logits", "cat", "chunk", "clamp", "compare",
+    "conv2d", "conv2d_max_pool2d", "conv_transpose2d", "cross_entropy", "div", "dropout", "dropout2d", "elu", "exp",
+    "expand", "flatten", "gelu", "group_norm", "half_squared_error", "hardsigmoid", "hardswish", "host_index", "index",
+    "interpolate", "l1_loss", "layer_norm", "leaky_relu", "linear", "local_response_norm", "log", "log_softmax",
+    "matmul", "max", "max_pool2d", "maximum", "mean", "min", "min_pool2d", "minimum", "mse_loss", "mul", "neg",
+    "nll_loss", "pad", "permute", "pixel_shuffle", "pixel_unshuffle", "pow", "prelu", "relu", "relu6", "reshape",
+    "sigmoid", "silu", "smooth_l1_loss", "softmax", "softplus", "split", "sqrt", "squeeze", "stack", "sub", "sum",
+    "sum_pool2d", "tanh", "to", "transpose", "unflatten", "unsqueeze", "where",
 ]  # fmt: skip

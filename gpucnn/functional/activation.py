@@ -1,4 +1,4 @@
-"""Activations, softmax and dropout."""
+"""Activations, softmax and dropout. PyTorch's `inplace` is taken, for its programs, and changes nothing."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def _activation(kind: str, input: Tensor, parameter: float = 0.0) -> Tensor:
     return record(backend, y, (input, lambda dy: backend.activation_backward(dy, saved, kind, parameter)))
 
 
-def relu(input: Tensor) -> Tensor:
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """max(input, 0); the gradient at 0 is 0, NaN stays NaN, −0.0 becomes 0.0."""
     return _activation("relu", input)
 
 
-def relu6(input: Tensor) -> Tensor:
+def relu6(input: Tensor, inplace: bool = False) -> Tensor:
     """min(max(input, 0), 6)."""
     return _activation("relu6", input)
 
 
-def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
+def leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
     """input where positive, else negative_slope · input."""
     return _activation("leaky_relu", input, validate.number("leaky_relu", "negative_slope", negative_slope))
 
@@ -68,7 +68,7 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
     )
 
 
-def elu(input: Tensor, alpha: float = 1.0) -> Tensor:
+def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     """input where positive, else alpha · (exp(input) − 1)."""
     return _activation("elu", input, validate.number("elu", "alpha", alpha))
 
@@ -79,17 +79,17 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     return _activation("gelu" if approximate == "none" else "gelu_tanh", input)
 
 
-def silu(input: Tensor) -> Tensor:
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
     """input · sigmoid(input), also called swish."""
     return _activation("silu", input)
 
 
-def hardswish(input: Tensor) -> Tensor:
+def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     """input · relu6(input + 3) / 6. Howard et al. 2019."""
     return _activation("hardswish", input)
 
 
-def hardsigmoid(input: Tensor) -> Tensor:
+def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     """relu6(input + 3) / 6."""
     return _activation("hardsigmoid", input)
 
@@ -150,7 +150,13 @@ def _max(x: Array, axis: int) -> Array:
     return x.max(axis=axis, keepdims=True) if x.shape[axis] else x.sum(axis=axis, keepdims=True)
 
 
-def dropout(input: Tensor, p: float = 0.5, training: bool = True, generator: Generator | None = None) -> Tensor:
+def dropout(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    generator: Generator | None = None,
+) -> Tensor:
     """Each element 0 with probability p, else divided by 1 − p; the input itself when not training.
 
     The mask comes from a counter-based generator (Philox), the default one unless given: the same seed gives the same
@@ -170,3 +176,21 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, generator: Gen
         backend.dropout(input.array, p, position),
         (input, lambda dy: backend.dropout(dy, p, position)),
     )
+
+
+def dropout2d(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Each channel of each image, [N, C, H, W], 0 with probability p, else divided by 1 − p. Tompson et al. 2015.
+
+    As `dropout` otherwise.
+    """
+    backend = validate.floating("dropout2d", input=input)
+    validate.rank("dropout2d", "input", input, 4, "[N, C, H, W]")
+    ones = Tensor(backend.contiguous(backend.xp.ones((*input.shape[:2], 1, 1), input.dtype)), backend)
+    mask = dropout(ones, p, training, generator=generator)
+    return input if mask is ones else input * mask

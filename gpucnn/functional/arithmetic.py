@@ -9,7 +9,7 @@ import builtins
 import math
 from collections.abc import Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,9 +17,9 @@ from gpucnn.backends import Array, Backend, get_backend
 from gpucnn.dtypes import is_floating, is_half, named
 from gpucnn.functional import validate
 from gpucnn.functional.casting import converted, in_float32, in_half, promoted, through_float32
-from gpucnn.tensor import Tensor, in_storage_order, record
+from gpucnn.tensor import Tensor, in_storage_order, record, tensor
 
-Operand = Tensor | float
+Operand = Tensor | float | np.ndarray[Any, Any]
 
 
 def _sum_to(backend: Backend, gradient: Array, shape: tuple[int, ...]) -> Array:
@@ -34,12 +34,23 @@ def _sum_to(backend: Backend, gradient: Array, shape: tuple[int, ...]) -> Array:
     return backend.astype(total.reshape(shape), gradient.dtype)
 
 
+def _promoted(a: Any, b: Any) -> Sequence[Any]:
+    """Both operands, tensors of one half or full type if both are; NumPy's array beside a tensor becomes one too."""
+    beside = next((value.backend for value in (a, b) if isinstance(value, Tensor)), None)
+    if beside is not None:
+        a, b = (tensor(v, backend=beside) if isinstance(v, np.ndarray) else v for v in (a, b))
+    return promoted([a, b])
+
+
 def _operands(op: str, a: Any, b: Any) -> tuple[Backend, Any, Any]:
     """Both operands' arrays (a number stays one), converted to one dtype: int with float gives the float's."""
     names = {"input": a, "other": b}
     for name, value in names.items():
         if not isinstance(value, Tensor | int | float | np.number | np.bool_):
-            raise TypeError(f"{op}: {name} must be a Tensor or a number, got {type(value).__name__}")
+            raise TypeError(
+                f"{op}: {name} must be a Tensor, a number or a numpy.ndarray, got {validate.kind(value)}; use "
+                "gpucnn.tensor()"
+            )
     tensors = {name: value for name, value in names.items() if isinstance(value, Tensor)}
     backend = validate.one_backend(op, **tensors)
     floats = {name: t for name, t in tensors.items() if is_floating(t.dtype)}
@@ -58,7 +69,7 @@ def _operands(op: str, a: Any, b: Any) -> tuple[Backend, Any, Any]:
 
 
 def _binary(op: str, function: str, a: Operand, b: Operand, vjp_a: Any, vjp_b: Any) -> Tensor:
-    a, b = promoted([a, b])
+    a, b = _promoted(a, b)
     backend, x, y = _operands(op, a, b)
     try:
         result = in_storage_order(getattr(backend.xp, function), x, y)
@@ -171,7 +182,7 @@ def _larger(op: str, comparison: str, a: Tensor, b: Tensor) -> Tensor:
 def where(condition: Tensor, input: Operand, other: Operand) -> Tensor:
     """input where condition (a bool tensor, such as x > 0) is true, else other, with broadcasting."""
     validate.one_backend("where", condition=condition)
-    input, other = promoted([input, other])
+    input, other = _promoted(input, other)
     backend, x, y = _operands("where", input, other)
     tensors = {name: t for name, t in (("input", input), ("other", other)) if isinstance(t, Tensor)}
     validate.one_backend("where", condition=condition, **tensors)
@@ -291,7 +302,7 @@ def mean(input: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = 
 
 @through_float32
 def _extreme(op: str, input: Tensor, dim: int | Sequence[int] | None, keepdim: bool) -> Tensor:
-    backend = validate.floating(op, input=input)
+    backend = validate.one_backend(op, input=input)
     chosen = validate.axes(op, dim, input.ndim)
     if math.prod(input.shape[i] for i in chosen) == 0:
         raise ValueError(f"{op}: axes {chosen} of shape {input.shape} are empty")
@@ -315,19 +326,48 @@ def amin(input: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = 
     return _extreme("amin", input, dim, keepdim)
 
 
+class Extremes(NamedTuple):
+    """What max and min along an axis return: the elements, and their indices."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def max(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor | Extremes:
+    """The largest element; or, along axis `dim`, (values, indices): those of amax and argmax.
+
+    Of equal ones the first one's index is given; they share the gradient evenly.
+    """
+    return amax(input) if dim is None else Extremes(amax(input, dim, keepdim), argmax(input, dim, keepdim))
+
+
+def min(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor | Extremes:
+    """The smallest element; see max."""
+    return amin(input) if dim is None else Extremes(amin(input, dim, keepdim), argmin(input, dim, keepdim))
+
+
 def argmax(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """The index of the first largest element along `dim`, or in the flattened tensor; int64, without a gradient."""
-    backend = validate.one_backend("argmax", input=input)
-    chosen = None if dim is None else validate.axis("argmax", dim, input.ndim)
+    return _place("argmax", input, dim, keepdim)
+
+
+def argmin(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """The index of the first smallest element; see argmax."""
+    return _place("argmin", input, dim, keepdim)
+
+
+def _place(op: str, input: Tensor, dim: int | None, keepdim: bool) -> Tensor:
+    backend = validate.one_backend(op, input=input)
+    chosen = None if dim is None else validate.axis(op, dim, input.ndim)
     if input.numel() == 0:
-        raise ValueError(f"argmax: shape {input.shape} is empty")
+        raise ValueError(f"{op}: shape {input.shape} is empty")
     x = backend.astype(input.array, np.float32) if is_half(input.dtype) else input.array
-    return Tensor(backend.xp.asarray(x.argmax(axis=chosen, keepdims=keepdim)), backend)
+    return Tensor(backend.xp.asarray(getattr(x, op)(axis=chosen, keepdims=keepdim)), backend)
 
 
 def compare(function: str, input: Any, other: Any) -> Tensor:
     """A bool tensor: equal, not_equal, less, less_equal, greater or greater_equal, elementwise."""
-    input, other = promoted([input, other])
+    input, other = _promoted(input, other)
     backend, x, y = _operands(function, input, other)
     try:
         result = in_storage_order(getattr(backend.xp, function), x, y)

@@ -71,7 +71,8 @@ def _labels(op: str, input: Tensor, target: Any, ignore_index: int, unread: bool
     expected = (input.shape[0], *input.shape[2:]) if input.ndim > 1 else ()
     if values.dtype.kind not in "iu":
         raise TypeError(
-            f"{op}: labels must be integers, got {values.dtype}; for class probabilities pass {input.shape}"
+            f"{op}: labels must be integers of shape {expected}, got {values.dtype} of shape {values.shape}; class "
+            f"probabilities would have the input's shape {input.shape}"
         )
     if values.shape != expected:
         raise ValueError(
@@ -139,8 +140,8 @@ def cross_entropy(
 ) -> Tensor:
     """Softmax and log loss of logits in one, stable for logits of any size.
 
-    input [N, C], [N, C, …] or [C]; target: integer labels without the class axis (a tensor or an array), or class
-    probabilities, a floating tensor of input's shape. weight [C] weighs the classes, ignore_index is a label that does
+    input [N, C], [N, C, …] or [C]; target, a tensor or an array: integer labels without the class axis, or class
+    probabilities, floating and of input's shape. weight [C] weighs the classes, ignore_index is a label that does
     not count, label_smoothing ε mixes the target with the uniform distribution. "mean" is weighted as in PyTorch.
 
     Raises ValueError for labels that are out of range or too few, TypeError for labels that are not integers.
@@ -152,7 +153,9 @@ def cross_entropy(
     _class_weight(op, input, weight)
     ignore_index = validate.integer(op, "ignore_index", ignore_index)
     _wants_logits(op, input)
-    if isinstance(target, Tensor) and is_floating(target.dtype):
+    if isinstance(target, Tensor | np.ndarray) and is_floating(target.dtype) and target.shape == input.shape:
+        if isinstance(target, np.ndarray):
+            target = Tensor(input.backend.asarray(target, input.dtype), input.backend)
         return _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
     backend = input.backend
     weighted_mean = weight is not None and reduction == "mean"  # adds up the weights of the labels

@@ -72,7 +72,7 @@ def _batch_norm(
         raise ValueError(f"{op}: input must be [N, C] or [N, C, H, W], got shape {input.shape}")
     channels = input.shape[1]
     for name, value in per_channel.items():
-        validate.shape(op, name, value, (channels,), "one per channel")
+        validate.shape(op, name, value, (channels,), f"one per channel of the input {input.shape}")
     x = input.array
     if activation is not None:
         validate.choice(op, "activation", activation, FUSED)

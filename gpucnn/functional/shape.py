@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,13 +111,14 @@ def expand(input: Tensor, shape: Sequence[int]) -> Tensor:
     return record(backend, y, (input, lambda dy: _sum_to(backend, dy, before)))
 
 
-def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+def cat(tensors: Iterable[Tensor], dim: int = 0) -> Tensor:
     """Tensors of one dtype joined along axis `dim`; their other lengths must agree."""
+    tensors = list(tensors)
     if not tensors:
         raise ValueError("cat: there are no tensors to join")
     named = {f"tensors[{i}]": t for i, t in enumerate(tensors)}
     backend = validate.one_backend("cat", **named)
-    tensors = promoted(list(tensors))
+    tensors = promoted(tensors)
     if len({t.dtype for t in tensors}) > 1:
         raise TypeError(f"cat: the tensors must have one dtype, got {', '.join(str(t.dtype) for t in tensors)}")
     at = validate.axis("cat", dim, tensors[0].ndim)
@@ -136,9 +138,60 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return record(backend, y, *((t, lambda dy, part=part: dy[part]) for t, part in zip(tensors, parts, strict=True)))
 
 
-def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+def stack(tensors: Iterable[Tensor], dim: int = 0) -> Tensor:
     """Tensors of one shape joined along a new axis `dim`."""
     return cat([unsqueeze(t, dim) for t in tensors], dim)
+
+
+def split(input: Tensor, split_size_or_sections: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
+    """Parts along axis `dim`, as views: of one length each (the last may be shorter), or of the lengths given.
+
+    Raises ValueError for lengths that do not add up to the axis.
+    """
+    validate.one_backend("split", input=input)
+    at, given = validate.axis("split", dim, input.ndim), split_size_or_sections
+    length = input.shape[at]
+    if isinstance(given, Sequence):
+        sections = validate.integers("split", "split_size_or_sections", given)
+    else:
+        size = validate.integer("split", "split_size_or_sections", given, least=1)
+        sections = tuple(min(size, length - start) for start in range(0, length, size)) or (0,)
+    if any(n < 0 for n in sections) or sum(sections) != length:
+        raise ValueError(f"split: sections {sections} do not add up to axis {at} of shape {input.shape}")
+    ends = itertools.accumulate(sections)
+    return tuple(
+        index(input, (slice(None),) * at + (slice(end - n, end),)) for n, end in zip(sections, ends, strict=True)
+    )
+
+
+def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+    """At most `chunks` parts of one length along axis `dim`, as views; the last may be shorter."""
+    validate.one_backend("chunk", input=input)
+    chunks = validate.integer("chunk", "chunks", chunks, least=1)
+    length = input.shape[validate.axis("chunk", dim, input.ndim)]
+    return split(input, max(-(-length // chunks), 1), dim)
+
+
+def pixel_shuffle(input: Tensor, upscale_factor: int) -> Tensor:
+    """[N, C·r², H, W] to [N, C, H·r, W·r]: r·r channels become the pixels of a square. Shi et al. 2016."""
+    r = validate.integer("pixel_shuffle", "upscale_factor", upscale_factor, least=1)
+    validate.rank("pixel_shuffle", "input", input, 4, "[N, C, H, W]")
+    n, c, h, w = input.shape
+    if c % (r * r):
+        raise ValueError(f"pixel_shuffle: {c} channels are no multiple of upscale_factor² = {r * r}")
+    parts = reshape(input, (n, c // (r * r), r, r, h, w))
+    return reshape(permute(parts, (0, 1, 4, 2, 5, 3)), (n, c // (r * r), h * r, w * r))
+
+
+def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
+    """[N, C, H·r, W·r] to [N, C·r², H, W]: the inverse of pixel_shuffle."""
+    r = validate.integer("pixel_unshuffle", "downscale_factor", downscale_factor, least=1)
+    validate.rank("pixel_unshuffle", "input", input, 4, "[N, C, H, W]")
+    n, c, h, w = input.shape
+    if h % r or w % r:
+        raise ValueError(f"pixel_unshuffle: downscale_factor={r} must divide height and width, got {(h, w)}")
+    parts = reshape(input, (n, c, h // r, r, w // r, r))
+    return reshape(permute(parts, (0, 1, 3, 5, 2, 4)), (n, c * r * r, h // r, w // r))
 
 
 # -- indexing --------------------------------------------------------------------------------------

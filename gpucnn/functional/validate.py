@@ -16,9 +16,15 @@ from gpucnn.tensor import Tensor
 MAY_BE_NONE = {"weight", "bias", "running_mean", "running_var", "scale", "residual", "pos_weight"}
 
 
+def kind(value: Any) -> str:
+    """The name of its type; with the module where that would be taken for ours, as torch.Tensor."""
+    found = type(value)
+    return f"{found.__module__.partition('.')[0]}.{found.__name__}" if found.__name__ == "Tensor" else found.__name__
+
+
 def _is_tensor(op: str, name: str, tensor: Any) -> None:
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{op}: {name} must be a gpucnn.Tensor, got {type(tensor).__name__}; use gpucnn.tensor()")
+        raise TypeError(f"{op}: {name} must be a gpucnn.Tensor, got {kind(tensor)}; use gpucnn.tensor()")
 
 
 def one_backend(op: str, **tensors: Tensor | None) -> Backend:

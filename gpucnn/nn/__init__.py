@@ -16,6 +16,7 @@ from gpucnn.nn.layers import (
     ConvTranspose2d,
     CrossEntropyLoss,
     Dropout,
+    Dropout2d,
     Flatten,
     GroupNorm,
     HalfSquaredError,
@@ -32,6 +33,8 @@ from gpucnn.nn.layers import (
     MinPool2d,
     MSELoss,
     NLLLoss,
+    PixelShuffle,
+    PixelUnshuffle,
     PReLU,
     ReflectionPad2d,
     ReLU,
@@ -52,10 +55,10 @@ from gpucnn.nn.module import Buffer, Module, Parameter, Summary
 
 __all__ = [
     "ELU", "GELU", "AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "BCELoss", "BCEWithLogitsLoss",
-    "BatchNorm1d", "BatchNorm2d", "Buffer", "Conv2d", "ConvTranspose2d", "CrossEntropyLoss", "Dropout", "Flatten",
-    "GroupNorm", "HalfSquaredError", "Hardsigmoid", "Hardswish", "Identity", "L1Loss", "LayerNorm", "LeakyReLU",
-    "Linear", "LocalResponseNorm", "LogSoftmax", "MSELoss", "MaxPool2d", "MinPool2d", "Module", "ModuleDict",
-    "ModuleList", "NLLLoss", "PReLU", "Parameter", "ReLU", "ReLU6", "ReflectionPad2d", "ReplicationPad2d",
-    "Sequential", "SiLU", "Sigmoid", "SmoothL1Loss", "Softmax", "Softplus", "SumPool2d", "Summary", "Tanh",
-    "Unflatten", "Upsample", "ZeroPad2d", "init", "models",
+    "BatchNorm1d", "BatchNorm2d", "Buffer", "Conv2d", "ConvTranspose2d", "CrossEntropyLoss", "Dropout", "Dropout2d",
+    "Flatten", "GroupNorm", "HalfSquaredError", "Hardsigmoid", "Hardswish", "Identity", "L1Loss", "LayerNorm",
+    "LeakyReLU", "Linear", "LocalResponseNorm", "LogSoftmax", "MSELoss", "MaxPool2d", "MinPool2d", "Module",
+    "ModuleDict", "ModuleList", "NLLLoss", "PReLU", "Parameter", "PixelShuffle", "PixelUnshuffle", "ReLU", "ReLU6",
+    "ReflectionPad2d", "ReplicationPad2d", "Sequential", "SiLU", "Sigmoid", "SmoothL1Loss", "Softmax", "Softplus",
+    "SumPool2d", "Summary", "Tanh", "Unflatten", "Upsample", "ZeroPad2d", "init", "models",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Mutable
 from numbers import Integral
 from typing import Any, Self
 
+from gpucnn.functional import validate
 from gpucnn.nn.fusion import fused
 from gpucnn.nn.module import Module
 
@@ -65,8 +66,8 @@ class _Numbered(_Container, MutableSequence[Module]):
     def insert(self, index: int, value: Any) -> None:
         """One more module, before the one at `index`."""
         modules = list(self.children())
-        modules.insert(index, value)
-        self._renumber(modules)
+        at = validate.integer("insert", "index", index)
+        self._renumber([*modules[:at], value, *modules[at:]])
 
     def append(self, value: Any) -> Self:  # type: ignore[override]  # PyTorch's returns self
         """One more module at the end; returns self."""
@@ -81,6 +82,8 @@ class _Numbered(_Container, MutableSequence[Module]):
 
     def extend(self, values: Iterable[Any]) -> Self:  # type: ignore[override]
         """More modules at the end; returns self."""
+        if not isinstance(values, Iterable):
+            raise TypeError(f"{type(self).__name__} takes several modules, got {type(values).__name__}")
         for value in list(values):
             self.append(value)
         return self
@@ -123,7 +126,7 @@ class ModuleList(_Numbered):
     """Modules in a list, whose parameters are found; what calls them is up to the module that holds the list."""
 
     def __init__(self, modules: Iterable[Module] | None = None) -> None:
-        self.extend(modules or ())
+        self.extend(() if modules is None else modules)
 
     def __getitem__(self, index: int | slice) -> Any:
         """A module; or a list of several, which are called 0, 1, …"""
@@ -134,7 +137,10 @@ class ModuleDict(_Container, MutableMapping[str, Module]):
     """Modules under names, whose parameters are found; what calls them is up to the module that holds the mapping."""
 
     def __init__(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]] | None = None) -> None:
-        self.update(modules or ())
+        try:
+            self.update(() if modules is None else modules)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"ModuleDict takes a mapping of names to modules, or pairs: {error}") from None
 
     def __iter__(self) -> Iterator[str]:
         return (name for name, _ in self.named_children())

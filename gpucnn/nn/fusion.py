@@ -87,8 +87,11 @@ def fused(modules: list[Module]) -> Iterator[Callable[[Any], Any]]:
 
 
 def starts(modules: list[Module], kind: type[Module]) -> bool:
-    """Whether the first of the modules, if there is one, is of this kind and has no hooks."""
-    return bool(modules) and type(modules[0]) is kind and not vars(modules[0]).get("_hooks")
+    """Whether the first of the modules, if there is one, is of this kind and has no hooks and no forward of its own."""
+    if not modules or type(modules[0]) is not kind:
+        return False
+    own = vars(modules[0])
+    return not own.get("_hooks") and "forward" not in own
 
 
 def pools_along(conv: Module, behind: list[Module]) -> bool:

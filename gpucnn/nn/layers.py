@@ -53,8 +53,10 @@ class Conv2d(Module):
             raise ValueError(
                 f"Conv2d: groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}"
             )
-        kernel = pair(kernel_size, "kernel_size", 1)
-        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = kernel = pair(kernel_size, "kernel_size", 1)
+        self.stride, self.dilation = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
+        self.padding: Padding = pair(padding, "padding", 0) if isinstance(padding, int) else padding
         fan_in = in_channels // groups * kernel[0] * kernel[1]
         self.weight = _new_weight(fan_in, out_channels, in_channels // groups, *kernel)
         self.bias = _new_weight(fan_in, out_channels) if bias else None
@@ -111,9 +113,10 @@ class ConvTranspose2d(Module):
                 f"ConvTranspose2d: groups={groups} must divide in_channels={in_channels} and "
                 f"out_channels={out_channels}"
             )
-        kernel = pair(kernel_size, "kernel_size", 1)
-        self.stride, self.padding, self.output_padding = stride, padding, output_padding
-        self.groups, self.dilation = groups, dilation
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size = kernel = pair(kernel_size, "kernel_size", 1)
+        self.stride, self.dilation = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
+        self.padding, self.output_padding = pair(padding, "padding", 0), pair(output_padding, "output_padding", 0)
         fan_in = out_channels // groups * kernel[0] * kernel[1]  # what PyTorch counts for this layer
         self.weight = _new_weight(fan_in, in_channels, out_channels // groups, *kernel)
         self.bias = _new_weight(fan_in, out_channels) if bias else None
@@ -126,8 +129,7 @@ class ConvTranspose2d(Module):
     def multiply_adds(self, output: Tensor) -> int:
         """As many as the convolution it is the transpose of, counted without padding."""
         channels, _, r, s = self.weight.shape
-        stride = pair(self.stride, "stride", 1)
-        return output.numel() * channels // self.groups * r * s // (stride[0] * stride[1])
+        return output.numel() * channels // self.groups * r * s // math.prod(self.stride)
 
 
 class Linear(Module):
@@ -135,6 +137,7 @@ class Linear(Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         _positive("Linear", in_features=in_features, out_features=out_features)
+        self.in_features, self.out_features = in_features, out_features
         self.weight = _new_weight(in_features, out_features, in_features)
         self.bias = _new_weight(in_features, out_features) if bias else None
 
@@ -237,12 +240,18 @@ class AdaptiveMaxPool2d(Module):
 class ReLU(Module):
     """`functional.relu`."""
 
+    def __init__(self, inplace: bool = False) -> None:
+        self.inplace = inplace
+
     def forward(self, input: Tensor) -> Tensor:
         return F.relu(input)
 
 
 class ReLU6(Module):
     """`functional.relu6`."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
         return F.relu6(input)
@@ -251,8 +260,8 @@ class ReLU6(Module):
 class LeakyReLU(Module):
     """`functional.leaky_relu`."""
 
-    def __init__(self, negative_slope: float = 0.01) -> None:
-        self.negative_slope = negative_slope
+    def __init__(self, negative_slope: float = 0.01, inplace: bool = False) -> None:
+        self.negative_slope, self.inplace = negative_slope, inplace
 
     def forward(self, input: Tensor) -> Tensor:
         return F.leaky_relu(input, self.negative_slope)
@@ -272,8 +281,8 @@ class PReLU(Module):
 class ELU(Module):
     """`functional.elu`."""
 
-    def __init__(self, alpha: float = 1.0) -> None:
-        self.alpha = alpha
+    def __init__(self, alpha: float = 1.0, inplace: bool = False) -> None:
+        self.alpha, self.inplace = alpha, inplace
 
     def forward(self, input: Tensor) -> Tensor:
         return F.elu(input, self.alpha)
@@ -292,6 +301,9 @@ class GELU(Module):
 class SiLU(Module):
     """`functional.silu`."""
 
+    def __init__(self, inplace: bool = False) -> None:
+        self.inplace = inplace
+
     def forward(self, input: Tensor) -> Tensor:
         return F.silu(input)
 
@@ -299,12 +311,18 @@ class SiLU(Module):
 class Hardswish(Module):
     """`functional.hardswish`."""
 
+    def __init__(self, inplace: bool = False) -> None:
+        self.inplace = inplace
+
     def forward(self, input: Tensor) -> Tensor:
         return F.hardswish(input)
 
 
 class Hardsigmoid(Module):
     """`functional.hardsigmoid`."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
         return F.hardsigmoid(input)
@@ -357,13 +375,21 @@ class LogSoftmax(Module):
 class Dropout(Module):
     """`functional.dropout` while training, nothing in evaluation mode."""
 
-    def __init__(self, p: float = 0.5) -> None:
-        if not 0 <= validate.number("Dropout", "p", p) <= 1:
-            raise ValueError(f"Dropout: p is the probability to drop an element, 0 to 1, got {p}")
-        self.p = p
+    _drop = staticmethod(F.dropout)
+
+    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        if not 0 <= validate.number(type(self).__name__, "p", p) <= 1:
+            raise ValueError(f"{type(self).__name__}: p is the probability to drop an element, 0 to 1, got {p}")
+        self.p, self.inplace = p, inplace
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.dropout(input, self.p, self.training)
+        return self._drop(input, self.p, self.training)
+
+
+class Dropout2d(Dropout):
+    """`functional.dropout2d`, of whole channels, while training, nothing in evaluation mode."""
+
+    _drop = staticmethod(F.dropout2d)
 
 
 # -- normalisation ---------------------------------------------------------------------------------
@@ -381,7 +407,8 @@ class _BatchNorm(Module):
         track_running_stats: bool = True,
     ) -> None:
         _positive(type(self).__name__, num_features=num_features)
-        self.eps, self.momentum = eps, momentum
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.affine, self.track_running_stats = affine, track_running_stats
         self.weight = Parameter(ones(num_features)) if affine else None
         self.bias = Parameter(zeros(num_features)) if affine else None
         self.running_mean = Buffer(zeros(num_features)) if track_running_stats else None
@@ -396,8 +423,7 @@ class _BatchNorm(Module):
         conv: Conv2d | None = None,
     ) -> Tensor:
         """batch_norm of the input, or of `conv` of the input, plus `residual`, activated."""
-        if input.ndim != self._ndim:
-            raise ValueError(f"{type(self).__name__}: input must have {self._ndim} axes, got shape {input.shape}")
+        validate.rank(type(self).__name__, "input", input, self._ndim, "[N, C, H, W]" if self._ndim == 4 else "[N, C]")
         momentum = self.momentum
         if momentum is None:  # the running statistics are the mean over all batches
             momentum = 0.0 if self.num_batches_tracked is None else 1 / (self.num_batches_tracked.item() + 1)
@@ -446,7 +472,7 @@ class GroupNorm(Module):
         _positive("GroupNorm", num_groups=num_groups, num_channels=num_channels)
         if num_channels % num_groups:
             raise ValueError(f"GroupNorm: num_groups={num_groups} must divide num_channels={num_channels}")
-        self.num_groups, self.eps = num_groups, eps
+        self.num_groups, self.num_channels, self.eps, self.affine = num_groups, num_channels, eps, affine
         self.weight = Parameter(ones(num_channels)) if affine else None
         self.bias = Parameter(zeros(num_channels)) if affine else None
 
@@ -547,6 +573,28 @@ class ReplicationPad2d(_Pad2d):
     """`functional.pad` with copies of the edge."""
 
     _mode = "replicate"
+
+
+class PixelShuffle(Module):
+    """`functional.pixel_shuffle`."""
+
+    def __init__(self, upscale_factor: int) -> None:
+        _positive("PixelShuffle", upscale_factor=upscale_factor)
+        self.upscale_factor = upscale_factor
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.pixel_shuffle(input, self.upscale_factor)
+
+
+class PixelUnshuffle(Module):
+    """`functional.pixel_unshuffle`."""
+
+    def __init__(self, downscale_factor: int) -> None:
+        _positive("PixelUnshuffle", downscale_factor=downscale_factor)
+        self.downscale_factor = downscale_factor
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.pixel_unshuffle(input, self.downscale_factor)
 
 
 class Upsample(Module):

@@ -30,6 +30,9 @@ class Parameter(Tensor):
         validate.one_backend("Parameter", data=data)
         super().__init__(data.array, data.backend, requires_grad)
 
+    def _is_variable(self) -> bool:
+        return True
+
 
 class Buffer(Tensor):
     """A tensor that belongs to a Module's state but is not learned, such as a running mean."""
@@ -39,6 +42,9 @@ class Buffer(Tensor):
     def __init__(self, data: Tensor) -> None:
         validate.one_backend("Buffer", data=data)
         super().__init__(data.array, data.backend)
+
+    def _is_variable(self) -> bool:
+        return True
 
 
 class IncompatibleKeys(NamedTuple):
@@ -152,10 +158,21 @@ class Module:
         """Name -> tensor for all parameters and buffers; the tensors share memory with the module."""
         return {name: value.detach() for name, value in self._named_tensors((Parameter, Buffer))}
 
+    def _state_names(self, above: tuple[Module, ...] = ()) -> Iterator[tuple[str, Tensor]]:
+        """(dotted name, tensor) of the state; what several modules share comes under each name."""
+        above = (*above, self)
+        for name, value in vars(self).items():
+            if isinstance(value, Parameter | Buffer):
+                yield name, value
+            elif isinstance(value, Module) and not any(value is module for module in above):
+                yield from ((f"{name}.{rest}", tensor) for rest, tensor in value._state_names(above))
+
     def load_state_dict(
         self, state_dict: Mapping[str, Tensor | np.ndarray[Any, Any]], strict: bool = True
     ) -> IncompatibleKeys:
         """Copy values in, by name. Nothing changes unless everything fits. Returns the names that did not meet.
+
+        A tensor that several modules share may come under any of its names, or under all, as in PyTorch's states.
 
         Raises ValueError that names the keys that are missing or not expected (unless strict=False) and those with
         another shape.
@@ -163,14 +180,17 @@ class Module:
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"load_state_dict: state_dict must be a mapping, got {type(state_dict).__name__}")
         own = dict(self._named_tensors((Parameter, Buffer)))
-        given = {name: state_dict[name] for name in own if name in state_dict}
+        names = {id(value): name for name, value in own.items()}
+        known = {name: names[id(value)] for name, value in self._state_names()}
+        given = {known[name]: state_dict[name] for name in state_dict if name in known}
+        given |= {name: state_dict[name] for name in own if name in state_dict}
         for name, value in given.items():
             if not hasattr(value, "__array__"):  # PyTorch's tensors have it too
                 raise TypeError(f"load_state_dict: {name} must be a tensor or an array, got {type(value).__name__}")
             if not isinstance(value, Tensor):
                 checked_dtype(np.asarray(value).dtype)
-        missing = [name for name in own if name not in state_dict]
-        unexpected = [name for name in state_dict if name not in own]
+        missing = [name for name in own if name not in given]
+        unexpected = [name for name in state_dict if name not in known]
         problems = []
         if strict and missing:
             problems.append(f"missing: {', '.join(missing)}")
@@ -303,12 +323,13 @@ class Module:
 
         def note(name: str, module: Module) -> RemovableHandle:
             def hook(module: Module, inputs: tuple[Any, ...], output: Any) -> None:
-                if isinstance(output, tuple):
-                    output = output[0]
+                while isinstance(output, tuple | list | dict) and output:
+                    output = next(iter(output.values() if isinstance(output, dict) else output))
+                tensor = output if isinstance(output, Tensor) else Tensor(np.zeros(1), backend)
                 earlier = rows.get(name)  # a layer that runs twice spends twice
-                work = module.multiply_adds(output) + (earlier.multiply_adds if earlier else 0)
+                work = module.multiply_adds(tensor) + (earlier.multiply_adds if earlier else 0)
                 kind = type(module).__name__
-                rows[name] = SummaryRow(name or kind, kind, output.shape[1:], own.get(name, 0), work)
+                rows[name] = SummaryRow(name or kind, kind, tensor.shape[1:], own.get(name, 0), work)
 
             return module.register_forward_hook(hook)
 

@@ -220,6 +220,32 @@ def test_dropout_of_nothing_and_of_everything(p: float, training: bool, expected
     np.testing.assert_array_equal(y.numpy(), np.full((2, 7), expected))
 
 
+def test_dropout2d_drops_whole_channels_of_images_with_the_probability(backend: str) -> None:
+    x = gpucnn.tensor(np.full((40, 30, 2, 3), 3.0, np.float32), requires_grad=True, backend=backend)
+    y = F.dropout2d(x, 0.4, generator=gpucnn.Generator(5))
+    planes = y.numpy().reshape(1200, 6)
+    assert (planes == planes[:, :1]).all()
+    np.testing.assert_allclose(np.unique(planes), [0, 5], rtol=2**-22)
+    assert abs((planes[:, 0] == 0).mean() - 0.4) < 5 * math.sqrt(0.24 / 1200)
+    y.sum().backward()
+    assert x.grad is not None
+    np.testing.assert_array_equal(x.grad.numpy() * 3, y.numpy())
+    assert F.dropout2d(x, 0.4, training=False) is x
+    with pytest.raises(ValueError, match=r"dropout2d: input must have 4 axes \[N, C, H, W\], got shape \(2, 3\)"):
+        F.dropout2d(gpucnn.ones(2, 3))
+
+
+def test_inplace_is_taken_and_overwrites_nothing(backend: str) -> None:
+    x = gpucnn.tensor(np.array([-2.0, 3.0]), backend=backend)
+    for op in (F.relu, F.relu6, F.leaky_relu, F.elu, F.silu, F.hardswish, F.hardsigmoid):
+        assert op(x, inplace=True).tolist() == op(x).tolist()
+    assert (
+        F.dropout(x, 0.5, True, True, gpucnn.Generator(1)).tolist()
+        == F.dropout(x, 0.5, generator=gpucnn.Generator(1)).tolist()
+    )
+    assert x.tolist() == [-2, 3]
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 

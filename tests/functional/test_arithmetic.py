@@ -343,3 +343,33 @@ WRONG: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
 def test_wrong_arguments_are_shown(call: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["max", "min"])
+@pytest.mark.parametrize("keepdim", [True, False])
+def test_max_and_min_along_an_axis_give_values_and_indices_as_in_pytorch(
+    name: str, keepdim: bool, backend: str, torch: Any
+) -> None:
+    a = distinct(2, 3, 5, 4)
+    ours = getattr(gpucnn.tensor(a, backend=backend), name)(1, keepdim)
+    theirs = getattr(torch.tensor(a), name)(1, keepdim)
+    assert ours.values.tolist() == theirs.values.tolist()
+    assert ours.indices.tolist() == theirs.indices.tolist()
+    _, places = ours
+    assert places.dtype == np.int64
+    assert getattr(gpucnn.tensor(a, backend=backend), name)().item() == getattr(torch.tensor(a), name)().item()
+
+
+@pytest.mark.parametrize("name", ["amax", "amin", "max", "min", "argmax", "argmin"])
+def test_extremes_of_integers_are_exact(name: str, backend: str) -> None:
+    a = np.array([[2**53 + 1, 5], [-3, 2**53]])
+    expected = getattr(a, name.removeprefix("a") if name in ("amax", "amin") else name)()
+    found = getattr(gpucnn.tensor(a, backend=backend), name)()
+    assert (found.item(), found.dtype) == (expected, np.int64)
+
+
+def test_the_gradient_of_a_maximum_along_an_axis_goes_to_its_place(backend: str) -> None:
+    x = gpucnn.tensor(np.array([[1.0, 7, 3], [9, 2, 4]]), requires_grad=True, backend=backend)
+    x.max(1).values.backward(gpucnn.tensor(np.array([2.0, 5]), backend=backend))
+    assert x.grad is not None
+    assert x.grad.tolist() == [[0, 2, 0], [5, 0, 0]]

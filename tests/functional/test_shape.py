@@ -54,6 +54,11 @@ VIEWS: dict[str, tuple[Callable[[Any], Any], Callable[[Array], Array]]] = {
     "cat": (lambda t: F.cat([t, t[:, :1], t * 2], 1), lambda a: np.concatenate([a, a[:, :1], a * 2], 1)),
     "cat-last": (lambda t: F.cat([t, t[..., :2]], -1), lambda a: np.concatenate([a, a[..., :2]], -1)),
     "cat-flat": (lambda t: F.cat([t.flatten(), t[0, 0, 0]]), lambda a: np.concatenate([a.ravel(), a[0, 0, 0]])),
+    "cat-any": (lambda t: F.cat(iter([t, t])), lambda a: np.concatenate([a, a])),
+    "split": (lambda t: F.cat(t.split(2, 1)[::-1], 1), lambda a: a[:, [2, 0, 1]]),
+    "split-sections": (lambda t: t.split([1, 0, 4], -2)[2], lambda a: a[:, :, 1:]),
+    "chunk": (lambda t: t.chunk(3, 2)[1], lambda a: a[:, :, 2:4]),
+    "chunk-last": (lambda t: t.chunk(3, 2)[-1], lambda a: a[:, :, 4:]),
     "stack": (lambda t: gpucnn.stack([t[0], t[1], t[0]], 1), lambda a: np.stack([a[0], a[1], a[0]], 1)),
     "stack-last": (lambda t: F.stack([t, t], -1), lambda a: np.stack([a, a], -1)),
 }
@@ -160,6 +165,16 @@ WRONG: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("cat-none", lambda: F.cat([]), ValueError, "no tensors"),
     ("cat-shapes", lambda: F.cat([ones(2, 3), ones(2, 4)]), ValueError, r"\(2, 3\), \(2, 4\).*axis 0"),
     ("cat-ranks", lambda: F.cat([ones(2, 3), ones(3)], 1), ValueError, r"\(2, 3\), \(3,\)"),
+    (
+        "split-sum",
+        lambda: ones(2, 3).split([1, 1], 1),
+        ValueError,
+        r"split: sections \(1, 1\) .*axis 1 of shape \(2, 3\)",
+    ),
+    ("split-size", lambda: ones(2, 3).split(0), ValueError, "split_size_or_sections must be at least 1, got 0"),
+    ("chunk-none", lambda: ones(2, 3).chunk(0), ValueError, "chunks must be at least 1, got 0"),
+    ("shuffle", lambda: F.pixel_shuffle(ones(1, 6, 2, 2), 2), ValueError, r"6 channels .*upscale_factor² = 4"),
+    ("unshuffle", lambda: F.pixel_unshuffle(ones(1, 1, 4, 3), 2), ValueError, r"downscale_factor=2 .*\(4, 3\)"),
     ("stack-shapes", lambda: F.stack([ones(2, 3), ones(2, 4)]), ValueError, r"\(1, 2, 3\), \(1, 2, 4\)"),
     ("index-range", lambda: ones(2, 3)[2], IndexError, r"2 .*\(2, 3\)"),
     ("index-rank", lambda: ones(2, 3)[0, 0, 0], IndexError, r"\(2, 3\)"),
@@ -185,3 +200,13 @@ WRONG: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
 def test_wrong_arguments_are_shown(call: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize(("sizes", "dim"), [(2, 0), (3, -1), ([2, 3], 1), ([0, 5], 1), (9, 1)])
+def test_split_and_chunk_have_pytorchs_parts(sizes: Any, dim: int, torch: Any) -> None:
+    a = np.arange(30.0).reshape(2, 5, 3)
+    ours, theirs = F.split(gpucnn.tensor(a), sizes, dim), torch.split(torch.tensor(a), sizes, dim)
+    assert [part.tolist() for part in ours] == [part.tolist() for part in theirs]
+    if isinstance(sizes, int):
+        ours, theirs = F.chunk(gpucnn.tensor(a), sizes, dim), torch.chunk(torch.tensor(a), sizes, dim)
+        assert [part.tolist() for part in ours] == [part.tolist() for part in theirs]

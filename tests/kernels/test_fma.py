@@ -22,6 +22,7 @@ EDGES = [
     dense("matmul", (68, 20), (20, 132)),
     dense("linear", (36, 44), (40, 44)),
     dense("matmul", (2, 1, 40, 36), (3, 36, 32)),
+    conv((1, 44, 7, 7), (36, 44, 5, 5), padding=2),  # a long sum, in parts
 ]
 every_edge = pytest.mark.parametrize("case", EDGES, ids=str)
 
@@ -59,6 +60,10 @@ def test_the_largest_tile_gives_the_bits_of_small_ones(case: Case, emulator: Ker
     force(lambda variant: str(variant).startswith("fma 128x128"))
     assert set(large_tiles(case).values()) == {128}
     assert_bits_of_small_tiles(case, emulator, "float32", force)
+
+
+def test_a_forward_convolution_of_long_sums_is_computed_in_parts() -> None:
+    assert {"conv2d_fma_forward", "conv2d_sum_parts"} <= {one.name for one in launches(EDGES[-1])}
 
 
 def test_a_product_in_parts_has_parts_that_begin_at_16_bytes(emulator: KernelBackend) -> None:

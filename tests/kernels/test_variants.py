@@ -1,5 +1,6 @@
 """Which kernel is chosen for a shape, a type and a GPU; and that whatever could be chosen computes the same."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -155,6 +156,27 @@ def test_the_parts_of_every_candidate_hold_all_terms_and_none_is_empty() -> None
             assert 1 <= variant.parts <= 64, (problem, variant)
             assert (variant.parts - 1) * variant.length < max(terms, 1), (problem, variant)
             assert variant.parts * variant.length >= terms or variant.parts == 1, (problem, variant)
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 6), (9, 0)])
+@pytest.mark.parametrize("scalar", ["float", "double"])
+def test_parts_of_sums_that_are_read_by_16_bytes_begin_at_a_multiple_of_16_bytes(
+    scalar: str, capability: tuple[int, int]
+) -> None:
+    """Of forward convolutions and products, whose operands lie along the sum."""
+    cut = 0
+    for n, c, k, plane, kernel in itertools.product((1, 3, 6), (44, 64, 512, 2048), (64, 512), (7, 14), (1, 3, 5, 7)):
+        shape = Convolution(n, plane, plane, c, k, plane, plane, 1, Window.of(kernel, 1, kernel // 2))
+        how = (scalar, "fp32", capability)
+        for problem in (
+            Problem(FORWARD, shape, *how),
+            product(n * plane * plane, k, c * kernel + 2, False, True, *how),
+        ):
+            for one in candidates(problem):
+                if one.parts > 1 and one.family in ("gemm", "fma", "mma"):
+                    assert one.length % 4 == 0, (problem, one)
+                    cut += 1
+    assert cut > 100
 
 
 def test_every_candidate_of_a_product_is_within_the_bound_of_its_kind() -> None:

@@ -117,6 +117,9 @@ LAYERS: dict[str, Layer] = {
         (1, 2, 3, 4),
         lambda m, x: F.pad(x, (1, 0, 2, 3), "replicate"),
     ),
+    "PixelShuffle": (lambda: nn.PixelShuffle(2), (2, 8, 3, 5), lambda m, x: F.pixel_shuffle(x, 2)),
+    "PixelUnshuffle": (lambda: nn.PixelUnshuffle(3), (2, 1, 6, 3), lambda m, x: F.pixel_unshuffle(x, 3)),
+    "Dropout2d": (lambda: nn.Dropout2d(0.3), (4, 5, 2, 3), lambda m, x: F.dropout2d(x, 0.3)),
     "Upsample": (
         lambda: nn.Upsample((5, 7), None, "bilinear", True),
         (1, 2, 3, 4),
@@ -212,6 +215,26 @@ def test_arguments_and_defaults_are_pytorchs(name: str, torch: ModuleType) -> No
         assert required == (match.default is inspect.Parameter.empty), parameter.name
         if not required:
             assert parameter.default == match.default, f"{name}({parameter.name})"
+
+
+@pytest.mark.parametrize(("name", "arguments"), [
+    ("Conv2d", (4, 6, (3, 2), 2, 1, (1, 2), 2)), ("Conv2d", (3, 5, 3)), ("Conv2d", (3, 5, 3, 1, "same")),
+    ("ConvTranspose2d", (4, 6, 3, (2, 1), 1, (1, 0), 2)), ("Linear", (5, 3)), ("BatchNorm2d", (4,)),
+    ("BatchNorm1d", (4, 0.1, None, False, False)), ("GroupNorm", (2, 4)), ("LayerNorm", ((4, 3),)),
+    ("ReLU", (True,)), ("LeakyReLU", (0.2, True)), ("ELU", (0.5, True)), ("Dropout2d", (0.3, True)),
+    ("PixelShuffle", (3,)),
+])  # fmt: skip
+def test_a_layer_tells_what_it_was_made_with_as_pytorchs_does(name: str, arguments: Any, torch: ModuleType) -> None:
+    """As `nn.Linear(model.fc.in_features, 2)` asks for it."""
+    ours, theirs = getattr(nn, name)(*arguments), getattr(torch.nn, name)(*arguments)
+    left_out = ("training", "padding_mode", "elementwise_affine", "transposed")
+    told = {
+        attribute: value
+        for attribute, value in vars(theirs).items()
+        if not attribute.startswith("_") and attribute not in left_out and hasattr(ours, attribute)
+    }
+    assert set(inspect.signature(type(ours)).parameters) & set(vars(theirs)) - set(left_out) <= set(told)
+    assert {attribute: getattr(ours, attribute) for attribute in told} == told
 
 
 def test_parameters_start_uniform_within_one_over_the_root_of_the_fan_in() -> None:

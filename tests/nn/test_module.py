@@ -514,3 +514,53 @@ def test_layers_may_be_called_without_a_constructor_of_the_base_class() -> None:
             return F.relu(self.layer(input))
 
     assert len(list(WithSuper().parameters())) == 2
+
+
+def test_a_state_may_name_what_is_shared_by_each_of_its_names(torch: Any) -> None:
+    """As PyTorch's does."""
+
+    def tied(layers: Any) -> Any:
+        model = layers.Sequential(layers.Linear(3, 3), layers.Linear(3, 3, bias=False), layers.Linear(3, 3))
+        model[1].weight = model[0].weight
+        model.append(model[2])
+        return model
+
+    theirs, ours = tied(torch.nn), tied(nn)
+    state = {name: value.numpy() for name, value in theirs.state_dict().items()}
+    assert list(state) == ["0.weight", "0.bias", "1.weight", "2.weight", "2.bias", "3.weight", "3.bias"]
+    assert ours.load_state_dict(state) == ([], [])
+    x = np.random.default_rng(0).standard_normal((2, 3)).astype("f")
+    np.testing.assert_allclose(ours(gpucnn.tensor(x)).numpy(), theirs(torch.tensor(x)).detach().numpy(), rtol=1e-5)
+    again = tied(nn)
+    del state["0.weight"], state["2.bias"]  # under the other name they are there still
+    assert again.load_state_dict(state) == ([], [])
+    assert again[0].weight.tolist() == ours[0].weight.tolist()
+    del state["1.weight"]
+    with pytest.raises(ValueError, match=r"missing: 0\.weight$"):
+        again.load_state_dict(state)
+
+
+def test_a_summary_takes_the_first_tensor_of_what_a_layer_returns() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            self.weight = nn.Parameter(gpucnn.ones(2))
+
+        def forward(self, input: Tensor) -> Any:
+            return {"out": [input * 2, 3], "more": input}
+
+    class Nothing(nn.Module):
+        def forward(self, input: Any) -> None:
+            return None
+
+    model = nn.Sequential(Two(), Nothing())
+    assert [row.output_shape for row in model.summary(1, 4, 5).rows] == [(1, 4, 5), ()]
+
+
+def test_a_layer_whose_forward_was_replaced_is_not_fused() -> None:
+    conv, relu, norm = nn.Conv2d(1, 1, 1), nn.ReLU(), nn.BatchNorm2d(1)
+    x = gpucnn.tensor(np.random.default_rng(0).standard_normal((1, 1, 3, 4)).astype("f"))
+    relu.forward = lambda input: input * 2  # type: ignore[method-assign]
+    assert nn.Sequential(conv, relu)(x).tolist() == (conv(x) * 2).tolist()
+    norm.forward = lambda input: input + 1  # type: ignore[method-assign]
+    with gpucnn.no_grad():
+        assert nn.Sequential(conv, norm).eval()(x).tolist() == (conv(x) + 1).tolist()
