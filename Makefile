@@ -11,7 +11,7 @@ EXTRAS_audit := audit,data,viz,onnx,sklearn,half,demo
 EPOCHS := 60
 OUT := runs/demo
 
-.PHONY: help demo test lint unit compiler docs gate bench mutants faults soak fuzz hostile audit clean
+.PHONY: help demo test lint unit compiler docs gate bench mutants shapes faults soak fuzz hostile audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +62,9 @@ bench: .venv/.ready-bench ## time every op and network here (10 minutes); BENCH=
 
 mutants: .venv/.ready-test ## change the kernels in hundreds of small ways: how many do the tests notice? (an hour)
 	nice -n 19 $(PYTHON_HERE) bench/mutants.py
+
+shapes: .venv/.ready-test ## convolutions and products of random shapes, by random kernels (5 minutes)
+	nice -n 19 $(PYTHON_HERE) bench/random_shapes.py
 
 faults: .venv/.ready-test ## kill a training 200 times, fill its disk, lock its folder: is anything lost? (2 minutes)
 	nice -n 19 $(PYTHON_HERE) bench/faults.py

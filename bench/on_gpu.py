@@ -97,6 +97,7 @@ def steps(out: Path, backend: str = "cuda", cases: str | None = None, select: st
             Step(f"verify-{half}", 1200, (*gpucnn, "verify", "--backend", backend, "--precision", half, *only))
             for half in ("fp16", "bf16")
         ),
+        Step("random-shapes", 600, (python, str(ROOT / "bench" / "random_shapes.py"), "--backend", backend)),
         Step("bits", 1200, (python, "-m", "gpucnn.verify", "--backend", backend, "--check-bits", str(BITS))),
         tests("end-to-end", 20, "tests/test_end_to_end.py"),
         tests("kernels", 30, "tests/kernels", *math),

@@ -90,7 +90,7 @@ class GradScaler:
             array = gradient._writable()
             finite = finite & gradient.backend.xp.isfinite(array).all()
             with np.errstate(all="ignore"):
-                array *= 1 / self._scale
+                array /= self._scale  # its reciprocal may be denormal, which CuPy's kernels take for 0
         self._finite[key] = bool(finite)  # one answer for all: a GPU is waited for once
 
     def found_inf(self, optimizer: Optimizer) -> bool:

@@ -237,7 +237,7 @@ def _command_for(error: Exception) -> str:
     """CuPy's own kernels may include CUDA's headers, which its wheel does not have."""
     if "cannot open source file" not in str(error):
         return ""
-    return f"pip install nvidia-cuda-runtime{'-cu12' if 'cupy-cuda12x' in cuda.cupy_wheels() else ''}"
+    return cuda.headers_command(12 if "cupy-cuda12x" in cuda.cupy_wheels() else 13)
 
 
 def _choice(backend: str | None, chosen: str, why: str) -> Finding:

@@ -527,6 +527,7 @@ class Tensor:
             )
         if not getattr(self.array.flags, "writeable", True):  # CuPy has no such arrays
             raise ValueError("this tensor shares the memory of a read-only array; change a clone() of it instead")
+        self.backend.keep(self.array)
         return self.array
 
     def move_(self, target: str | Backend | np.dtype[Any] | type) -> Self:

@@ -40,7 +40,7 @@ def assert_within(actual: Array, expected: Array, bound: Array | float) -> None:
     with np.errstate(invalid="ignore"):
         wrong = ~same & ~(np.abs(actual - expected) <= bound)
     if wrong.any():
-        place = tuple(int(i[0]) for i in np.nonzero(wrong))
+        place = tuple(int(i) for i in np.argwhere(wrong)[0])
         raise AssertionError(
             f"{int(wrong.sum())} of {wrong.size} values are off; the first, at {place}, is {actual[place]!r}, expected "
             f"{expected[place]!r} within {bound[place]:.2g}"

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import ModuleType, SimpleNamespace
 
 import fake_cupy
 import numpy as np
@@ -75,11 +76,16 @@ def test_auto_is_cuda_where_a_gpu_is_usable_and_says_so_once(caplog):
 @pytest.mark.parametrize("lack", [
     {"driver": (11, 8)}, {"wheels": ()}, {"wheels": ("cupy-cuda12x", "cupy-cuda13x")}, {"runtime_version": 13010},
     {"gpus": 0}, {"gpus": fake_cupy.CUDARuntimeError("cudaErrorNoDevice")}, {"nvrtc": RuntimeError("no libnvrtc")},
+    {"headers": None},
 ])  # fmt: skip
 def test_auto_never_fails_and_the_name_cuda_does(monkeypatch, lack):
     machine = {name: lack[name] for name in ("driver", "wheels") if name in lack}
     fake = fake_cupy.install(monkeypatch, **machine)
     vars(fake).update({name: value for name, value in lack.items() if name not in machine})
+    if "headers" in lack:
+        pathfinder = SimpleNamespace(find_nvidia_header_directory=lambda name: lack["headers"])
+        monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
+        monkeypatch.setitem(sys.modules, "cuda.pathfinder", pathfinder)
     choice, why = backends.auto_choice()
     assert (choice, gpucnn.get_backend().name) == ("numpy", "numpy")
     with pytest.raises(RuntimeError) as error:

@@ -218,7 +218,7 @@ def test_a_backend_that_fails_at_its_first_kernel_is_a_problem_if_auto_picks_it(
 
 
 @pytest.mark.parametrize(("wheel", "command"), [
-    ("cupy-cuda12x", "pip install nvidia-cuda-runtime-cu12"), ("cupy-cuda13x", "pip install nvidia-cuda-runtime"),
+    ("cupy-cuda12x", "pip install nvidia-cuda-runtime-cu12"), ("cupy-cuda13x", "pip install nvidia-cuda-runtime==13.*"),
 ])  # fmt: skip
 def test_cuda_headers_that_cupy_does_not_find_are_named_with_their_package(machine, wheel, command):
     fake = machine(wheels=(wheel,))

@@ -17,6 +17,7 @@ NAMES = [
     "verify-float64",
     "verify-fp16",
     "verify-bf16",
+    "random-shapes",
     "bits",
     "end-to-end",
     "kernels",

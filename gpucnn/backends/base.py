@@ -101,6 +101,9 @@ class Backend(ABC):
         """Whether a graph is being captured: nothing is computed then, and values can't be read."""
         return False
 
+    def keep(self, *arrays: Array) -> None:  # noqa: B027  nothing to do without graphs
+        """While a graph is captured: these live as long as it, for it may refer to them."""
+
     @property
     def unread(self) -> bool:
         """Whether values should stay on the device: a graph is captured, or its memory measured."""

@@ -160,6 +160,9 @@ class KernelBackend(Backend):
     def capturing(self) -> bool:
         return self.device.capturing is not None
 
+    def keep(self, *arrays: Array) -> None:
+        self.device.keep(arrays)
+
     @property
     def unread(self) -> bool:
         return self.capturing or self.device.measuring is not None

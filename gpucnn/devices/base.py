@@ -469,6 +469,10 @@ class Device(ABC):
         """
         raise CaptureError(f"the device {self.name!r} can't capture")
 
+    def keep(self, arrays: Sequence[Any]) -> None:  # noqa: B027
+        """While a graph is captured: these live as long as it. Nothing to do where what is noted refers to arrays, and
+        not to their addresses."""
+
     def upload(self, values: np.ndarray[Any, Any]) -> Any:
         """A copy of host values on the device. A graph keeps it: what is computed from the host is computed once."""
         if self.capturing is not None:

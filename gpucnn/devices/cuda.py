@@ -124,7 +124,7 @@ class CudaDevice(Device):
         function(grid, block, values, shared_mem=constants.get("DYNAMIC_SHARED", 0))
         if self.capturing is not None:
             self.capturing.launches += 1
-            self._keep_what_is_outside(self.capturing, arguments)
+            self.keep(arguments)
 
     def _value(self, p: Parameter, argument: Any, dtype: np.dtype[Any]) -> Any:
         """An argument as CuPy takes it."""
@@ -136,10 +136,13 @@ class CudaDevice(Device):
             return np.frombuffer(argument.encoded, f"V{MAP_BYTES}")  # an array of one struct is passed by value
         return self._table(argument) if p.table else argument
 
-    def _keep_what_is_outside(self, graph: Graph, arguments: Sequence[Any]) -> None:
-        """What a launch refers to must live as long as the graph. (The arena lives in it.)"""
+    def keep(self, arrays: Sequence[Any]) -> None:
+        """What a launch refers to, of ours or of CuPy's, must live as long as the graph. (The arena lives in it.)"""
+        graph = self.capturing
+        if graph is None:
+            return
         start = self.address(graph.memory)
-        for argument in arguments:
+        for argument in arrays:
             if isinstance(argument, TensorMap):
                 argument = argument.array
             for array in argument if isinstance(argument, list) else [argument]:
@@ -339,7 +342,18 @@ def usable_cupy() -> ModuleType:
         cupy.cuda.nvrtc.getVersion()
     except (RuntimeError, ImportError, OSError) as error:
         raise RuntimeError(f"NVRTC, which compiles the kernels, can't be loaded: {nvrtc_command(runtime)}") from error
+    if not _has_headers():
+        raise RuntimeError(f"CUDA's headers, which CuPy gives the compiler, can't be found: {headers_command(runtime)}")
     return cupy  # type: ignore[no-any-return]
+
+
+def _has_headers() -> bool:
+    """Whether CuPy will find CUDA's headers, without which it compiles nothing; its older versions do not tell."""
+    try:
+        from cuda.pathfinder import find_nvidia_header_directory
+    except ImportError:
+        return True
+    return find_nvidia_header_directory("cudart") is not None
 
 
 def _driver() -> ctypes.CDLL:
@@ -385,6 +399,11 @@ def uninstall_command(wheels: list[str]) -> str:
 def nvrtc_command(cuda: int) -> str:
     """What installs NVRTC for a CuPy of that CUDA."""
     return f"pip install nvidia-cuda-nvrtc{'-cu12' if cuda == 12 else f'=={cuda}.*'}"
+
+
+def headers_command(cuda: int) -> str:
+    """What installs CUDA's headers for a CuPy of that CUDA."""
+    return f"pip install nvidia-cuda-runtime{'-cu12' if cuda == 12 else f'=={cuda}.*'}"
 
 
 def shown(version: tuple[int, int]) -> str:

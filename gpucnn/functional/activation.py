@@ -9,7 +9,7 @@ import numpy as np
 from gpucnn.backends import ACTIVATIONS, Array
 from gpucnn.dtypes import is_half
 from gpucnn.functional import validate
-from gpucnn.functional.casting import in_float32, in_half
+from gpucnn.functional.casting import in_float32, in_half, through_float32
 from gpucnn.live import Live
 from gpucnn.random import Generator, get_generator
 from gpucnn.tensor import Tensor, in_storage_order, record
@@ -178,6 +178,7 @@ def dropout(
     )
 
 
+@through_float32
 def dropout2d(
     input: Tensor,
     p: float = 0.5,

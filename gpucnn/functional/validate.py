@@ -45,6 +45,8 @@ def one_backend(op: str, **tensors: Tensor | None) -> Backend:
             )
     if backend is None:
         raise TypeError(f"{op}: at least one operand must be a gpucnn.Tensor")
+    if backend.capturing:
+        backend.keep(*(tensor.array for tensor in tensors.values() if tensor is not None))
     return backend
 
 

@@ -438,7 +438,8 @@ class _BatchNorm(Module):
             y, statistics = conv2d_with_statistics(input, *of_conv)
             output = normalization._batch_norm(y, statistics, *norm)
         if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.array += 1
+            counted = self.num_batches_tracked._writable()
+            counted += 1
         return output
 
     def affine_transform(self) -> tuple[Tensor, Tensor]:

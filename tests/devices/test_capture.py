@@ -16,6 +16,7 @@ from gpucnn.devices.graph import ALIGNMENT, CONTROL_BYTES, Arena
 from gpucnn.devices.ptx import PtxDevice
 from gpucnn.devices.recorder import RecorderDevice
 from gpucnn.live import CaptureError, Live
+from gpucnn.tensor import Tensor
 
 DEVICES = ("emulator", "ptx", "cuda")
 
@@ -314,6 +315,22 @@ def test_cuda_captures_in_a_stream_that_does_not_block_and_takes_all_memory_from
     start = device.address(graph.memory)
     assert start <= device.address(y) < start + (1 << 20)
     assert {device.address(kept) for kept in graph.keeps} == {device.address(x)}
+
+
+def test_a_cuda_graph_keeps_what_operations_of_cupy_refer_to(monkeypatch):
+    """Else the pool would give the memory of a tensor that nobody else has any more to others."""
+    fake_cupy.install(monkeypatch)
+    device = CudaDevice()
+    engine = KernelBackend(device)
+    a, b, changed = (Tensor(engine.asarray(values(1, -1)), engine) for _ in range(3))
+    with device.capture(measured(1 << 20)) as graph:
+        inside = a * 2
+        (inside + b).sum()
+        changed.add_(1)
+    kept = {device.address(array) for array in graph.keeps}
+    assert kept == {device.address(tensor.array) for tensor in (a, b, changed)}
+    b.array = None
+    assert not any(array is None for array in graph.keeps)
 
 
 # -- NumPy as a device's arrays ----------------------------------------------------------------------

@@ -163,6 +163,22 @@ def test_without_nvrtc_the_error_gives_the_command_that_installs_it(monkeypatch,
         CudaDevice()
 
 
+@pytest.mark.parametrize(
+    ("runtime", "package"), [(12090, "nvidia-cuda-runtime-cu12"), (13010, r"nvidia-cuda-runtime==13\.\*")]
+)
+def test_without_cudas_headers_the_error_gives_the_command_that_installs_them(monkeypatch, runtime, package):
+    """CuPy 14.2 compiles nothing without them."""
+    fake_cupy.install(monkeypatch, driver=(13, 1)).runtime_version = runtime
+    folders = {"cudart": None}
+    finder = SimpleNamespace(find_nvidia_header_directory=folders.get)
+    monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", finder)
+    with refused(f"CUDA's headers, which CuPy gives the compiler, can't be found: pip install {package}"):
+        CudaDevice()
+    folders["cudart"] = "/usr/include"
+    CudaDevice()
+
+
 def fake_driver(monkeypatch, version, code=0):
     def get_version(pointer):
         pointer._obj.value = version

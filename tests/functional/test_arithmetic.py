@@ -333,7 +333,7 @@ WRONG: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("argmax-of-nothing", lambda: ones(0).argmax(), ValueError, r"argmax: .*\(0,\)"),
     ("mean-of-integers", lambda: gpucnn.tensor([1, 2]).mean(), TypeError, r"mean: input .*int64.*float"),
     ("integer-power", lambda: gpucnn.tensor([2, 3]) ** -1, ValueError, r"negative integer powers .* -1; .*\.float\(\)"),
-    ("integer-powers", lambda: 2 ** gpucnn.tensor([1, -2]), ValueError, r"pow: .*tensor\(\[ 1, -2\]\)"),
+    ("integer-powers", lambda: 2 ** gpucnn.tensor([1, -2]), ValueError, r"pow: .*tensor\(\[ 1, -2\]"),
     ("complex", lambda: ones(2).to("complex64"), TypeError, "complex64.*float16, bfloat16, float32 and float64"),
     ("no-backend", lambda: ones(2).to("abacus"), ValueError, "abacus.*numpy"),
 ]

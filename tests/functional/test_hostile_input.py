@@ -110,10 +110,13 @@ def test_a_bias_that_overflows_is_infinite_and_no_warning():
     assert F.conv_transpose2d(images, filters, bias).item() == np.inf
 
 
-def test_a_window_wholly_in_the_padding_has_no_index():
-    values, index = F.max_pool2d(gpucnn.ones(1, 1, 1, 3), 2, 1, (1, 0), 2, return_indices=True)
-    assert values.tolist() == [[[[-np.inf]]]]
-    assert index.tolist() == [[[[-1]]]]
+@pytest.mark.parametrize("engine", ["numpy", "emulator"])
+@pytest.mark.parametrize(("pool", "nothing"), [(F.max_pool2d, -np.inf), (F.min_pool2d, np.inf)])
+def test_a_window_wholly_in_the_padding_has_no_index(pool, nothing, engine, backend):
+    x = gpucnn.ones(1, 4, 1, 3, backend=engine if backend == "numpy" else backend)
+    values, index = pool(x, 2, 1, (1, 0), 2, return_indices=True)
+    assert values.flatten().tolist() == [nothing] * 4
+    assert index.flatten().tolist() == [-1] * 4
 
 
 def test_a_plane_without_columns_is_padding_alone():
@@ -251,7 +254,7 @@ def test_the_slope_of_an_activation_goes_by_what_was_rounded(name, gradient):
         (lambda x: x.sum(1.5), IndexError, "sum: dim 1.5 is not an axis of a tensor with 2 axes"),
         (lambda x: x.size(2), IndexError, "size: dim 2 is not an axis"),
         (lambda x: x[[[0], [0, 1]]], IndexError, r"the list \[\[0\], \[0, 1\]\] can't be an index"),
-        (lambda x: x[::0], IndexError, "does not fit shape .*slice step cannot be zero"),
+        (lambda x: x[::0], IndexError, "does not fit shape .*[Ss]lice step .*zero"),
         (lambda x: x.__setitem__(0, "1"), TypeError, "__setitem__: a float32 tensor can't hold '1'"),
         (lambda x: x.__setitem__(0, [1, 2, 3]), ValueError, r"\[1, 2, 3\] can't be put at 0 of a float32 tensor"),
         (lambda x: x.copy_(np.ones((2, 2), complex)), TypeError, "a tensor can't hold complex128"),
@@ -285,7 +288,7 @@ def test_what_makes_no_sense_is_refused_with_its_value(refused, error, message):
 
 
 def test_a_gradient_in_read_only_memory_is_not_written_to():
-    parameter = gpucnn.ones(3, requires_grad=True)
+    parameter = gpucnn.ones(3, requires_grad=True, backend="numpy")
     parameter.grad = gpucnn.from_numpy(np.broadcast_to(np.float32(2), 3))
     for clip in (optim.clip_grad_norm_, optim.clip_grad_value_):
         with pytest.raises(ValueError, match="read-only"):
