@@ -17,7 +17,7 @@ from gpucnn.atomic import check_writable, write_atomically
 from gpucnn.checkpoint import describe_input, save_model
 from gpucnn.data import Loader
 from gpucnn.nn import Module
-from gpucnn.optim import LRScheduler, Optimizer
+from gpucnn.optim import LRScheduler, Optimizer, ReduceLROnPlateau
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,9 +31,10 @@ class History:
     """What was measured in each epoch: `rows` of epoch (from 1), loss, accuracy, held_out_loss, held_out_accuracy, lr.
 
     loss and accuracy are those of the training batches, as they were seen; the held-out ones are there if there was a
-    held-out set. lr is the last learning rate of the epoch. A training in float16 also has skipped, the steps whose
-    gradients overflowed, and loss_scale, as it was at the end. history["loss"] is one column. `stop_reason` says why a
-    callback ended the training early. `seconds` is the time spent, earlier parts of a resumed run included.
+    held-out set. lr is the last learning rate of the epoch, that of the first group of parameters. A training in
+    float16 also has skipped, the steps whose gradients overflowed, and loss_scale, as it was at the end.
+    history["loss"] is one column. `stop_reason` says why a callback ended the training early. `seconds` is the time
+    spent, earlier parts of a resumed run included.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -189,6 +190,38 @@ class EarlyStopping(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._best, self._best_epoch, self._waited = state["best"], state["best_epoch"], state["waited"]
         self._weights = state["arrays"]
+
+
+@dataclass
+class PlateauSchedule(Callback):
+    """Steps an `optim.ReduceLROnPlateau` with `monitor` after each epoch; its state is in each checkpoint.
+
+    Raises ValueError before the training if the schedule belongs to another optimizer, if fit has a scheduler that sets
+    the learning rate too, or if the schedule takes the worse for the better: more is better for an accuracy, less for
+    all else.
+    """
+
+    schedule: ReduceLROnPlateau
+    monitor: str = "held_out_loss"
+
+    def on_train_begin(self, state: TrainingState) -> None:
+        _check_monitor(self, self.monitor, state)
+        if self.schedule.optimizer is not state.optimizer:
+            raise ValueError(f"{self!r}: the schedule belongs to another optimizer")
+        if state.scheduler is not None:
+            raise ValueError(f"{self!r}: fit's scheduler={type(state.scheduler).__name__} sets the learning rate too")
+        better = "max" if self.monitor.endswith("accuracy") else "min"
+        if self.schedule.mode != better:
+            raise ValueError(f"{self!r}: make the schedule with mode={better!r} for {self.monitor}")
+
+    def on_epoch_end(self, state: TrainingState) -> None:
+        self.schedule.step(state.history.rows[-1][self.monitor])
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.schedule.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.schedule.load_state_dict(state)
 
 
 @dataclass

@@ -23,7 +23,7 @@ from gpucnn.backends import Backend, get_backend, use_backend
 from gpucnn.data import Loader, Normalize
 from gpucnn.dtypes import bfloat16, named
 from gpucnn.nn import Module, ModuleDict, ModuleList, Sequential
-from gpucnn.optim import LRScheduler, Optimizer
+from gpucnn.optim import LRScheduler, Optimizer, ReduceLROnPlateau, check_optimizer
 from gpucnn.random import Generator, get_generator, use_generator
 from gpucnn.tensor import at_most
 
@@ -32,6 +32,9 @@ Description = dict[str, Any]
 
 # One metadata key a file: safetensors writes several in no fixed order, and equal contents should be equal bytes.
 _MODEL, _CHECKPOINT = "gpucnn.model", "gpucnn.checkpoint"
+
+# How a file of torch.save begins: a zip, and before PyTorch 1.6 a pickle of this magic number.
+_PYTORCH = (b"PK\x03\x04", b"\x80\x02\x8a\x0al\xfc\x9cF")
 
 
 # -- descriptions ----------------------------------------------------------------------------------
@@ -222,7 +225,14 @@ def _read_file(path: Path) -> tuple[Arrays, dict[str, str]]:
                 bfloat16()  # the library asks NumPy for this type by name, which knows it from then on
             return {name: np.array(file.get_tensor(name)) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        hint = ""
+        with path.open("rb") as raw:
+            if raw.read(8).startswith(_PYTORCH):
+                hint = (
+                    "; it looks like a PyTorch file, a pickle, which may run code when it is loaded. Convert it where "
+                    "PyTorch is: safetensors.torch.save_file(torch.load(path, weights_only=True), 'model.safetensors')"
+                )
+        raise ValueError(f"{path} is not a whole safetensors file: {error}{hint}") from error
     except (TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"{path} holds numbers of a type that NumPy does not have: {error}") from error
 
@@ -286,7 +296,8 @@ def save_model(
     ValueError for a name in extra that the description has of its own.
     """
     if not isinstance(model, Module):
-        raise TypeError(f"save_model(model, path): model must be a Module, got {type(model).__name__} {model!r}")
+        found = "; its state_dict() goes with it" if isinstance(model, dict) else f" {model!r:.100}"
+        raise TypeError(f"save_model(model, path): model must be a Module, got {type(model).__name__}{found}")
     from gpucnn import __version__
 
     description = {
@@ -359,7 +370,7 @@ def save_checkpoint(
     *,
     model: Module,
     optimizer: Optimizer,
-    scheduler: LRScheduler | None = None,
+    scheduler: LRScheduler | ReduceLROnPlateau | None = None,
     generator: Generator | None = None,
     settings: Mapping[str, Any] | None = None,
     arrays: Arrays | None = None,
@@ -370,6 +381,7 @@ def save_checkpoint(
     settings are what a resumed run must have in common with this one. arrays and state are the caller's own: position,
     history and so on; state is what JSON can hold.
     """
+    _check_parts("save_checkpoint", model, optimizer, scheduler)
     numbers = optimizer.state_dict()
     moments = numbers.pop("arrays")
     content = {
@@ -389,7 +401,7 @@ def load_checkpoint(
     *,
     model: Module,
     optimizer: Optimizer,
-    scheduler: LRScheduler | None = None,
+    scheduler: LRScheduler | ReduceLROnPlateau | None = None,
     generator: Generator | None = None,
     settings: Mapping[str, Any] | None = None,
     check: Callable[[dict[str, Any]], None] = lambda state: None,
@@ -401,6 +413,7 @@ def load_checkpoint(
     Raises FileNotFoundError, and ValueError if the file is not a checkpoint or the settings or arrays differ: the error
     shows both sides, and nothing has changed.
     """
+    _check_parts("load_checkpoint", model, optimizer, scheduler)
     path = Path(path)
     stored, metadata = _read(path)
     if _CHECKPOINT not in metadata:
@@ -428,29 +441,37 @@ def load_checkpoint(
     before = optimizer.state_dict(), None if scheduler is None else scheduler.state_dict(), generator.state()
 
     def put(numbers: Any, schedule: Any, drawn: Any) -> None:
-        optimizer.load_state_dict(numbers)
         if scheduler is not None:
             scheduler.load_state_dict(schedule)
+        optimizer.load_state_dict(numbers)  # after the scheduler, which sets learning rates: they may be others
         generator.set_state(drawn)
 
     try:
-        for name in ("optimizer", "scheduler"):
-            _check_numbers(content.get(name), name)
+        for name, own in (("optimizer", before[0]), ("scheduler", before[1])):
+            _check_numbers(content.get(name), own, name)
         put({**content["optimizer"], "arrays": parts["optimizer"]}, content.get("scheduler"), content["generator"])
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         put(*before)
-        optimizer.lr = before[0]["lr"]  # which the scheduler has set
         raise ValueError(f"{path}: its state can't be read: {type(error).__name__} {error}") from error
     model.load_state_dict(parts["model"])
     return content["state"], parts["own"]
 
 
-def _check_numbers(value: Any, name: str) -> None:
-    """Raises TypeError unless this state is made of numbers, None, lists and objects: it goes into arithmetic."""
+def _check_parts(op: str, model: Any, optimizer: Any, scheduler: Any) -> None:
+    if not isinstance(model, Module):
+        raise TypeError(f"{op}: model must be a Module, got {type(model).__name__}")
+    check_optimizer(op, optimizer)
+    if not isinstance(scheduler, LRScheduler | ReduceLROnPlateau | None):
+        raise TypeError(f"{op}: scheduler must be one of gpucnn.optim, got {type(scheduler).__name__}")
+
+
+def _check_numbers(value: Any, own: Any, name: str) -> None:
+    """Raises TypeError unless this state is made of numbers, None, lists and objects: it goes into arithmetic. A word
+    stands only where our own state has one."""
     if isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            _check_numbers(item, f"{name}.{key}")
-    elif not (value is None or isinstance(value, int | float)):
+            _check_numbers(item, own.get(key) if isinstance(own, dict) else None, f"{name}.{key}")
+    elif not (value is None or isinstance(value, int | float) or (isinstance(value, str) and isinstance(own, str))):
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 

@@ -263,7 +263,7 @@ def _of_model(model: Module) -> Hashes:
 def _of_state(model: Module, optimizer: Optimizer) -> Hashes:
     state = optimizer.state_dict()
     moments = {f"moment {name}": _hash(array) for name, array in state["arrays"].items()}
-    return {"learning rate": float(state["lr"]).hex(), **_of_model(model), **moments}
+    return {"learning rate": float(optimizer.lr).hex(), **_of_model(model), **moments}
 
 
 def _of_predictions(model: Module, loader: data.Loader) -> Hashes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,71 +19,149 @@ from gpucnn.live import CaptureError, Live
 from gpucnn.tensor import Tensor, no_grad, zero_grad
 
 T = TypeVar("T")
+Group = dict[str, Any]
+Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Group]
+
+
+class _Setting:
+    """A setting of the groups as an attribute of the optimizer: reading gives the first group's, assigning sets all."""
+
+    def __set_name__(self, owner: type[Optimizer], name: str) -> None:
+        self.name = name
+
+    def __get__(self, optimizer: Optimizer | None, owner: type[Optimizer]) -> Any:
+        return self if optimizer is None else optimizer.param_groups[0][self.name]
+
+    def __set__(self, optimizer: Optimizer, value: Any) -> None:
+        for group in optimizer.param_groups:
+            group[self.name] = value
 
 
 class Optimizer(ABC):
     """Steps parameters along their gradients; one without a gradient (frozen, not used) stays as it is.
 
-    `lr` may be changed between steps, as schedules do.
+    params are tensors, or the (name, tensor) pairs of `named_parameters()`, or groups of either: dicts with "params"
+    and the settings that differ from the optimizer's. `param_groups` lists the groups, each with "params" and all
+    settings, which may be changed between steps, as schedules do. A setting is an attribute of the optimizer too:
+    `optimizer.lr` is the first group's, and assigning it sets it in all groups.
+
+    Raises TypeError for what is no parameter and for a setting that the optimizer does not have, ValueError for a
+    parameter that is given twice, a group without any, and a setting out of its range; all name the group.
+
+    >>> optim.SGD([{"params": backbone.parameters(), "lr": 1e-3}, {"params": head.parameters()}], lr=0.1)
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float) -> None:
-        if isinstance(params, Tensor) or not isinstance(params, Iterable):
-            raise TypeError(f"{type(self).__name__}: params must be several tensors, got a {type(params).__name__}")
-        self.params = list(params)
-        if not self.params:
-            raise ValueError(f"{type(self).__name__}: there are no parameters to optimise")
-        for i, p in enumerate(self.params):
-            if not isinstance(p, Tensor) or not p.is_leaf:
-                raise TypeError(
-                    f"{type(self).__name__}: parameter {i} is not a leaf tensor, as a module's parameters are"
-                )
-            if is_half(p.dtype):
-                raise TypeError(
-                    f"{type(self).__name__}: parameter {i} is {p.dtype}, too coarse for small steps; keep parameters "
-                    "float32 and compute inside gpucnn.autocast"
-                )
-        if len({id(p) for p in self.params}) < len(self.params):
-            raise ValueError(f"{type(self).__name__}: a parameter is given twice, it would be stepped twice")
-        for name, value in {"lr": lr, "weight_decay": weight_decay}.items():
-            if not validate.number(type(self).__name__, name, value) >= 0:
-                raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {value}")
-        self.lr, self.weight_decay = float(lr), float(weight_decay)  # of a NumPy number, moments would be float64
-        self._state: list[dict[str, Array | None]] = [dict.fromkeys(self._moments) for _ in self.params]
+    lr = _Setting()
+    weight_decay = _Setting()
 
-    _settings: tuple[str, ...] = ("lr", "weight_decay")  # what a state keeps besides the arrays
+    _not_negative: tuple[str, ...] = ("lr", "weight_decay")
     _moments: tuple[str, ...] = ()  # the names of the arrays kept per parameter
-    momentum = 0.0  # of the optimisers that have none
+
+    def __init__(self, params: Params, defaults: Group) -> None:
+        self.param_groups: list[Group] = []
+        self._state: list[dict[str, Array | None]] = []  # the moments of each of `params`
+        name = type(self).__name__
+        self.defaults = self._checked(name, defaults)
+        given = _several(name, params)
+        if any(isinstance(item, dict) for item in given):
+            for item in given:
+                self.add_param_group(item)
+        else:
+            self._add(name, {"params": given})
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Optimise further parameters, with the settings of this group and the optimizer's own for the rest.
+
+        A schedule that was made before leaves the group's lr alone. Nothing has changed after an error.
+        """
+        self._add(f"{type(self).__name__}: group {len(self.param_groups)}", param_group)
+
+    def _add(self, where: str, given: Group) -> None:
+        if not isinstance(given, dict) or "params" not in given:
+            raise TypeError(f"{where}: a group must be a dict with params, got {given!r:.100}")
+        unknown = sorted(map(str, given.keys() - self.defaults.keys() - {"params"}))
+        if unknown:
+            raise TypeError(f"{where}: there is no {', '.join(unknown)}; the settings are {', '.join(self.defaults)}")
+        one = isinstance(given["params"], Tensor)  # PyTorch takes one, too
+        params = _parameters(where, [given["params"]] if one else _several(where, given["params"]))
+        for i, group in enumerate(self.param_groups):
+            if {id(p) for p in params} & {id(p) for p in group["params"]}:
+                raise ValueError(f"{where}: a parameter is in group {i} already, it would be stepped twice")
+        self.param_groups.append(self._checked(where, {**self.defaults, **given}) | {"params": params})
+        self._state = [*self._state, *(dict[str, Array | None].fromkeys(self._moments) for _ in params)]
+
+    def _checked(self, where: str, settings: Group) -> Group:
+        """The settings as a step takes them: plain floats, since moments would be float64 of a NumPy number."""
+        numbers = {name: float(validate.number(where, name, settings[name])) for name in self._not_negative}
+        for name, value in numbers.items():
+            if not value >= 0:  # NaN is neither
+                raise ValueError(f"{where}: {name} must not be negative, got {settings[name]}")
+        return settings | numbers
+
+    @property
+    def params(self) -> list[Tensor]:
+        """The parameters of all groups, one group after the other."""
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _places(self) -> list[tuple[Group, range]]:
+        """Each group, and the numbers of its parameters in `params`. Raises ValueError if they have become others."""
+        ends = list(accumulate(len(group["params"]) for group in self.param_groups))
+        if ends[-1:] != [len(self._state)]:
+            raise ValueError(
+                f"{type(self).__name__}: its groups have other parameters than they were given; use add_param_group()"
+            )
+        return [
+            (group, range(end - len(group["params"]), end)) for group, end in zip(self.param_groups, ends, strict=True)
+        ]
 
     @abstractmethod
-    def _update(self, backend: Backend, params: list[Array], grads: list[Array], state: list[dict[str, Any]]) -> None:
-        """One step on these arrays, in place, with their moments."""
+    def _update(
+        self,
+        backend: Backend,
+        group: Group,
+        numbers: list[int],
+        params: list[Array],
+        grads: list[Array],
+        state: list[dict[str, Any]],
+    ) -> None:
+        """One step on these arrays of a group, in place, with their moments. numbers: their places among `params`."""
 
     def step(self) -> None:
         """Change every parameter that has a gradient."""
-        gradients = [p.grad for p in self.params]
-        ready = [(p, g, s) for p, g, s in zip(self.params, gradients, self._state, strict=True) if g is not None]
-        if ready:
-            backend = ready[0][0].backend
-            before = [dict(moments) for moments in self._state] if backend.capturing else []
-            with no_grad():
-                params = [p._writable() for p, _, _ in ready]
-            grads = [g.array for _, g, _ in ready]
-            try:
-                self._update(backend, params, grads, [s for _, _, s in ready])
-            except MemoryError as error:
-                from gpucnn.memory import out_of_memory  # it knows optimizers
+        params, places = self.params, self._places()
+        grads = {i: g.array for i, g in enumerate(p.grad for p in params) if g is not None}
+        if not grads:
+            return
+        backend = params[next(iter(grads))].backend
+        before = [dict(moments) for moments in self._state] if backend.capturing else []
+        with no_grad():
+            arrays = {i: params[i]._writable() for i in grads}
+        try:
+            for group, numbers in places:
+                chosen = [i for i in numbers if i in grads]
+                if chosen:
+                    w, g, s = ([table[i] for i in chosen] for table in (arrays, grads, self._state))
+                    self._update(backend, group, chosen, w, g, s)
+        except MemoryError as error:
+            from gpucnn.memory import out_of_memory  # it knows optimizers
 
-                raise out_of_memory(error, "optimizer's step", backend) from None
-            for moments, earlier in zip(self._state, before, strict=False):
-                if any(value is not earlier[name] for name, value in moments.items()):
-                    self._state = before
-                    raise CaptureError("the optimizer has yet to make its first step; let it make one before")
+            raise out_of_memory(error, "optimizer's step", backend) from None
+        for moments, earlier in zip(self._state, before, strict=False):
+            if any(value is not earlier[name] for name, value in moments.items()):
+                self._state = before
+                raise CaptureError("the optimizer has yet to make its first step; let it make one before")
 
-    def _live(self, settings: Callable[[], T], has_changed: Callable[[], bool] = lambda: False) -> Live[T]:
-        """The settings of each step to come; stale, for a graph, once it would use moments that nobody else does."""
-        state, momentum = self._state, bool(self.momentum)
-        return Live(settings, lambda: self._state is not state or bool(self.momentum) != momentum or has_changed())
+    def _live(
+        self, group: Group, settings: Callable[[], T], has_changed: Callable[[], bool] = lambda: False
+    ) -> Live[T]:
+        """The settings of each step to come of a group; stale, for a graph, once the moments are other ones: after a
+        group was added, a state was loaded, or a momentum was switched on or off."""
+        state, momentum = self._state, bool(group.get("momentum"))
+
+        def is_stale() -> bool:
+            return self._state is not state or bool(group.get("momentum")) != momentum or has_changed()
+
+        return Live(settings, is_stale)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients, or make them zeros."""
@@ -96,66 +175,127 @@ class Optimizer(ABC):
         return [s[name] for s in state]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs: numbers, and the moments as numpy arrays."""
+        """Everything that a resumed run needs: the settings of each group, with the numbers of its parameters, and the
+        moments as numpy arrays, under "arrays"."""
         arrays = {
             f"{name}.{i}": np.array(p.backend.to_numpy(value))
             for i, (p, s) in enumerate(zip(self.params, self._state, strict=True))
             for name, value in s.items()
             if value is not None
         }
-        return {name: getattr(self, name) for name in self._settings} | {"arrays": arrays}
+        groups = [{**group, "params": list(numbers)} for group, numbers in self._places()]
+        return {"param_groups": groups, "arrays": arrays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned, with its settings. A state of an earlier version holds only the lr.
+        """Go on from what `state_dict` returned, with its settings. A state of an earlier version, which has no groups,
+        goes into an optimizer of one.
 
-        Raises ValueError, before any change, if a moment does not fit.
+        Raises ValueError, before any change, if a group or a moment does not fit.
         """
-        if not isinstance(state, dict) or not {"lr", "arrays"} <= state.keys():
-            raise ValueError(f"{type(self).__name__}: a state has lr and arrays, this is {state!r:.100}")
-        loaded: list[dict[str, Array | None]] = [dict.fromkeys(self._moments) for _ in self.params]
+        kind = type(self).__name__
+        if not isinstance(state, dict) or "arrays" not in state or not {"param_groups", "lr"} & state.keys():
+            raise ValueError(f"{kind}: a state has param_groups and arrays, this is {state!r:.100}")
+        params = self.params
+        groups = state["param_groups"] if "param_groups" in state else [{**state, "params": range(len(params))}]
+        sizes, own = ([len(group["params"]) for group in each] for each in (groups, self.param_groups))
+        if sizes != own:
+            raise ValueError(f"{kind}: the state's groups have {sizes} parameters, the optimizer's {own}")
+        settings = [
+            self._checked(
+                f"{kind}: the state's group {i}", {name: given.get(name, own[name]) for name in self.defaults}
+            )
+            for i, (given, own) in enumerate(zip(groups, self.param_groups, strict=True))
+        ]
+        loaded: list[dict[str, Array | None]] = [dict.fromkeys(self._moments) for _ in params]
         for key, value in state["arrays"].items():
             name, _, number = key.rpartition(".")
             i = int(number) if number.isdigit() else -1
-            if name not in self._moments or not 0 <= i < len(self.params) or value.shape != self.params[i].shape:
-                raise ValueError(
-                    f"{type(self).__name__}: the state's {key} of shape {value.shape} does not fit these parameters"
-                )
-            p = self.params[i]
-            loaded[i][name] = p.backend.asarray(np.array(value), p.dtype)
-        for name in self._settings:
-            value = state.get(name, getattr(self, name))
-            setattr(self, name, tuple(value) if isinstance(value, list) else value)  # JSON has no tuples
+            if name not in self._moments or not 0 <= i < len(params) or value.shape != params[i].shape:
+                raise ValueError(f"{kind}: the state's {key} of shape {value.shape} does not fit these parameters")
+            loaded[i][name] = params[i].backend.asarray(np.array(value), params[i].dtype)
+        for group, values in zip(self.param_groups, settings, strict=True):
+            group.update(values)
         self._state = loaded
+
+
+def _several(where: str, params: Any) -> list[Any]:
+    """What is given as params, one after the other. Raises TypeError for what has no order, and for what isn't many."""
+    if isinstance(params, Tensor | dict | set) or hasattr(params, "parameters") or not isinstance(params, Iterable):
+        hint = "; groups come in a list" if isinstance(params, dict) else _hint(params)
+        raise TypeError(f"{where}: params must be several tensors, in order, got a {type(params).__name__}{hint}")
+    return list(params)
+
+
+def _hint(given: Any) -> str:
+    return "; pass model.parameters()" if hasattr(given, "parameters") else ""
+
+
+def _parameters(where: str, given: list[Any]) -> list[Tensor]:
+    """The tensors of a group, which may come with their names. Raises TypeError and ValueError."""
+    params: list[Tensor] = []
+    for i, item in enumerate(given):
+        name, p = item if isinstance(item, tuple) and len(item) == 2 else (i, item)
+        if not isinstance(p, Tensor) or not p.is_leaf:
+            found = "the result of an operation" if isinstance(p, Tensor) else f"a {type(p).__name__}{_hint(p)}"
+            raise TypeError(
+                f"{where}: parameter {name} is not a leaf tensor, as a module's parameters are, but {found}"
+            )
+        if is_half(p.dtype):
+            raise TypeError(
+                f"{where}: parameter {name} is {p.dtype}, too coarse for small steps; keep parameters float32 and "
+                "compute inside gpucnn.autocast"
+            )
+        params.append(p)
+    if not params:
+        raise ValueError(f"{where}: there are no parameters to optimise")
+    if len({id(p) for p in params}) < len(params):
+        raise ValueError(f"{where}: a parameter is given twice, it would be stepped twice")
+    return params
 
 
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum: torch.optim.SGD."""
 
-    _settings = (*Optimizer._settings, "momentum", "dampening", "nesterov")
+    momentum = _Setting()
+    dampening = _Setting()
+    nesterov = _Setting()
+
+    _not_negative = (*Optimizer._not_negative, "momentum")
     _moments = ("momentum_buffer",)
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Params,
         lr: float = 1e-3,
         momentum: float = 0.0,
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
-        super().__init__(params, lr, weight_decay)
-        if not validate.number("SGD", "momentum", momentum) >= 0:
-            raise ValueError(f"SGD: momentum must not be negative, got {momentum}")
-        if nesterov and (momentum <= 0 or dampening != 0):
-            raise ValueError("SGD: nesterov needs a momentum and no dampening")
-        self.momentum, self.dampening, self.nesterov = float(momentum), float(dampening), nesterov
+        settings = {"weight_decay": weight_decay, "momentum": momentum, "dampening": dampening, "nesterov": nesterov}
+        super().__init__(params, {"lr": lr, **settings})
 
-    def _update(self, backend: Backend, params: list[Array], grads: list[Array], state: list[dict[str, Any]]) -> None:
+    def _checked(self, where: str, settings: Group) -> Group:
+        checked = super()._checked(where, settings)
+        dampening = float(validate.number(where, "dampening", settings["dampening"]))
+        if checked["nesterov"] and (checked["momentum"] == 0 or dampening != 0):
+            raise ValueError(f"{where}: nesterov needs a momentum and no dampening")
+        return checked | {"dampening": dampening}
+
+    def _update(
+        self,
+        backend: Backend,
+        group: Group,
+        numbers: list[int],
+        params: list[Array],
+        grads: list[Array],
+        state: list[dict[str, Any]],
+    ) -> None:
         def settings() -> SGDSettings:
-            return SGDSettings(self.lr, self.momentum, self.dampening, self.weight_decay, self.nesterov)
+            return SGDSettings(*(group[name] for name in SGDSettings._fields))
 
         before = [s["momentum_buffer"] for s in state]
-        moments = backend.sgd_update(params, grads, before, self._live(settings))
+        moments = backend.sgd_update(params, grads, before, self._live(group, settings))
         for s, moment in zip(state, moments, strict=True):
             s["momentum_buffer"] = moment
 
@@ -163,46 +303,61 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Adam (Kingma & Ba 2014): torch.optim.Adam; weight_decay is an L2 penalty here, decoupled in AdamW."""
 
-    _settings = (*Optimizer._settings, "betas", "eps")
+    betas = _Setting()
+    eps = _Setting()
+
+    _not_negative = (*Optimizer._not_negative, "eps")
     _moments = ("exp_avg", "exp_avg_sq")
     _decoupled = False
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Params,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, lr, weight_decay)
-        if len(betas) != 2 or not all(0 <= validate.number(type(self).__name__, "betas", b) < 1 for b in betas):
-            raise ValueError(f"{type(self).__name__}: betas must be in [0, 1), got {betas}")
-        if not validate.number(type(self).__name__, "eps", eps) >= 0:
-            raise ValueError(f"{type(self).__name__}: eps must not be negative, got {eps}")
-        self.betas, self.eps = betas, eps
-        self.steps = [0] * len(self.params)
+        self.steps: list[int] = []  # that each of `params` has made
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps})
 
-    def _update(self, backend: Backend, params: list[Array], grads: list[Array], state: list[dict[str, Any]]) -> None:
+    def _checked(self, where: str, settings: Group) -> Group:
+        betas = tuple(settings["betas"])  # JSON has no tuples
+        if len(betas) != 2 or not all(0 <= validate.number(where, "betas", b) < 1 for b in betas):
+            raise ValueError(f"{where}: betas must be in [0, 1), got {settings['betas']}")
+        return super()._checked(where, settings) | {"betas": (float(betas[0]), float(betas[1]))}
+
+    def _add(self, where: str, given: Group) -> None:
+        super()._add(where, given)
+        self.steps = [*self.steps, *(0 for _ in self.param_groups[-1]["params"])]
+
+    def _update(
+        self,
+        backend: Backend,
+        group: Group,
+        numbers: list[int],
+        params: list[Array],
+        grads: list[Array],
+        state: list[dict[str, Any]],
+    ) -> None:
         averages = self._zeros(backend, params, state, "exp_avg")
         squares = self._zeros(backend, params, state, "exp_avg_sq")
-        numbers = [i for i, p in enumerate(self.params) if p.grad is not None]
         counts = [self.steps[i] for i in numbers]
         for count in sorted(set(counts)):  # one, unless some parameters have missed steps
             chosen = [at for at, n in enumerate(counts) if n == count]
             w, g, m, v = ([table[at] for at in chosen] for table in (params, grads, averages, squares))
-            backend.adam_update(w, g, m, v, self._live_settings([numbers[at] for at in chosen]))
+            backend.adam_update(w, g, m, v, self._live_settings(group, [numbers[at] for at in chosen]))
 
-    def _live_settings(self, numbers: list[int]) -> Live[AdamSettings]:
-        """Those of each step to come of these parameters, which have made equally many."""
+    def _live_settings(self, group: Group, numbers: list[int]) -> Live[AdamSettings]:
+        """Those of each step to come of these parameters of a group, which have made equally many."""
 
         def settings() -> AdamSettings:
             for i in numbers:
                 self.steps[i] += 1
             step = self.steps[numbers[0]]
-            return AdamSettings(step, self.lr, self.betas, self.eps, self.weight_decay, self._decoupled)
+            return AdamSettings(step, group["lr"], group["betas"], group["eps"], group["weight_decay"], self._decoupled)
 
-        return self._live(settings, lambda: len({self.steps[i] for i in numbers}) > 1)
+        return self._live(group, settings, lambda: len({self.steps[i] for i in numbers}) > 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "steps": list(self.steps)}
@@ -223,7 +378,7 @@ class AdamW(Adam):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Params,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -235,31 +390,40 @@ class AdamW(Adam):
 class RMSprop(Optimizer):
     """RMSprop (Hinton 2012): torch.optim.RMSprop, not centred."""
 
-    _settings = (*Optimizer._settings, "alpha", "eps", "momentum")
+    alpha = _Setting()
+    eps = _Setting()
+    momentum = _Setting()
+
+    _not_negative = (*Optimizer._not_negative, "alpha", "eps", "momentum")
     _moments = ("square_avg", "momentum_buffer")
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Params,
         lr: float = 1e-2,
         alpha: float = 0.99,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         momentum: float = 0.0,
     ) -> None:
-        super().__init__(params, lr, weight_decay)
-        numbers = {"alpha": alpha, "eps": eps, "momentum": momentum}
-        if not all(validate.number("RMSprop", name, value) >= 0 for name, value in numbers.items()):
-            raise ValueError(f"RMSprop: alpha, eps and momentum must not be negative, got {alpha}, {eps}, {momentum}")
-        self.alpha, self.eps, self.momentum = alpha, eps, momentum
+        settings = {"weight_decay": weight_decay, "alpha": alpha, "eps": eps, "momentum": momentum}
+        super().__init__(params, {"lr": lr, **settings})
 
-    def _update(self, backend: Backend, params: list[Array], grads: list[Array], state: list[dict[str, Any]]) -> None:
+    def _update(
+        self,
+        backend: Backend,
+        group: Group,
+        numbers: list[int],
+        params: list[Array],
+        grads: list[Array],
+        state: list[dict[str, Any]],
+    ) -> None:
         def settings() -> RMSpropSettings:
-            return RMSpropSettings(self.lr, self.alpha, self.eps, self.weight_decay, self.momentum)
+            return RMSpropSettings(*(group[name] for name in RMSpropSettings._fields))
 
         squares = self._zeros(backend, params, state, "square_avg")
         before = [s["momentum_buffer"] for s in state]
-        moments = backend.rmsprop_update(params, grads, squares, before, self._live(settings))
+        moments = backend.rmsprop_update(params, grads, squares, before, self._live(group, settings))
         for s, moment in zip(state, moments, strict=True):
             s["momentum_buffer"] = moment
 
@@ -267,41 +431,99 @@ class RMSprop(Optimizer):
 # -- schedules -------------------------------------------------------------------------------------
 
 
-class LRScheduler(ABC):
-    """Sets the optimiser's lr as a function of how many steps it has been told of. Sets the first lr when made."""
+class _Schedule:
+    """What all schedules have: an optimizer, a count of steps, and a state. Its lists have a number for each group."""
 
     def __init__(self, optimizer: Optimizer) -> None:
+        check_optimizer(type(self).__name__, optimizer)
         self.optimizer = optimizer
-        self.base_lr = optimizer.lr
         self.last_epoch = 0
-        optimizer.lr = self.lr_at(0)
 
-    @abstractmethod
-    def lr_at(self, epoch: int) -> float:
-        """The learning rate after `epoch` calls of step()."""
+    def get_last_lr(self) -> list[float]:
+        """The learning rate of each group."""
+        return [group["lr"] for group in self.optimizer.param_groups]
 
-    def step(self) -> None:
-        """One epoch (or batch, for schedules by batch) is over."""
+    def _count(self) -> None:
         if self.optimizer.params[0].backend.capturing:
             raise CaptureError("scheduler.step() is called inside the step; call it after the step")
         self.last_epoch += 1
-        self.optimizer.lr = self.lr_at(self.last_epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: all its numbers."""
-        return self._numbers()
-
-    def _numbers(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, int | float | tuple)}
+        return {
+            name: list(value) if isinstance(value, list) else value
+            for name, value in vars(self).items()
+            if isinstance(value, int | float | str | tuple | list) and not name.startswith("_")
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned, with its settings. A state of an earlier version holds only two."""
-        self.base_lr, self.last_epoch = state["base_lr"], state["last_epoch"]
-        for name in self._numbers().keys() & state.keys():
-            setattr(
-                self, name, tuple(state[name]) if isinstance(state[name], list) else state[name]
-            )  # as JSON has them
-        self.optimizer.lr = self.lr_at(self.last_epoch)
+        """Go on from what `state_dict` returned, with its settings. A state of an earlier version may lack some, and
+        has what each group has once, under a name in the singular.
+
+        Raises ValueError, before any change, for a state of other groups.
+        """
+        kind = type(self).__name__
+        if not isinstance(state, dict) or "last_epoch" not in state:
+            raise ValueError(f"{kind}: a state has last_epoch, this is {state!r:.100}")
+        loaded: dict[str, Any] = {}
+        for name, own in _Schedule.state_dict(self).items():
+            given = state.get(name, own)
+            if isinstance(own, list):
+                earlier = name.removesuffix("s")
+                given = list(given if name in state or earlier not in state else [state[earlier]])
+                if len(given) != len(own):
+                    raise ValueError(f"{kind}: the state has {name} {given}, the optimizer {len(own)} groups")
+            loaded[name] = tuple(given) if isinstance(own, tuple) else given  # JSON has no tuples
+        vars(self).update(loaded)
+
+
+def check_optimizer(op: str, optimizer: Any) -> None:
+    """Raises TypeError for what is no optimizer, and says what to do with several."""
+    if not isinstance(optimizer, Optimizer):
+        hint = "; one optimizer steps them all, with groups: SGD([{'params': …, 'lr': …}, {'params': …}])"
+        raise TypeError(
+            f"{op}: optimizer must be a gpucnn.optim.Optimizer, got {type(optimizer).__name__}"
+            f"{hint if isinstance(optimizer, list | tuple) else ''}"
+        )
+
+
+def _for_each_group(op: str, name: str, value: Any, optimizer: Optimizer) -> list[float]:
+    """A number for each group: `value` itself, or its items if it is a list or tuple, which must be as many."""
+    groups = len(optimizer.param_groups)
+    values = list(value) if isinstance(value, list | tuple) else [value] * groups
+    if len(values) != groups:
+        raise ValueError(f"{op}: {name} must be a number or one for each of the {groups} groups, got {value}")
+    return [validate.number(op, name, item) for item in values]
+
+
+class LRScheduler(_Schedule, ABC):
+    """Sets each group's lr as a function of how many steps it has been told of. Sets the first lr when made.
+
+    `base_lrs` are the groups' learning rates of before. A group that is added to the optimizer later keeps its own lr.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        super().__init__(optimizer)
+        self.base_lrs: list[float] = self.get_last_lr()
+        self._set_lrs()
+
+    @abstractmethod
+    def lr_at(self, epoch: int, group: int = 0) -> float:
+        """The learning rate of a group, by its number, after `epoch` calls of step()."""
+
+    def _set_lrs(self) -> None:
+        rates = [self.lr_at(self.last_epoch, i) for i in range(len(self.base_lrs))]
+        for group, lr in zip(self.optimizer.param_groups, rates, strict=False):
+            group["lr"] = lr
+
+    def step(self) -> None:
+        """One epoch (or batch, for schedules by batch) is over."""
+        self._count()
+        self._set_lrs()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._set_lrs()
 
 
 class StepLR(LRScheduler):
@@ -312,8 +534,8 @@ class StepLR(LRScheduler):
         self.gamma = validate.number("StepLR", "gamma", gamma)
         super().__init__(optimizer)
 
-    def lr_at(self, epoch: int) -> float:
-        return self.base_lr * self.gamma ** (epoch // self.step_size)
+    def lr_at(self, epoch: int, group: int = 0) -> float:
+        return self.base_lrs[group] * self.gamma ** (epoch // self.step_size)
 
 
 class MultiStepLR(LRScheduler):
@@ -324,8 +546,8 @@ class MultiStepLR(LRScheduler):
         self.gamma = validate.number("MultiStepLR", "gamma", gamma)
         super().__init__(optimizer)
 
-    def lr_at(self, epoch: int) -> float:
-        return self.base_lr * self.gamma ** bisect_right(self.milestones, epoch)
+    def lr_at(self, epoch: int, group: int = 0) -> float:
+        return self.base_lrs[group] * self.gamma ** bisect_right(self.milestones, epoch)
 
 
 class ExponentialLR(LRScheduler):
@@ -335,8 +557,8 @@ class ExponentialLR(LRScheduler):
         self.gamma = validate.number("ExponentialLR", "gamma", gamma)
         super().__init__(optimizer)
 
-    def lr_at(self, epoch: int) -> float:
-        return self.base_lr * self.gamma**epoch
+    def lr_at(self, epoch: int, group: int = 0) -> float:
+        return self.base_lrs[group] * self.gamma**epoch
 
 
 class PolynomialLR(LRScheduler):
@@ -349,22 +571,34 @@ class PolynomialLR(LRScheduler):
             raise ValueError(f"PolynomialLR: power must not be negative, got {power}")
         super().__init__(optimizer)
 
-    def lr_at(self, epoch: int) -> float:
+    def lr_at(self, epoch: int, group: int = 0) -> float:
         left: float = (1 - min(epoch, self.total_iters) / self.total_iters) ** self.power
-        return self.base_lr * left
+        return self.base_lrs[group] * left
 
 
 class LambdaLR(LRScheduler):
-    """lr · lr_lambda(epoch). A state does not hold the function."""
+    """lr · lr_lambda(epoch), with one function for all groups or a list of one for each. A state does not hold them."""
 
-    def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float]) -> None:
-        if not callable(lr_lambda):
-            raise TypeError(f"LambdaLR: lr_lambda must be a function of the step, got {lr_lambda!r:.100}")
-        self.lr_lambda = lr_lambda
+    def __init__(
+        self, optimizer: Optimizer, lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]]
+    ) -> None:
+        check_optimizer("LambdaLR", optimizer)
+        groups = len(optimizer.param_groups)
+        self._lr_lambdas = list(lr_lambda) if isinstance(lr_lambda, Sequence) else [lr_lambda] * groups
+        for function in self._lr_lambdas:
+            if not callable(function):
+                raise TypeError(f"LambdaLR: lr_lambda must be a function of the step, got {function!r:.100}")
+        if len(self._lr_lambdas) != groups:
+            raise ValueError(
+                f"LambdaLR: lr_lambda must be a function or one for each of the {groups} groups, got "
+                f"{len(self._lr_lambdas)}"
+            )
         super().__init__(optimizer)
 
-    def lr_at(self, epoch: int) -> float:
-        return self.base_lr * validate.number("LambdaLR", "what lr_lambda returns", self.lr_lambda(epoch))
+    def lr_at(self, epoch: int, group: int = 0) -> float:
+        return self.base_lrs[group] * validate.number(
+            "LambdaLR", "what lr_lambda returns", self._lr_lambdas[group](epoch)
+        )
 
 
 class CosineAnnealingLR(LRScheduler):
@@ -375,13 +609,15 @@ class CosineAnnealingLR(LRScheduler):
         self.eta_min = validate.number("CosineAnnealingLR", "eta_min", eta_min)
         super().__init__(optimizer)
 
-    def lr_at(self, epoch: int) -> float:
-        return self.eta_min + (self.base_lr - self.eta_min) * (1 + math.cos(math.pi * epoch / self.t_max)) / 2
+    def lr_at(self, epoch: int, group: int = 0) -> float:
+        return self.eta_min + (self.base_lrs[group] - self.eta_min) * (1 + math.cos(math.pi * epoch / self.t_max)) / 2
 
 
 class OneCycleLR(LRScheduler):
     """Up from max_lr / div_factor to max_lr in pct_start of the steps, then down to the start / final_div_factor, both
     along a cosine: torch.optim.lr_scheduler.OneCycleLR (without its cycling of the momentum). Smith & Topin 2017.
+
+    max_lr is one number, or a list of one for each group.
 
     Call step() after every batch; raises ValueError after total_steps.
     """
@@ -389,16 +625,17 @@ class OneCycleLR(LRScheduler):
     def __init__(
         self,
         optimizer: Optimizer,
-        max_lr: float,
+        max_lr: float | Sequence[float],
         total_steps: int,
         pct_start: float = 0.3,
         div_factor: float = 25.0,
         final_div_factor: float = 1e4,
     ) -> None:
-        names = ("max_lr", "pct_start", "div_factor", "final_div_factor")
-        max_lr, pct_start, div_factor, final_div_factor = (
+        check_optimizer("OneCycleLR", optimizer)
+        names = ("pct_start", "div_factor", "final_div_factor")
+        pct_start, div_factor, final_div_factor = (
             validate.number("OneCycleLR", name, value)
-            for name, value in zip(names, (max_lr, pct_start, div_factor, final_div_factor), strict=True)
+            for name, value in zip(names, (pct_start, div_factor, final_div_factor), strict=True)
         )
         total_steps = validate.integer("OneCycleLR", "total_steps", total_steps)
         if not (div_factor > 0 and final_div_factor > 0):
@@ -409,20 +646,22 @@ class OneCycleLR(LRScheduler):
             raise ValueError(
                 f"OneCycleLR: total_steps must be positive and pct_start in 0 … 1, got {total_steps} and {pct_start}"
             )
-        self.max_lr, self.total_steps, self.pct_start = max_lr, total_steps, pct_start
-        self.initial_lr = max_lr / div_factor
-        self.min_lr = self.initial_lr / final_div_factor
+        self.max_lrs = _for_each_group("OneCycleLR", "max_lr", max_lr, optimizer)
+        self.total_steps, self.pct_start = total_steps, pct_start
+        self.initial_lrs = [most / div_factor for most in self.max_lrs]
+        self.min_lrs = [initial / final_div_factor for initial in self.initial_lrs]
         super().__init__(optimizer)
 
-    def lr_at(self, epoch: int) -> float:
+    def lr_at(self, epoch: int, group: int = 0) -> float:
         if epoch > self.total_steps:
             raise ValueError(f"OneCycleLR: step {epoch} comes after total_steps={self.total_steps}")
         top = self.pct_start * self.total_steps - 1
         last = self.total_steps - 1
+        initial, most, least = self.initial_lrs[group], self.max_lrs[group], self.min_lrs[group]
         if epoch <= top:
-            start, end, part = self.initial_lr, self.max_lr, epoch / top if top else 1.0
+            start, end, part = initial, most, epoch / top if top else 1.0
         else:
-            start, end, part = self.max_lr, self.min_lr, min((epoch - top) / (last - top), 1.0) if last > top else 1.0
+            start, end, part = most, least, min((epoch - top) / (last - top), 1.0) if last > top else 1.0
         return end + (start - end) / 2 * (1 + math.cos(math.pi * part))
 
 
@@ -436,10 +675,10 @@ class WarmUp(LRScheduler):
         self.after, self.steps = after, validate.integer("WarmUp", "steps", steps, least=1)
         super().__init__(after.optimizer)
 
-    def lr_at(self, epoch: int) -> float:
+    def lr_at(self, epoch: int, group: int = 0) -> float:
         if epoch < self.steps:
-            return self.after.lr_at(0) * (epoch + 1) / (self.steps + 1)
-        return self.after.lr_at(epoch - self.steps)
+            return self.after.lr_at(0, group) * (epoch + 1) / (self.steps + 1)
+        return self.after.lr_at(epoch - self.steps, group)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.after.load_state_dict(state["after"])
@@ -447,6 +686,94 @@ class WarmUp(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "after": self.after.state_dict()}
+
+
+_MODES = {"mode": ["min", "max"], "threshold_mode": ["rel", "abs"]}
+
+
+class ReduceLROnPlateau(_Schedule):
+    """Each group's lr · factor once a metric has not improved in more than `patience` steps in a row, but never below
+    min_lr: torch.optim.lr_scheduler.ReduceLROnPlateau.
+
+    mode: whether less ("min") or more ("max") is better. A value improves on the best if it is better by more than
+    `threshold`, as a share of the best ("rel") or as it is ("abs"); NaN never does. For `cooldown` steps after a
+    reduction none is counted. min_lr is one number, or a list of one for each group. A reduction by at most eps is not
+    made. In `train.fit` the callback `train.PlateauSchedule` steps it.
+
+    >>> schedule = optim.ReduceLROnPlateau(optimizer, patience=3)
+    >>> schedule.step(loss_of_the_epoch)
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        mode: str = "min",
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        threshold_mode: str = "rel",
+        cooldown: int = 0,
+        min_lr: float | Sequence[float] = 0,
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(optimizer)
+        op = type(self).__name__
+        self.mode, self.threshold_mode = mode, threshold_mode
+        for name, words in _MODES.items():
+            validate.choice(op, name, getattr(self, name), words)
+        self.factor, self.threshold, self.eps = (
+            validate.number(op, name, value)
+            for name, value in {"factor": factor, "threshold": threshold, "eps": eps}.items()
+        )
+        if not 0 <= self.factor < 1:
+            raise ValueError(f"{op}: factor must be at least 0 and less than 1, got {factor}")
+        self.patience, self.cooldown = (
+            validate.integer(op, name, value, least=0)
+            for name, value in {"patience": patience, "cooldown": cooldown}.items()
+        )
+        self.min_lrs = _for_each_group(op, "min_lr", min_lr, optimizer)
+        if not min(self.threshold, self.eps, *self.min_lrs) >= 0:
+            raise ValueError(
+                f"{op}: threshold, min_lr and eps must not be negative, got {threshold}, {min_lr} and {eps}"
+            )
+        self.best = math.inf if mode == "min" else -math.inf
+        self.num_bad_epochs = self.cooldown_counter = 0
+
+    def __repr__(self) -> str:
+        names = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "min_lrs", "eps")
+        return f"ReduceLROnPlateau({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+    def step(self, metrics: float) -> None:
+        """An epoch is over, and this is what was measured."""
+        value = validate.number("ReduceLROnPlateau", "metrics", metrics)
+        self._count()
+        if self._is_better(value):
+            self.best, self.num_bad_epochs = value, 0
+        else:
+            self.num_bad_epochs += 1
+        if self.cooldown_counter > 0:
+            self.cooldown_counter -= 1
+            self.num_bad_epochs = 0
+        if self.num_bad_epochs > self.patience:
+            self.cooldown_counter, self.num_bad_epochs = self.cooldown, 0
+            for group, least in zip(self.optimizer.param_groups, self.min_lrs, strict=False):
+                lr = max(group["lr"] * self.factor, least)
+                if group["lr"] - lr > self.eps:
+                    group["lr"] = lr
+
+    def _is_better(self, value: float) -> bool:
+        sign = 1 if self.mode == "max" else -1
+        bound = (
+            self.best * (1 + sign * self.threshold)
+            if self.threshold_mode == "rel"
+            else self.best + sign * self.threshold
+        )
+        return sign * value > sign * bound
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, words in _MODES.items():
+            validate.choice(type(self).__name__, name, state.get(name, getattr(self, name)), words)
+        super().load_state_dict(state)
 
 
 # -- clipping --------------------------------------------------------------------------------------

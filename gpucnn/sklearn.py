@@ -181,7 +181,8 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         loader.current = self._passes
         optimizer = optim.AdamW(self.model_.parameters(), self.learning_rate, weight_decay=self.weight_decay)
         if self._moments is not None:
-            optimizer.load_state_dict({**self._moments, "lr": self.learning_rate})
+            optimizer.load_state_dict(self._moments)
+            optimizer.lr = self.learning_rate
         schedule = optim.OneCycleLR(optimizer, self.learning_rate, epochs * len(loader)) if cycle else None
         with use_generator(Generator(self._seed + self._passes + 1)):
             self.history_ = train.fit(

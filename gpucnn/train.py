@@ -35,6 +35,7 @@ from gpucnn.callbacks import (
     CSVLogger,
     EarlyStopping,
     History,
+    PlateauSchedule,
     ProgressBar,
     TensorBoardLogger,
     TrainingState,
@@ -47,7 +48,7 @@ from gpucnn.graph import Compiled
 from gpucnn.memory import OutOfMemoryError, explained, free_bytes, moments_to_come, out_of_memory, peak_bytes
 from gpucnn.metrics import Evaluation
 from gpucnn.nn import Module
-from gpucnn.optim import LRScheduler, Optimizer, clip_grad_norm_
+from gpucnn.optim import LRScheduler, Optimizer, ReduceLROnPlateau, check_optimizer, clip_grad_norm_
 from gpucnn.random import Generator, use_generator
 from gpucnn.tensor import Tensor, no_grad, tensor
 from gpucnn.watch import check_module
@@ -59,6 +60,7 @@ __all__ = [
     "EarlyStopping",
     "Evaluation",
     "History",
+    "PlateauSchedule",
     "ProgressBar",
     "TensorBoardLogger",
     "TrainingInterrupted",
@@ -191,9 +193,10 @@ def _check(
     _check_loss("fit", loss)
     if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
         raise TypeError(f"fit: callbacks must be a sequence of gpucnn.train.Callback, got {callbacks!r:.100}")
-    for name, thing, kind in (("optimizer", optimizer, Optimizer), ("scheduler", scheduler, LRScheduler)):
-        if not isinstance(thing, kind) and (thing is not None or name == "optimizer"):
-            raise TypeError(f"fit: {name} must be a gpucnn.optim.{kind.__name__}, got {type(thing).__name__}")
+    check_optimizer("fit", optimizer)
+    if not isinstance(scheduler, LRScheduler | None):
+        hint = "; pass callbacks=[train.PlateauSchedule(scheduler)]" if isinstance(scheduler, ReduceLROnPlateau) else ""
+        raise TypeError(f"fit: scheduler must be a gpucnn.optim.LRScheduler, got {type(scheduler).__name__}{hint}")
     for name, loader in {"train": train, "held_out": held_out}.items():
         if not isinstance(loader, Loader) and (loader is not None or name == "train"):
             raise TypeError(f"fit: {name} must be a gpucnn.data.Loader, got {type(loader).__name__}")
@@ -648,7 +651,9 @@ class _Run:
             "model": describe(state.model),
             "optimizer": _settings_of(state.optimizer),
             # a schedule moves the optimizer's lr
-            "lr": state.optimizer.lr if schedule is None else None,
+            **_by_group(
+                "lr", [None if schedule is not None else group["lr"] for group in state.optimizer.param_groups]
+            ),
             "scheduler": None if schedule is None else _settings_of(schedule),
             "loss": _named(self.loss),
             "train": _loader_settings(state.train),
@@ -679,14 +684,27 @@ def _named(value: Any) -> str:
 
 def _settings_of(thing: Optimizer | LRScheduler) -> dict[str, Any]:
     """The class and the plain settings of an optimizer or a schedule, without what changes as it goes."""
-    settings = {
-        name: _settings_of(value) if isinstance(value, LRScheduler) else value
-        for name, value in vars(thing).items()
-        if not name.startswith("_")
-        and name not in ("lr", "last_epoch")
-        and isinstance(value, bool | int | float | str | tuple | LRScheduler)
-    }
-    return {"class": type(thing).__name__, **settings}
+    settings: dict[str, Any] = {"class": type(thing).__name__}
+    if isinstance(thing, Optimizer):
+        for name in [name for name in thing.defaults if name != "lr"]:
+            settings |= _by_group(name, [group[name] for group in thing.param_groups])
+        return settings
+    for name, value in vars(thing).items():
+        if name.startswith("_") or name == "last_epoch":
+            continue
+        if isinstance(value, list):
+            settings |= _by_group(name.removesuffix("s"), value)
+        elif isinstance(value, LRScheduler):
+            settings[name] = _settings_of(value)
+        elif isinstance(value, bool | int | float | str | tuple):
+            settings[name] = value
+    return settings
+
+
+def _by_group(name: str, values: list[Any]) -> dict[str, Any]:
+    """What each group has, by its name in an error. The first has the plain name, as all of an optimizer that has no
+    others, and as in files of earlier versions."""
+    return {f"{name} of group {i}" if i else name: value for i, value in enumerate(values)}
 
 
 def _loader_settings(loader: Loader) -> dict[str, Any]:
