@@ -23,7 +23,7 @@ from gpucnn.backends import Backend, get_backend, use_backend
 from gpucnn.data import Loader, Normalize
 from gpucnn.dtypes import bfloat16, named
 from gpucnn.nn import Module, ModuleDict, ModuleList, Sequential
-from gpucnn.optim import LRScheduler, Optimizer, ReduceLROnPlateau, check_optimizer
+from gpucnn.optim import LRScheduler, Optimizer, ReduceLROnPlateau, _check_optimizer
 from gpucnn.random import Generator, get_generator, use_generator
 from gpucnn.tensor import at_most
 
@@ -460,7 +460,7 @@ def load_checkpoint(
 def _check_parts(op: str, model: Any, optimizer: Any, scheduler: Any) -> None:
     if not isinstance(model, Module):
         raise TypeError(f"{op}: model must be a Module, got {type(model).__name__}")
-    check_optimizer(op, optimizer)
+    _check_optimizer(op, optimizer)
     if not isinstance(scheduler, LRScheduler | ReduceLROnPlateau | None):
         raise TypeError(f"{op}: scheduler must be one of gpucnn.optim, got {type(scheduler).__name__}")
 

@@ -221,8 +221,9 @@ class Optimizer(ABC):
 def _several(where: str, params: Any) -> list[Any]:
     """What is given as params, one after the other. Raises TypeError for what has no order, and for what isn't many."""
     if isinstance(params, Tensor | dict | set) or hasattr(params, "parameters") or not isinstance(params, Iterable):
-        hint = "; groups come in a list" if isinstance(params, dict) else _hint(params)
-        raise TypeError(f"{where}: params must be several tensors, in order, got a {type(params).__name__}{hint}")
+        hints: dict[type, str] = {dict: "; groups come in a list", set: ", which has no order"}
+        hint = hints.get(type(params), _hint(params))
+        raise TypeError(f"{where}: params must be several tensors, got a {type(params).__name__}{hint}")
     return list(params)
 
 
@@ -435,7 +436,7 @@ class _Schedule:
     """What all schedules have: an optimizer, a count of steps, and a state. Its lists have a number for each group."""
 
     def __init__(self, optimizer: Optimizer) -> None:
-        check_optimizer(type(self).__name__, optimizer)
+        _check_optimizer(type(self).__name__, optimizer)
         self.optimizer = optimizer
         self.last_epoch = 0
 
@@ -477,7 +478,7 @@ class _Schedule:
         vars(self).update(loaded)
 
 
-def check_optimizer(op: str, optimizer: Any) -> None:
+def _check_optimizer(op: str, optimizer: Any) -> None:
     """Raises TypeError for what is no optimizer, and says what to do with several."""
     if not isinstance(optimizer, Optimizer):
         hint = "; one optimizer steps them all, with groups: SGD([{'params': …, 'lr': …}, {'params': …}])"
@@ -582,7 +583,7 @@ class LambdaLR(LRScheduler):
     def __init__(
         self, optimizer: Optimizer, lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]]
     ) -> None:
-        check_optimizer("LambdaLR", optimizer)
+        _check_optimizer("LambdaLR", optimizer)
         groups = len(optimizer.param_groups)
         self._lr_lambdas = list(lr_lambda) if isinstance(lr_lambda, Sequence) else [lr_lambda] * groups
         for function in self._lr_lambdas:
@@ -631,7 +632,7 @@ class OneCycleLR(LRScheduler):
         div_factor: float = 25.0,
         final_div_factor: float = 1e4,
     ) -> None:
-        check_optimizer("OneCycleLR", optimizer)
+        _check_optimizer("OneCycleLR", optimizer)
         names = ("pct_start", "div_factor", "final_div_factor")
         pct_start, div_factor, final_div_factor = (
             validate.number("OneCycleLR", name, value)

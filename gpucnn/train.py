@@ -48,7 +48,7 @@ from gpucnn.graph import Compiled
 from gpucnn.memory import OutOfMemoryError, explained, free_bytes, moments_to_come, out_of_memory, peak_bytes
 from gpucnn.metrics import Evaluation
 from gpucnn.nn import Module
-from gpucnn.optim import LRScheduler, Optimizer, ReduceLROnPlateau, check_optimizer, clip_grad_norm_
+from gpucnn.optim import LRScheduler, Optimizer, ReduceLROnPlateau, _check_optimizer, clip_grad_norm_
 from gpucnn.random import Generator, use_generator
 from gpucnn.tensor import Tensor, no_grad, tensor
 from gpucnn.watch import check_module
@@ -193,7 +193,7 @@ def _check(
     _check_loss("fit", loss)
     if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
         raise TypeError(f"fit: callbacks must be a sequence of gpucnn.train.Callback, got {callbacks!r:.100}")
-    check_optimizer("fit", optimizer)
+    _check_optimizer("fit", optimizer)
     if not isinstance(scheduler, LRScheduler | None):
         hint = "; pass callbacks=[train.PlateauSchedule(scheduler)]" if isinstance(scheduler, ReduceLROnPlateau) else ""
         raise TypeError(f"fit: scheduler must be a gpucnn.optim.LRScheduler, got {type(scheduler).__name__}{hint}")

@@ -445,6 +445,16 @@ def test_the_scale_stays_a_number_of_float32() -> None:
     assert w.item() == -1.0
 
 
+def test_the_scaler_looks_at_the_gradients_of_all_groups() -> None:
+    a, b = (gpucnn.zeros(1, requires_grad=True) for _ in range(2))
+    optimizer, scaler = optim.SGD([{"params": a}, {"params": b, "lr": 0.5}], lr=1.0), gpucnn.GradScaler(4.0)
+    for gradients, found in (((4.0, math.inf), (0.0, 0.0)), ((4.0, 8.0), (-2.0, -2.0))):  # of scales 4 and 2
+        a.grad, b.grad = (gpucnn.tensor([g]) for g in gradients)
+        scaler.step(optimizer)
+        scaler.update()
+        assert (a.item(), b.item()) == found
+
+
 def test_the_scaler_does_what_pytorchs_does(torch: ModuleType) -> None:
     ours, theirs = gpucnn.GradScaler(growth_interval=3), torch.amp.GradScaler("cpu", growth_interval=3)
     assert ours.get_scale() == theirs.get_scale() == 65536.0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import gpucnn
@@ -549,12 +550,17 @@ OPTIMIZERS = {
     "adam": lambda p: optim.Adam(p, 0.01),
     "adamw": lambda p: optim.AdamW(p, 0.01),
     "rmsprop": lambda p: optim.RMSprop(p, 0.01, momentum=0.5),
-}
+    "groups": lambda p: optim.Adam(
+        [{"params": w} if w.ndim > 1 else {"params": w, "lr": 0.02, "weight_decay": 0.0} for w in p], 0.01,
+        weight_decay=0.01,
+    ),
+}  # fmt: skip
 SCHEDULES = {
     "none": lambda o: None,
     "step": lambda o: optim.StepLR(o, 2),
     "one cycle": lambda o: optim.OneCycleLR(o, 0.1, 20),
     "warm up": lambda o: optim.WarmUp(optim.CosineAnnealingLR(o, 10), 3),
+    "plateau": lambda o: optim.ReduceLROnPlateau(o, patience=1, threshold=0.5),
 }
 
 
@@ -572,9 +578,11 @@ def train(parts, steps, first):
         parts["optimizer"].zero_grad()
         loss.backward()
         parts["optimizer"].step()
-        if parts["scheduler"] is not None:
+        if isinstance(parts["scheduler"], optim.ReduceLROnPlateau):
+            parts["scheduler"].step(loss)
+        elif parts["scheduler"] is not None:
             parts["scheduler"].step()
-        losses.append((loss.item(), parts["optimizer"].lr))
+        losses.append((loss.item(), [group["lr"] for group in parts["optimizer"].param_groups]))
     return losses
 
 
@@ -597,6 +605,87 @@ def test_a_training_goes_on_from_its_checkpoint_bit_for_bit(tmp_path, optimizer,
     assert train(resumed, 4, first=4) == expected
     assert_same_state(state_of(resumed["model"]), state_of(unbroken["model"]))
     assert default_generator.seed == 3
+
+
+def test_a_rate_that_was_set_by_hand_goes_on_until_the_schedules_next_step(tmp_path):
+    saved, resumed = trainer("sgd", "step"), trainer("sgd", "step")
+    saved["optimizer"].lr = 0.125
+    save_checkpoint(tmp_path / "c", **saved)
+    load_checkpoint(tmp_path / "c", **resumed)
+    assert resumed["optimizer"].lr == 0.125
+
+
+def in_the_form_before_groups(path):
+    """The same checkpoint as the version before there were groups wrote it."""
+    with safe_open(path, "numpy") as file:
+        metadata, arrays = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def single(schedule):
+        return {
+            name.removesuffix("s") if isinstance(value, list) else name: value[0] if isinstance(value, list) else value
+            for name, value in schedule.items()
+        }
+
+    content = json.loads(metadata["gpucnn.checkpoint"])
+    [group] = content["optimizer"].pop("param_groups")
+    del group["params"]
+    content["optimizer"] |= group
+    if content["scheduler"] is not None:
+        content["scheduler"] = single(content["scheduler"])
+        if "after" in content["scheduler"]:
+            content["scheduler"]["after"] = single(content["scheduler"]["after"])
+    save_file(arrays, path, {"gpucnn.checkpoint": json.dumps(content)})
+
+
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "groups"])
+@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if name != "plateau"])
+def test_a_checkpoint_of_the_version_before_groups_goes_on_bit_for_bit(tmp_path, optimizer, schedule):
+    unbroken = trainer(optimizer, schedule)
+    train(unbroken, 3, first=0)
+    save_checkpoint(tmp_path / "c", **unbroken)
+    in_the_form_before_groups(tmp_path / "c")
+    expected = train(unbroken, 3, first=3)
+    resumed = trainer(optimizer, schedule)
+    load_checkpoint(tmp_path / "c", **resumed)
+    assert train(resumed, 3, first=3) == expected
+
+
+def test_a_checkpoint_takes_a_model_one_optimizer_and_a_schedule(tmp_path):
+    parts = trainer("sgd", "step")
+    save_checkpoint(tmp_path / "c", **parts)
+    for name, wrong, message in (
+        (
+            "optimizer",
+            [parts["optimizer"]] * 2,
+            "optimizer must be .*, got list; one optimizer steps them all, with gr",
+        ),
+        ("optimizer", None, r"optimizer must be a gpucnn\.optim\.Optimizer, got NoneType$"),
+        ("model", parts["model"].state_dict(), "model must be a Module, got dict"),
+        ("scheduler", parts["optimizer"], r"scheduler must be one of gpucnn\.optim, got SGD"),
+    ):
+        for call in (save_checkpoint, load_checkpoint):
+            with pytest.raises(TypeError, match=f"{call.__name__}: {message}"):
+                call(tmp_path / "c", **{**parts, name: wrong})
+
+
+def test_a_state_that_is_saved_as_a_model_is_refused_in_one_line(tmp_path):
+    with pytest.raises(TypeError, match=r"model must be a Module, got dict; its state_dict\(\) goes with it$"):
+        save_model(small_net().state_dict(), tmp_path / "m")
+    with pytest.raises(TypeError, match=r"got str 'm'$"):
+        save_model("m", small_net())
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_of_torch_save_is_known_by_its_beginning(tmp_path, torch, zipped):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        ValueError, match=r"x\.pt is not a whole safetensors file: .* looks like a PyTorch file.*safeten"
+    ):
+        load_model(tmp_path / "x.pt")
+    (tmp_path / "y").write_bytes(b"\x80\x02" + bytes(20))
+    with pytest.raises(ValueError, match="not a whole safetensors file") as caught:
+        load_model(tmp_path / "y")
+    assert "PyTorch" not in str(caught.value)
 
 
 def test_a_checkpoint_of_a_fresh_training_forgets_later_moments(tmp_path):

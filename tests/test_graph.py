@@ -49,7 +49,14 @@ OPTIMIZERS = {
     "adam": lambda parameters: optim.Adam(parameters, 0.01),
     "adamw": lambda parameters: optim.AdamW(parameters, 0.01),
     "rmsprop": lambda parameters: optim.RMSprop(parameters, 0.01, momentum=0.5),
-}
+    "groups of sgd": lambda parameters: optim.SGD(
+        [{"params": parameters[:2]}, {"params": parameters[2:], "lr": 0.02, "momentum": 0, "weight_decay": 0}],
+        0.1, momentum=0.9, weight_decay=1e-3,
+    ),
+    "groups of adam": lambda parameters: optim.Adam(
+        [{"params": parameters[:2]}, {"params": parameters[2:], "lr": 0.002, "betas": (0.6, 0.8)}], 0.01
+    ),
+}  # fmt: skip
 
 
 class Training:
@@ -284,6 +291,39 @@ def test_momentum_that_is_switched_on_later_is_captured_anew(engine):
         training.run(range(4))
         training.optimizer.momentum = 0.5
         training.run(range(4, 9))
+    same(plain, compiled)
+
+
+@pytest.mark.parametrize("optimizer", ["groups of sgd", "groups of adam"])
+def test_settings_of_one_group_are_those_of_each_call(engine, optimizer):
+    plain, compiled = (Training(optimizer=OPTIMIZERS[optimizer], compiled=c) for c in (False, True))
+    for training in (plain, compiled):
+        gpucnn.manual_seed(9)
+        training.run(range(5))
+        [graph] = [plan.graph for plan in training.step._plans.values()] if training is compiled else [None]
+        training.optimizer.param_groups[1]["weight_decay"] = 0.25
+        training.schedule.base_lrs[1] = 0.5
+        training.run(range(5, 9))
+        assert graph is None or [plan.graph for plan in training.step._plans.values()] == [graph]
+    same(plain, compiled)
+
+
+@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam])
+def test_a_group_that_is_added_and_a_momentum_of_one_that_is_switched_on_are_captured_anew(engine, kind):
+    def first_layers(parameters):
+        return kind([{"params": parameters[:2]}, {"params": parameters[2:4], "lr": 0.02}], 0.1)
+
+    plain, compiled = (Training(optimizer=first_layers, compiled=c) for c in (False, True))
+    for training in (plain, compiled):
+        gpucnn.manual_seed(9)
+        last = training.model[6].requires_grad_(False)
+        training.run(range(5))
+        training.optimizer.add_param_group({"params": last.requires_grad_().parameters(), "lr": 0.05})
+        training.run(range(5, 10))
+        if kind is optim.SGD:
+            training.optimizer.param_groups[1]["momentum"] = 0.5
+        training.run(range(10, 15))
+    assert (compiled.step.reason, len(compiled.step.report())) == (None, 1)
     same(plain, compiled)
 
 

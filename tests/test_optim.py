@@ -283,8 +283,39 @@ def test_state_brings_its_settings_and_one_of_an_earlier_version_only_the_rate(
         expected = formula(expected, share, moments, **options)
     assert x.item() == pytest.approx(expected, rel=1e-14)
     earlier = kind([leaf([1.0])], lr=9.0, weight_decay=0.5)
+    state = without_groups(state)
     earlier.load_state_dict({name: state[name] for name in ("lr", "arrays", "steps") if name in state})
     assert (earlier.lr, earlier.weight_decay) == (options["lr"], 0.5)
+
+
+def without_groups(state: dict[str, Any]) -> dict[str, Any]:
+    """A state of one group, as the version before there were groups made it."""
+    [group] = state["param_groups"]
+    others = {name: value for name, value in state.items() if name != "param_groups"}
+    return {name: value for name, value in group.items() if name != "params"} | others
+
+
+@every_optimiser
+def test_state_of_a_version_without_groups_goes_on_bit_for_bit(
+    kind: Any, formula: Any, options: dict[str, Any]
+) -> None:
+    whole, resumed = [leaf([1.0, 2.0]), leaf(3.0)], [leaf([1.0, 2.0]), leaf(3.0)]
+    optimizer, other = kind(whole, **options), kind(resumed, lr=9.0)
+    for step in range(6):
+        if step == 3:
+            state = optimizer.state_dict()
+            other.load_state_dict(
+                without_groups(json.loads(json.dumps(state | {"arrays": {}}))) | {"arrays": state["arrays"]}
+            )
+            for p, q in zip(whole, resumed, strict=True):
+                q.detach().copy_(p.detach())
+        for parameters, its in ((whole, optimizer), (resumed, other)):
+            for p in parameters:
+                set_gradient(p, gradients_at(step, p.shape))
+            its.step()
+    assert [p.tolist() for p in whole] == [p.tolist() for p in resumed]
+    with pytest.raises(ValueError, match=r"the state's groups have \[2\] parameters, the optimizer's \[1, 1\]"):
+        kind([{"params": [p]} for p in whole], **options).load_state_dict(without_groups(state))
 
 
 @pytest.mark.parametrize(
@@ -294,6 +325,10 @@ def test_state_brings_its_settings_and_one_of_an_earlier_version_only_the_rate(
         (lambda s: s["arrays"].update({"exp_avg.7": np.zeros(3)}), r"exp_avg\.7 of shape \(3,\) does not fit"),
         (lambda s: s["arrays"].update({"momentum_buffer.0": np.zeros(3)}), r"momentum_buffer\.0"),
         (lambda s: s["steps"].append(1), "the state counts 3 parameters, the optimiser has 2"),
+        (lambda s: s["param_groups"][0]["params"].pop(), r"groups have \[1\] parameters, the optimizer's \[2\]"),
+        (lambda s: s["param_groups"].append({"params": []}), r"groups have \[2, 0\] parameters, the optimizer's \[2\]"),
+        (lambda s: s["param_groups"][0].update(eps=-1), "Adam: the state's group 0: eps must not be negative, got -1"),
+        (lambda s: s.pop("param_groups"), "Adam: a state has param_groups and arrays"),
     ],
 )
 def test_state_that_does_not_fit_is_shown_and_changes_nothing(break_it: Any, message: str) -> None:
@@ -304,12 +339,12 @@ def test_state_that_does_not_fit_is_shown_and_changes_nothing(break_it: Any, mes
     optimizer.step()
     before = optimizer.state_dict()
     state = copy.deepcopy(before)
-    state["lr"] = 7.0
+    state["param_groups"][0]["lr"] = 7.0
     break_it(state)
     with pytest.raises(ValueError, match=message):
         optimizer.load_state_dict(state)
     after = optimizer.state_dict()
-    assert (after["lr"], after["steps"]) == (before["lr"], before["steps"])
+    assert (after["param_groups"], after["steps"]) == (before["param_groups"], before["steps"])
     assert all(np.array_equal(after["arrays"][name], array) for name, array in before["arrays"].items())
 
 
@@ -332,12 +367,196 @@ def test_state_that_does_not_fit_is_shown_and_changes_nothing(break_it: Any, mes
             r"Adam: betas must be in \[0, 1\), got \(0\.9, 1\.0\)",
         ),
         (lambda w: optim.AdamW([w], eps=-1), ValueError, "AdamW: eps must not be negative, got -1"),
-        (lambda w: optim.RMSprop([w], alpha=-1), ValueError, "RMSprop: alpha, eps and momentum must not be negative"),
+        (lambda w: optim.RMSprop([w], alpha=-1), ValueError, "RMSprop: alpha must not be negative, got -1"),
     ],
 )
 def test_optimiser_that_cannot_be_is_refused(make: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make(leaf([1.0]))
+
+
+# -- groups --------------------------------------------------------------------------------------------
+
+# What a second group has of its own, by the optimiser.
+OWN: dict[type[Optimizer], dict[str, Any]] = {
+    optim.SGD: {"lr": 0.03, "weight_decay": 0.3, "momentum": 0.5, "dampening": 0.0},
+    optim.Adam: {"lr": 0.01, "weight_decay": 0.3, "betas": (0.6, 0.8)},
+    optim.AdamW: {"lr": 0.01, "weight_decay": 0.0, "eps": 0.01},
+    optim.RMSprop: {"lr": 0.01, "weight_decay": 0.3, "alpha": 0.7, "momentum": 0.4},
+}
+
+
+def grouped(kind: Any, parameters: list[Any], options: dict[str, Any], make: Any = None) -> Any:
+    """The first parameter with the options, the others with settings of their own; `make`: PyTorch's of the kind."""
+    return (make or kind)([{"params": parameters[:1]}, {"params": parameters[1:], **OWN[kind]}], **options)
+
+
+@every_optimiser
+def test_each_group_steps_as_an_optimizer_of_its_own(kind: Any, formula: Any, options: dict[str, Any]) -> None:
+    starts = [np.random.default_rng(i).standard_normal(shape) for i, shape in enumerate(SHAPES)]
+    together, apart = [leaf(s) for s in starts], [leaf(s) for s in starts]
+    optimizer = grouped(kind, together, options)
+    others = [kind(apart[:1], **options), kind(apart[1:], **{**options, **OWN[kind]})]
+    for step in range(STEPS):
+        for p, q in zip(together, apart, strict=True):
+            # now and then a whole group has no gradient, or one parameter of it
+            skipped = (step + p.ndim) % 5 == 0
+            p.grad = q.grad = None if skipped else gpucnn.tensor(gradients_at(step, p.shape))
+        for its in (optimizer, *others):
+            its.step()
+    assert [p.tolist() for p in together] == [p.tolist() for p in apart]
+
+
+@every_optimiser
+def test_groups_are_pytorchs_also_one_that_is_added_on_the_way(
+    kind: Any, formula: Any, options: dict[str, Any], torch: ModuleType
+) -> None:
+    starts = [np.random.default_rng(i).standard_normal(shape) for i, shape in enumerate(SHAPES)]
+    ours, theirs = [leaf(s) for s in starts], [torch.tensor(s, requires_grad=True) for s in starts]
+    optimizer = grouped(kind, ours[:2], options)
+    other = grouped(kind, theirs[:2], options, getattr(torch.optim, kind.__name__))
+    for step in range(STEPS):
+        if step == 10:
+            optimizer.add_param_group({"params": ours[2], "lr": 0.02})
+            other.add_param_group({"params": theirs[2], "lr": 0.02})
+        for p, q in zip(ours, theirs, strict=True):
+            g = gradients_at(step, p.shape)
+            set_gradient(p, g)
+            q.grad = torch.tensor(g)
+        for its in (optimizer, other):
+            its.param_groups[1]["lr"] *= 0.9
+            its.step()
+    for group, its in zip(optimizer.param_groups, other.param_groups, strict=True):
+        assert {name: its[name] for name in optimizer.defaults} == {name: group[name] for name in optimizer.defaults}
+    for p, q in zip(ours, theirs, strict=True):
+        bound = 32 * STEPS * 2.0**-53 * max(1.0, float(q.detach().abs().max()))
+        np.testing.assert_allclose(p.numpy(), q.detach().numpy(), rtol=0, atol=bound)
+
+
+def test_a_setting_of_the_optimizer_is_the_first_groups_and_assigning_it_sets_all() -> None:
+    a, b = leaf([1.0]), leaf([1.0])
+    optimizer = optim.SGD([{"params": [a], "lr": 0.5}, {"params": [b], "momentum": 0.25}], lr=0.1, weight_decay=1e-3)
+    assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (0.5, 0.0, 1e-3)
+    assert [p is q for p, q in zip(optimizer.params, (a, b), strict=True)] == [True, True]
+    optimizer.lr = 0.75
+    assert [(group["lr"], group["momentum"]) for group in optimizer.param_groups] == [(0.75, 0.0), (0.75, 0.25)]
+    optimizer.param_groups[1]["lr"] = 0.125
+    for p in (a, b):
+        set_gradient(p, [1.0])
+    optimizer.weight_decay = 0.0
+    optimizer.step()
+    assert (a.item(), b.item()) == (0.25, 0.875)
+
+
+def test_named_parameters_and_a_single_tensor_of_a_group_are_taken() -> None:
+    model, scale = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)), leaf(1.0)
+    for params in (
+        model.named_parameters(), [{"params": model[0].named_parameters()}, {"params": model[1].parameters()}],
+    ):  # fmt: skip
+        found = optim.SGD(params).params
+        assert [id(p) for p in found] == [id(p) for p in model.parameters()]
+    optimizer = optim.SGD(model.parameters())
+    optimizer.add_param_group({"params": scale})
+    assert optimizer.param_groups[1]["params"][0] is scale
+
+
+@pytest.mark.parametrize(
+    ("groups", "error", "message"),
+    [
+        (lambda v, w: [{"params": [v]}, {"params": []}], ValueError, "SGD: group 1: there are no parameters"),
+        (
+            lambda v, w: [{"params": [v]}, {"params": [w, v]}],
+            ValueError,
+            "SGD: group 1: a parameter is in group 0 alre",
+        ),
+        (lambda v, w: [{"params": [v, v]}], ValueError, "SGD: group 0: a parameter is given twice"),
+        (
+            lambda v, w: [{"params": [v]}, {"params": [w], "lr": -1}],
+            ValueError,
+            "SGD: group 1: lr must not be negative, g",
+        ),
+        (lambda v, w: [{"params": [v], "lr": "1"}], TypeError, "SGD: group 0: lr must be a number, got '1'"),
+        (lambda v, w: [{"params": [v], "nesterov": True}], ValueError, "SGD: group 0: nesterov needs a momentum"),
+        (
+            lambda v, w: [{"params": [v]}, {"params": [w], "learning_rate": 1}],
+            TypeError,
+            "SGD: group 1: there is no learning_rate; the settings are lr, weight_decay, momentum, dampening, nesterov",
+        ),
+        (lambda v, w: [{"params": [v]}, w], TypeError, r"SGD: group 1: a group must be a dict with params, got tensor"),
+        (lambda v, w: [{"lr": 1}], TypeError, r"SGD: group 0: a group must be a dict with params, got {'lr': 1}"),
+        (
+            lambda v, w: {"params": [v]},
+            TypeError,
+            "SGD: params must be several tensors, got a dict; groups come in a li",
+        ),
+        (lambda v, w: {v, w}, TypeError, "SGD: params must be several tensors, got a set, which has no order"),
+        (
+            lambda v, w: [{"params": {v, w}}],
+            TypeError,
+            "SGD: group 0: params must be several tensors, got a set, which",
+        ),
+        (lambda v, w: [{"params": [v, 3]}], TypeError, "SGD: group 0: parameter 1 is not a leaf tensor, .* but a int"),
+        (
+            lambda v, w: [("a", v), ("b", w * 2)],
+            TypeError,
+            "parameter b is not a leaf tensor, .* the result of an oper",
+        ),
+        (lambda v, w: nn.Sequential(nn.ReLU()), TypeError, r"got a Sequential; pass model\.parameters\(\)"),
+        (lambda v, w: [nn.Linear(1, 1)], TypeError, r"parameter 0 .* but a Linear; pass model\.parameters\(\)"),
+        (
+            lambda v, w: [{"params": nn.Linear(1, 1)}],
+            TypeError,
+            r"group 0: .* got a Linear; pass model\.parameters\(\)",
+        ),
+    ],
+)
+def test_groups_that_cannot_be_are_refused_by_their_number(groups: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        optim.SGD(groups(leaf([1.0]), leaf([2.0])), lr=0.1)
+
+
+def test_a_group_that_is_refused_leaves_the_optimizer_as_it_was() -> None:
+    w = leaf([1.0])
+    optimizer = optim.Adam([w], 0.1)
+    for group in ({"params": [leaf([1.0]), w]}, {"params": [leaf([1.0])], "eps": -1}):
+        with pytest.raises(ValueError, match="Adam: group 1: "):
+            optimizer.add_param_group(group)
+    set_gradient(w, [1.0])
+    optimizer.step()
+    assert (len(optimizer.param_groups), optimizer.steps) == (1, [1])
+
+
+def test_parameters_put_into_a_group_by_hand_are_refused_before_any_is_changed() -> None:
+    w, late = leaf([1.0]), leaf([1.0])
+    optimizer = optim.SGD([w], 0.1)
+    optimizer.param_groups[0]["params"].append(late)
+    set_gradient(w, [1.0])
+    with pytest.raises(ValueError, match=r"SGD: its groups have other parameters .* use add_param_group\(\)"):
+        optimizer.step()
+    assert w.item() == 1
+
+
+@every_optimiser
+def test_state_of_groups_goes_on_bit_for_bit(kind: Any, formula: Any, options: dict[str, Any]) -> None:
+    def run(parameters: list[Tensor], optimizer: Optimizer, steps: range) -> list[Any]:
+        for step in steps:
+            for i, parameter in enumerate(parameters):
+                parameter.grad = None if i == step % 4 else gpucnn.tensor(gradients_at(step, parameter.shape))
+            optimizer.step()
+        return [p.tolist() for p in parameters]
+
+    starts = [np.random.default_rng(i).standard_normal(shape) for i, shape in enumerate(SHAPES)]
+    whole = [leaf(s) for s in starts]
+    optimizer = grouped(kind, whole, options)
+    optimizer.param_groups[1]["lr"] *= 0.5
+    run(whole, optimizer, range(10))
+    state, resumed = optimizer.state_dict(), [leaf(p.numpy()) for p in whole]
+    expected = run(whole, optimizer, range(10, 20))
+    other = kind([{"params": resumed[:1]}, {"params": resumed[1:]}], lr=7.0)
+    held = other.param_groups[1]
+    other.load_state_dict({**json.loads(json.dumps(state | {"arrays": {}})), "arrays": state["arrays"]})
+    assert held["lr"] == OWN[kind]["lr"] * 0.5
+    assert run(resumed, other, range(10, 20)) == expected
 
 
 @pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW, optim.RMSprop])
@@ -507,6 +726,183 @@ def test_state_of_a_schedule_of_an_earlier_version_brings_where_it_was() -> None
     scheduler = optim.StepLR(optimizer, 2, 0.5)
     scheduler.load_state_dict({"base_lr": 8.0, "last_epoch": 5})
     assert optimizer.lr == 2
+
+
+def test_state_of_a_schedule_of_a_version_without_groups_brings_all_its_numbers() -> None:
+    now = {"base_lrs": [0.004], "max_lrs": [0.25], "initial_lrs": [0.025], "min_lrs": [0.00025], "last_epoch": 3}
+    then = {name.removesuffix("s"): value[0] if isinstance(value, list) else value for name, value in now.items()}
+    found = []
+    for state in (now, then):
+        scheduler = optim.OneCycleLR(optim.SGD([leaf([1.0])]), 9.0, 12)
+        scheduler.load_state_dict(state)
+        found.append((scheduler.state_dict(), scheduler.get_last_lr()))
+    assert found[0] == found[1]
+    assert found[0][0].items() >= now.items()
+    two = optim.OneCycleLR(optim.SGD([{"params": leaf([1.0])}, {"params": leaf([1.0])}]), 9.0, 12)
+    with pytest.raises(ValueError, match=r"OneCycleLR: the state has \w+ \[\S+\], the optimizer 2 groups"):
+        two.load_state_dict(then)
+    assert two.last_epoch == 0
+
+
+# -- schedules of groups ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "steps"),
+    [
+        ("StepLR", {"step_size": 3}, 12),
+        ("MultiStepLR", {"milestones": [2, 5]}, 12),
+        ("ExponentialLR", {"gamma": 0.9}, 12),
+        ("PolynomialLR", {"total_iters": 10, "power": 2}, 12),
+        ("LambdaLR", {"lr_lambda": lambda step: 1 / (1 + step)}, 12),
+        ("LambdaLR", {"lr_lambda": [lambda step: 0.5**step, lambda step: 1 + step]}, 12),
+        ("CosineAnnealingLR", {"T_max": 8, "eta_min": 0.001}, 12),
+        ("OneCycleLR", {"max_lr": 0.3, "total_steps": 13}, 12),
+        ("OneCycleLR", {"max_lr": [0.3, 2.0], "total_steps": 13}, 12),
+    ],
+)
+def test_schedules_move_each_group_as_pytorchs_do(name: str, options: Any, steps: int, torch: ModuleType) -> None:
+    w = [torch.ones(1, requires_grad=True) for _ in range(2)]
+    theirs = torch.optim.SGD([{"params": w[:1]}, {"params": w[1:], "lr": 0.02}], lr=0.5, momentum=0.9)
+    ours = optim.SGD([{"params": leaf([1.0])}, {"params": leaf([1.0]), "lr": 0.02}], lr=0.5, momentum=0.9)
+    a, b = getattr(optim, name)(ours, **options), getattr(torch.optim.lr_scheduler, name)(theirs, **options)
+    for _ in range(steps):
+        assert a.get_last_lr() == [group["lr"] for group in ours.param_groups]
+        np.testing.assert_allclose(a.get_last_lr(), b.get_last_lr(), rtol=1e-12)
+        theirs.step()
+        a.step()
+        b.step()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
+def test_schedule_of_groups_goes_on_where_it_was(schedule: Schedule) -> None:
+    def trained(lr: float) -> LRScheduler:
+        return schedule(optim.SGD([{"params": leaf([1.0])}, {"params": leaf([1.0]), "lr": lr}], lr=0.5))
+
+    scheduler, other = trained(0.02), trained(123.0)
+    for _ in range(5):
+        scheduler.step()
+    other.load_state_dict(json.loads(json.dumps(scheduler.state_dict())))
+    for _ in range(5):
+        assert other.get_last_lr() == scheduler.get_last_lr()
+        scheduler.step()
+        other.step()
+
+
+def test_a_group_that_is_added_after_the_schedule_keeps_its_rate() -> None:
+    optimizer = optim.SGD([leaf([1.0])], lr=1.0)
+    schedules = [optim.ExponentialLR(optimizer, 0.5), optim.ReduceLROnPlateau(optimizer, patience=0)]
+    optimizer.add_param_group({"params": leaf([1.0]), "lr": 0.25})
+    schedules[0].step()
+    assert schedules[0].get_last_lr() == [0.5, 0.25]
+    for _ in range(2):
+        schedules[1].step(1.0)
+    assert schedules[1].get_last_lr() == [0.05, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (
+            lambda o: optim.OneCycleLR(o, [1.0, 2.0], 5),
+            ValueError,
+            r"max_lr must be a number or one for each of the 1 g",
+        ),
+        (lambda o: optim.OneCycleLR(o, ["1"], 5), TypeError, "OneCycleLR: max_lr must be a number, got '1'"),
+        (
+            lambda o: optim.LambdaLR(o, [abs, abs]),
+            ValueError,
+            "lr_lambda must be a function or one for each of the 1 gro",
+        ),
+        (
+            lambda o: optim.ReduceLROnPlateau(o, min_lr=[0, 0]),
+            ValueError,
+            "min_lr must be a number or one for each of t",
+        ),
+        (
+            lambda o: optim.StepLR([o, o], 1),
+            TypeError,
+            "StepLR: optimizer must be .* got list; one optimizer steps them",
+        ),
+        (lambda o: optim.OneCycleLR(None, 1.0, 5), TypeError, "OneCycleLR: optimizer must be .*, got NoneType"),
+        (lambda o: optim.ReduceLROnPlateau(o, "less"), ValueError, "mode must be one of 'min', 'max', got 'less'"),
+        (
+            lambda o: optim.ReduceLROnPlateau(o, threshold_mode=1),
+            ValueError,
+            "threshold_mode must be one of 'rel', 'abs'",
+        ),
+        (
+            lambda o: optim.ReduceLROnPlateau(o, factor=1),
+            ValueError,
+            "factor must be at least 0 and less than 1, got 1",
+        ),
+        (lambda o: optim.ReduceLROnPlateau(o, patience=-1), ValueError, "patience must be at least 0, got -1"),
+        (lambda o: optim.ReduceLROnPlateau(o, cooldown=1.5), TypeError, r"cooldown must be an int, got 1\.5"),
+        (
+            lambda o: optim.ReduceLROnPlateau(o, eps=-1),
+            ValueError,
+            "threshold, min_lr and eps must not be negative, got 0",
+        ),
+        (lambda o: optim.ReduceLROnPlateau(o).step("x"), TypeError, "metrics must be a number, got 'x'"),
+    ],
+)
+def test_schedule_that_does_not_fit_the_groups_is_refused(make: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make(optim.SGD([leaf([1.0])]))
+
+
+PLATEAUS: list[dict[str, Any]] = [
+    {"patience": 2},
+    {"patience": 0, "factor": 0.5, "cooldown": 2},
+    {"patience": 1, "threshold": 0.1},
+    {"patience": 1, "threshold": 0.1, "threshold_mode": "abs", "cooldown": 1},
+    {"patience": 1, "mode": "max", "threshold": 0.05},
+    {"patience": 0, "mode": "max", "threshold_mode": "abs", "min_lr": 0.01},
+    {"patience": 0, "min_lr": [0.05, 0.001], "eps": 0.004},
+]
+
+
+def measured(count: int, seed: int) -> list[float]:
+    """What falls at first, then wanders, with a NaN and an infinity."""
+    found = 2 * 0.9 ** np.arange(count) + 0.05 * np.random.default_rng(seed).standard_normal(count)
+    found[[7, 19]] = math.nan, math.inf
+    return [float(value) for value in found]
+
+
+@pytest.mark.parametrize("options", PLATEAUS, ids=str)
+def test_plateaus_are_pytorchs_at_every_step(options: dict[str, Any], torch: ModuleType) -> None:
+    w = [torch.ones(1, requires_grad=True) for _ in range(2)]
+    theirs = torch.optim.SGD([{"params": w[:1]}, {"params": w[1:], "lr": 0.02}], lr=0.5)
+    ours = optim.SGD([{"params": leaf([1.0])}, {"params": leaf([1.0]), "lr": 0.02}], lr=0.5)
+    a, b = optim.ReduceLROnPlateau(ours, **options), torch.optim.lr_scheduler.ReduceLROnPlateau(theirs, **options)
+    rates = set()
+    for value in measured(40, seed=1):
+        a.step(value)
+        b.step(value)
+        assert a.get_last_lr() == [group["lr"] for group in ours.param_groups] == b.get_last_lr()
+        names = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+        assert [getattr(a, name) for name in names] == [getattr(b, name) for name in names]
+        rates.add(a.get_last_lr()[0])
+    assert len(rates) > 1
+
+
+@pytest.mark.parametrize("options", PLATEAUS, ids=str)
+def test_plateau_goes_on_where_it_was_with_its_settings(options: dict[str, Any]) -> None:
+    def made(**options: Any) -> Any:
+        groups = [{"params": leaf([1.0])}, {"params": leaf([1.0]), "lr": 0.02}]
+        return optim.ReduceLROnPlateau(optim.SGD(groups, lr=0.5), **options)
+
+    whole, resumed = made(**options), made(patience=9, factor=0.7)
+    for i, value in enumerate(measured(40, seed=2)):
+        if i == 11:
+            resumed.optimizer.load_state_dict(whole.optimizer.state_dict())
+            resumed.load_state_dict(json.loads(json.dumps(whole.state_dict())))
+        for scheduler in (whole, resumed) if i >= 11 else (whole,):
+            scheduler.step(gpucnn.tensor(value, "float64"))
+    assert resumed.state_dict() == whole.state_dict()
+    assert resumed.get_last_lr() == whole.get_last_lr()
+    with pytest.raises(ValueError, match="mode must be one of 'min', 'max', got 'less'"):
+        resumed.load_state_dict({**whole.state_dict(), "mode": "less"})
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from gpucnn.train import (
     CSVLogger,
     EarlyStopping,
     History,
+    PlateauSchedule,
     ProgressBar,
     TensorBoardLogger,
     TrainingInterrupted,
@@ -683,6 +684,67 @@ def test_early_stopping_refuses_odd_settings():
         EarlyStopping(min_delta=math.nan)
 
 
+def plateau(model, **options):
+    """An optimizer of two groups, and a callback that steps its schedule."""
+    groups = [{"params": model[0].parameters()}, {"params": model[3].parameters(), "lr": 0.01}]
+    optimizer = optim.SGD(groups, 0.1, momentum=0.9)
+    return optimizer, PlateauSchedule(optim.ReduceLROnPlateau(optimizer, **options))
+
+
+def test_a_plateau_is_stepped_with_what_was_measured_in_each_epoch():
+    model, rates = small_net(), []
+    optimizer, schedule = plateau(model, factor=0.5, patience=1)
+
+    class Keep(Callback):
+        def on_epoch_end(self, state):
+            rates.append([group["lr"] for group in optimizer.param_groups])
+
+    loader = Loader(some_data(), 8)
+    history = fit(
+        model, loader, epochs=6, optimizer=optimizer, held_out=loader,
+        callbacks=[Script([5, 4, 4, 4, 3, 3]), schedule, Keep()],
+    )  # fmt: skip
+    assert rates == [[0.1, 0.01]] * 3 + [[0.05, 0.005]] * 3
+    assert history["lr"] == [0.1] * 4 + [0.05] * 2  # of the epoch's last step
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "message"),
+    [
+        ({}, {"scheduler": lambda o: optim.StepLR(o, 2)}, "fit's scheduler=StepLR sets the learning rate too"),
+        ({"mode": "max"}, {}, "make the schedule with mode='min' for held_out_loss"),
+        ({}, {"monitor": "held_out_accuracy"}, "make the schedule with mode='max' for held_out_accuracy"),
+        ({}, {"monitor": "top5"}, "there is no 'top5', only epoch, loss, accuracy"),
+        ({}, {"optimizer": True}, "the schedule belongs to another optimizer"),
+    ],
+)
+def test_a_plateau_that_would_do_harm_is_refused_before_the_training(options, changes, message):
+    model = small_net()
+    optimizer, schedule = plateau(model, **options)
+    schedule.monitor = changes.get("monitor", schedule.monitor)
+    loader = Loader(some_data(), 8)
+    with pytest.raises(ValueError, match=message):
+        fit(
+            model, loader, epochs=1, held_out=loader, callbacks=[schedule],
+            optimizer=plateau(model)[0] if "optimizer" in changes else optimizer,
+            scheduler=changes["scheduler"](optimizer) if "scheduler" in changes else None,
+        )  # fmt: skip
+    assert schedule.schedule.last_epoch == 0
+
+
+def test_several_optimizers_and_a_plateau_as_a_scheduler_are_told_what_to_do_instead():
+    model, loader = small_net(), Loader(some_data(), 8)
+    optimizer, schedule = plateau(model)
+    with pytest.raises(
+        TypeError, match=r"fit: optimizer must be .*, got list; one optimizer steps them all, with groups"
+    ):
+        fit(model, loader, epochs=1, optimizer=[optimizer, optimizer])
+    with pytest.raises(
+        TypeError, match=r"got ReduceLROnPlateau; pass callbacks=\[train\.PlateauSchedule\(scheduler\)\]"
+    ):
+        fit(model, loader, epochs=1, optimizer=optimizer, scheduler=schedule.schedule)
+
+
 def test_the_best_model_is_kept(tmp_path):
     model = small_net()
     loader = Loader(some_data(), 8, normalise=(0.5, 0.25))
@@ -1131,6 +1193,82 @@ def test_a_callback_with_a_state_needs_no_repr_of_its_own_to_go_on(tmp_path):
             callbacks=[counting], folder=tmp_path, resume=epochs == 2,
         )  # fmt: skip
     assert counting.batches == 2 * 3
+
+
+def grouped_run(folder, *, stop=None, resume=False, lr=0.01, weight_decay=0.0, patience=0, added=False, graph=None):
+    """A training with groups and a plateau, whose threshold is so high that the rates fall."""
+    gpucnn.manual_seed(3)
+    model = lively_net()
+    biases, weights = ([p for p in model.parameters() if (p.ndim == 1) == one] for one in (True, False))
+    groups = [{"params": weights}, {"params": biases, "lr": lr, "weight_decay": weight_decay}]
+    if added:
+        groups = [groups[0], groups[1] | {"params": biases[:2]}, groups[1] | {"params": biases[2:]}]
+    optimizer = optim.AdamW(groups, 0.02)
+    schedule = optim.ReduceLROnPlateau(optimizer, patience=patience, threshold=0.5, factor=0.5)
+
+    def end(state):
+        if state.step == stop:
+            raise Stop
+
+    train = Loader(some_data(), 8, shuffle=True, seed=5)
+    fit(
+        model, train, epochs=4, optimizer=optimizer, held_out=Loader(some_data(9, seed=1), 4), folder=folder,
+        callbacks=[PlateauSchedule(schedule), Note(end)], resume=resume, checkpoint_every=1, graph=graph,
+    )  # fmt: skip
+    return state_of(model), optimizer.state_dict()["param_groups"], schedule.state_dict()
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5, 7, 11])
+def test_a_run_of_groups_on_a_plateau_goes_on_bit_for_bit(tmp_path, stop):
+    weights, groups, schedule = grouped_run(tmp_path / "whole")
+    assert [group["lr"] for group in groups] == [0.02 / 8, 0.01 / 8]
+    with pytest.raises(Stop):
+        grouped_run(tmp_path / "cut", stop=stop)
+    resumed = grouped_run(tmp_path / "cut", resume=True)
+    assert_same_state(resumed[0], weights)
+    assert resumed[1:] == (groups, schedule)
+
+
+def test_groups_on_a_plateau_have_the_same_bits_in_graphs(tmp_path):
+    with gpucnn.use_backend("emulator"):
+        plain, captured = (grouped_run(tmp_path / str(graph), graph=graph) for graph in (False, True))
+    assert_same_state(plain[0], captured[0])
+    assert plain[1:] == captured[1:]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"lr": 0.5}, r"lr of group 1 was 0\.01, is 0\.5"),
+        ({"weight_decay": 0.5}, r"optimizer\.weight_decay of group 1 was 0\.0, is 0\.5"),
+        ({"added": True}, r"optimizer\.weight_decay of group 2 was None, is 0\.0"),
+        ({"patience": 3}, r"callbacks was .*patience=0.*, is .*patience=3"),
+    ],
+)
+def test_a_run_of_groups_resumes_only_with_their_settings(tmp_path, change, match):
+    with pytest.raises(Stop):
+        grouped_run(tmp_path, stop=3)
+    with pytest.raises(ValueError, match=match):
+        grouped_run(tmp_path, resume=True, **change)
+
+
+def test_what_a_run_has_in_common_with_one_of_the_version_before_groups_is_written_as_it_was(tmp_path):
+    lively_run(tmp_path, epochs=1)
+    settings = contents(tmp_path)[0]["settings"]
+    assert settings["optimizer"] == {"class": "Adam", "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8}
+    assert settings["scheduler"]["base_lr"] == 0.02
+    assert settings["scheduler"]["after"] == {
+        "class": "CosineAnnealingLR",
+        "t_max": 18,
+        "eta_min": 0.0,
+        "base_lr": 0.02,
+    }
+    assert settings["lr"] is None
+    optimizer = optim.SGD(small_net().parameters())
+    assert gpucnn.train._settings_of(optim.OneCycleLR(optimizer, 0.5, 9, div_factor=2.0, final_div_factor=4.0)) == {
+        "class": "OneCycleLR", "max_lr": 0.5, "total_steps": 9, "pct_start": 0.3, "initial_lr": 0.25, "min_lr": 0.0625,
+        "base_lr": 1e-3,
+    }  # fmt: skip
 
 
 def test_another_learning_rate_without_a_schedule_is_refused(tmp_path):
