@@ -2249,11 +2249,24 @@ def optimizer(kind: str) -> Entry:
         settings = {name: t.twisted(good, *ODD_FLOATS) for name, good in (("lr", 0.1), ("weight_decay", 0.01))}
         if kind in ("SGD", "RMSprop"):
             settings["momentum"] = t.twisted(t.pick(0.0, 0.9), *ODD_FLOATS)
+        good = t.pick(given, [{"params": tensor, "lr": settings["lr"]} for tensor in given])
         parameters = t.twisted(
-            given, [], None, given * 2, [3], [given[0] * 1 if dtype != "int64" else 3], "x", given[0]
+            good,
+            [],
+            None,
+            given * 2,
+            [3],
+            [given[0] * 1 if dtype != "int64" else 3],
+            "x",
+            given[0],
+            [{}],
+            [good],
+            [{"params": given, "lr": t.pick(*THINGS[1:])}],
+            [{"params": given, t.pick("x", 3): 1}],
+            {"params": given},
         )
         steps = t.call(getattr(optim, kind), parameters, **settings)
-        if steps is Refused or parameters is not given:
+        if steps is Refused or parameters is not good:
             return
         if not is_floating(given[0].dtype):
             return
@@ -2269,7 +2282,10 @@ def optimizer(kind: str) -> Entry:
         state = steps.state_dict()
         t.call(steps.load_state_dict, state)
         t.odd.append("state")
-        t.call(steps.load_state_dict, t.pick(None, {}, {"lr": 1}, {**state, "arrays": {"x.0": np.zeros(2)}}, []))
+        without = {**state, "param_groups": state["param_groups"][1:]}
+        t.call(
+            steps.load_state_dict, t.pick(None, {}, {"lr": 1}, {**state, "arrays": {"x.0": np.zeros(2)}}, [], without)
+        )
         for array, tensor, its in zip(arrays, given, gradients, strict=True):
             promise(
                 tensor.shape == array.shape and tensor.dtype == array.dtype, f"{kind} has changed a parameter's type"
@@ -2340,8 +2356,33 @@ def clipped(by: str) -> Entry:
     return entry
 
 
+def two_groups() -> optim.Optimizer:
+    groups = [{"params": gpucnn.ones(2, requires_grad=True)}, {"params": gpucnn.ones(2, requires_grad=True), "lr": 2}]
+    return optim.SGD(groups, 0.1)
+
+
+def plateaus(t: Trial) -> None:
+    steps = two_groups()
+    schedule = t.call(
+        optim.ReduceLROnPlateau, steps, t.twisted("min", *THINGS), t.twisted(0.5, *ODD_FLOATS),
+        t.twisted(1, *ODD_NUMBERS), t.twisted(0.1, *ODD_FLOATS), t.twisted("abs", *THINGS),
+        t.twisted(1, *ODD_NUMBERS), t.twisted(t.pick(0, [0.01, 0.1]), *ODD_FLOATS, [1]), t.twisted(1e-8, *ODD_FLOATS),
+    )  # fmt: skip
+    if schedule is Refused:
+        return
+    for _ in range(6):
+        before = schedule.get_last_lr()
+        if t.call(schedule.step, t.twisted(1.0, *ODD_FLOATS)) is Refused:
+            return
+        fallen = [0 <= now <= then for now, then in zip(schedule.get_last_lr(), before, strict=True)]
+        promise(all(fallen), f"from {before} to {schedule.get_last_lr()}")
+    state = schedule.state_dict()
+    schedule.load_state_dict(state)
+    promise(str(schedule.state_dict()) == str(state), "another state")
+
+
 def schedules(t: Trial) -> None:
-    steps = optim.SGD([gpucnn.ones(2, requires_grad=True)], 0.1)
+    steps = two_groups()
     kind = t.pick(*SCHEDULES)
     arguments: dict[str, tuple[Any, ...]] = {
         "StepLR": (t.twisted(3, *ODD_NUMBERS), t.twisted(0.5, *ODD_FLOATS)),
@@ -2350,7 +2391,11 @@ def schedules(t: Trial) -> None:
         "PolynomialLR": (t.twisted(3, *ODD_NUMBERS), t.twisted(0.9, *ODD_FLOATS)),
         "LambdaLR": (t.twisted(lambda step: 0.5, *THINGS[1:], lambda step: t.pick(*THINGS)),),
         "CosineAnnealingLR": (t.twisted(5, *ODD_NUMBERS), t.twisted(0.01, *ODD_FLOATS)),
-        "OneCycleLR": (t.twisted(0.1, *ODD_FLOATS), t.twisted(5, *ODD_NUMBERS), t.twisted(0.3, *ODD_FLOATS)),
+        "OneCycleLR": (
+            t.twisted(t.pick(0.1, [0.1, 1]), *ODD_FLOATS, [1]),
+            t.twisted(5, *ODD_NUMBERS),
+            t.twisted(0.3, *ODD_FLOATS),
+        ),
         "WarmUp": (t.twisted(3, *ODD_NUMBERS),),
     }
     first: Any = optim.StepLR(steps, 2) if kind == "WarmUp" else steps
@@ -2639,6 +2684,7 @@ ENTRIES: dict[str, Entry] = (
     | {f"optim.{name}": optimizer(name) for name in ("SGD", "Adam", "AdamW", "RMSprop")}
     | {f"optim.{name}": clipped(name) for name in ("clip_grad_norm_", "clip_grad_value_")}
     | dict.fromkeys([f"optim.{name}" for name in SCHEDULES], schedules)
+    | {"optim.ReduceLROnPlateau": plateaus}
     | {
         f"data.{name}": augmented(name)
         for name in ("Compose", "Cutout", "Normalize", "RandomAffine", "RandomCrop", "RandomHorizontalFlip")
@@ -2659,6 +2705,7 @@ METHODS_TOO = {
     "zero_grad",
     "optim.Adam": "load_state_dict state_dict",
     "optim.WarmUp": "load_state_dict state_dict",
+    "optim.ReduceLROnPlateau": "load_state_dict step",
 }
 ENTRIES |= {f"{kind}.{name}": ENTRIES[kind] for kind, names in METHODS_TOO.items() for name in names.split()}
 
