@@ -775,6 +775,14 @@ def test_schedules_move_each_group_as_pytorchs_do(name: str, options: Any, steps
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
+def test_each_group_has_the_rates_of_an_optimizer_of_its_own(schedule: Schedule) -> None:
+    scheduler = schedule(optim.SGD([{"params": leaf([1.0])}, {"params": leaf([1.0]), "lr": 0.02}], lr=0.5))
+    for expected in zip(*(rates(schedule, 12, lr) for lr in (0.5, 0.02)), strict=True):
+        assert scheduler.get_last_lr() == list(expected)
+        scheduler.step()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=list(SCHEDULES))
 def test_schedule_of_groups_goes_on_where_it_was(schedule: Schedule) -> None:
     def trained(lr: float) -> LRScheduler:
         return schedule(optim.SGD([{"params": leaf([1.0])}, {"params": leaf([1.0]), "lr": lr}], lr=0.5))
