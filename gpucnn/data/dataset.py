@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -44,7 +45,8 @@ class Dataset:
     ``images`` is [N, H, W, C] as stored: uint8 0–255, float32 0..1, or bool for black/white; it may be memory-mapped.
     ``labels`` [N] is int64, each an index into ``classes``. Both are kept as read-only views.
 
-    Raises ValueError for shapes, lengths or labels that do not fit together, TypeError for another dtype.
+    Raises ValueError for shapes, lengths or labels that do not fit together, TypeError for another dtype. Warns
+    (UserWarning) if the images look like [N, C, H, W]: a height of 1, 3 or 4 and more than 4 channels.
     """
 
     images: Images
@@ -74,6 +76,14 @@ class Dataset:
             raise ValueError(
                 f"{self.name}: labels must be within 0..{len(classes) - 1} for {len(classes)} classes, "
                 f"but labels[{wrong[0]}] is {labels[wrong[0]]} ({wrong.size} labels are out of range)"
+            )
+        n, h, w, c = images.shape
+        if h in (1, 3, 4) and c > 4:
+            warnings.warn(
+                f"{self.name}: images are [N, H, W, C], so shape {images.shape} means {c} channels; if it is "
+                f"[N, C, H, W], images.transpose(0, 2, 3, 1) makes it {(n, w, c, h)}",
+                UserWarning,
+                stacklevel=3,
             )
         object.__setattr__(self, "images", _read_only(images))
         object.__setattr__(self, "labels", _read_only(labels.astype(np.int64)))

@@ -140,6 +140,22 @@ class TestDataset:
         with pytest.raises(error, match=f"toy: .*{message}"):
             Dataset(images, labels, ("a", "b"), "toy")
 
+    @pytest.mark.parametrize("channels", [1, 3, 4])
+    def test_images_that_look_like_nchw_are_a_warning_with_both_shapes_and_the_transpose(self, channels):
+        images = np.zeros((2, channels, 16, 12), np.uint8)
+        message = (
+            rf"toy: images are \[N, H, W, C\], so shape \(2, {channels}, 16, 12\) means 12 channels; if it is "
+            rf"\[N, C, H, W\], images.transpose\(0, 2, 3, 1\) makes it \(2, 16, 12, {channels}\)"
+        )
+        with pytest.warns(UserWarning, match=message) as caught:
+            Dataset(images, [0, 0], ("a",), "toy")
+        assert caught[0].filename == __file__
+        assert Dataset(images.transpose(0, 2, 3, 1), [0, 0], ("a",)).channels == channels
+
+    @pytest.mark.parametrize("shape", [(3, 16, 3), (1, 9, 2), (4, 4, 4), (5, 16, 16), (2, 16, 16)])
+    def test_other_images_of_few_rows_or_many_channels_are_no_warning(self, shape):
+        Dataset(np.zeros((2, *shape), np.uint8), [0, 0], ("a",))
+
 
 class TestSplit:
     def test_the_sides_are_disjoint_complete_and_in_order(self):
