@@ -1,6 +1,21 @@
 """Data sets as NumPy arrays: loading by name or path, splitting, batches, augmentation."""
 
-from gpucnn.data.augment import Compose, Cutout, Normalize, RandomAffine, RandomCrop, RandomHorizontalFlip
+from gpucnn.data.augment import (
+    CenterCrop,
+    ColorJitter,
+    Compose,
+    Cutout,
+    Normalize,
+    RandomAffine,
+    RandomCrop,
+    RandomErasing,
+    RandomGrayscale,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    RandomRotation,
+    RandomVerticalFlip,
+    Resize,
+)
 from gpucnn.data.dataset import Dataset, check_disjoint, overlap, split, to_float
 from gpucnn.data.formats import read_idx, read_image, read_image_folder
 from gpucnn.data.generate import x_or_not_x
@@ -8,6 +23,8 @@ from gpucnn.data.loader import Loader
 from gpucnn.data.sources import Source, available, load
 
 __all__ = [
+    "CenterCrop",
+    "ColorJitter",
     "Compose",
     "Cutout",
     "Dataset",
@@ -15,7 +32,13 @@ __all__ = [
     "Normalize",
     "RandomAffine",
     "RandomCrop",
+    "RandomErasing",
+    "RandomGrayscale",
     "RandomHorizontalFlip",
+    "RandomResizedCrop",
+    "RandomRotation",
+    "RandomVerticalFlip",
+    "Resize",
     "Source",
     "available",
     "check_disjoint",

@@ -1,7 +1,8 @@
 """Random changes to a batch of training images, named as in torchvision.transforms.
 
 Each is a frozen dataclass, called with ``(images float32 [N, H, W, C], generator)``. Every image draws its own random
-numbers from ``generator``; the result is float32 [N, H, W, C] and the input is left alone.
+numbers from ``generator``; the result is float32 [N, H, W, C] and the input is left alone. Where something is sampled
+between pixels, that is bilinear.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 Images = NDArray[np.float32]
+PaddingMode = Literal["constant", "edge", "reflect", "symmetric"]
 _LONGEST = 65535  # pixels of a side
 
 
@@ -72,8 +74,7 @@ class RandomHorizontalFlip:
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        if not _is_number(self.p) or not 0 <= self.p <= 1:
-            raise ValueError(f"p must be within 0..1, got {self.p}")
+        _check_probability(self.p)
 
     def __call__(self, images: Images, generator: np.random.Generator) -> Images:
         _check(images)
@@ -84,37 +85,188 @@ class RandomHorizontalFlip:
 
 
 @dataclass(frozen=True)
+class RandomVerticalFlip:
+    """Mirrors top and bottom with probability ``p``."""
+
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_probability(self.p)
+
+    def __call__(self, images: Images, generator: np.random.Generator) -> Images:
+        _check(images)
+        flipped = generator.random(len(images)) < self.p
+        result = images.copy()
+        result[flipped] = images[flipped, ::-1]
+        return result
+
+
+@dataclass(frozen=True)
 class RandomCrop:
-    """A window of ``size`` at a random place of the image with ``padding`` zeros around it.
+    """A window of ``size`` at a random place of the image with ``padding`` pixels around it.
 
     ``size`` is a number or (height, width); ``padding`` a number, (left/right, top/bottom) or (left, top, right,
-    bottom), in pixels. Raises ValueError if the padded image is smaller than the window.
+    bottom), in pixels. ``padding_mode`` says what is in them: "constant" ``fill``, "edge" the outermost pixel,
+    "reflect" the image mirrored at that pixel, "symmetric" mirrored behind it, so that it occurs twice. Raises
+    ValueError if the padded image is smaller than the window, unless ``pad_if_needed``, which adds what is missing on
+    both sides.
     """
 
     size: int | tuple[int, int]
     padding: int | tuple[int, int] | tuple[int, int, int, int] = 0
+    pad_if_needed: bool = False
+    fill: float = 0.0
+    padding_mode: PaddingMode = "constant"
 
     def __post_init__(self) -> None:
         _integers("size", self.size, 1, (1, 2))
         _integers("padding", self.padding, 0, (1, 2, 4))
+        _check_fill(self.fill)
+        if self.padding_mode not in get_args(PaddingMode):
+            raise ValueError(
+                f"padding_mode must be one of {', '.join(get_args(PaddingMode))}, got {self.padding_mode!r}"
+            )
 
     def __call__(self, images: Images, generator: np.random.Generator) -> Images:
         _check(images)
         n, h, w, c = images.shape
         height, width = _integers("size", self.size, 1, (1, 2))
         left, top, right, bottom = _integers("padding", self.padding, 0, (1, 2, 4))
+        if self.pad_if_needed:
+            missing_rows = max(height - (top + h + bottom), 0)
+            missing_columns = max(width - (left + w + right), 0)
+            top, bottom = top + missing_rows, bottom + missing_rows
+            left, right = left + missing_columns, right + missing_columns
         rows, columns = top + h + bottom - height, left + w + right - width
         if rows < 0 or columns < 0:
             raise ValueError(
                 f"RandomCrop of {height}×{width} does not fit in an image of {h}×{w} with padding {self.padding}: "
                 f"that is {top + h + bottom}×{left + w + right}"
             )
-        padded = np.pad(images, ((0, 0), (top, bottom), (left, right), (0, 0)))
+        sides = ((0, 0), (top, bottom), (left, right), (0, 0))
+        if self.padding_mode == "constant":
+            padded = np.pad(images, sides, constant_values=self.fill)
+        else:
+            padded = np.pad(images, sides, self.padding_mode)
         tops = generator.integers(0, rows, n, endpoint=True)
         lefts = generator.integers(0, columns, n, endpoint=True)
         result = np.empty((n, height, width, c), np.float32)
         for i, (y, x) in enumerate(zip(tops.tolist(), lefts.tolist(), strict=True)):
             result[i] = padded[i, y : y + height, x : x + width]
+        return result
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """The window of ``size``, a number or (height, width), in the middle; zeros where the image is smaller."""
+
+    size: int | tuple[int, int]
+
+    def __post_init__(self) -> None:
+        _integers("size", self.size, 1, (1, 2))
+
+    def __call__(self, images: Images, generator: np.random.Generator | None = None) -> Images:
+        _check(images)
+        sides, window = [], []
+        for length, wanted in zip(images.shape[1:3], _integers("size", self.size, 1, (1, 2)), strict=True):
+            missing, start = max(wanted - length, 0), round(max(length - wanted, 0) / 2)
+            sides.append((missing // 2, (missing + 1) // 2))
+            window.append(slice(start, start + wanted))
+        return np.pad(images[:, *window], ((0, 0), *sides, (0, 0)))
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Brings images to ``size``: (height, width), or a number for the shorter side, which keeps their shape.
+
+    What shrinks is averaged, as by Pillow's BILINEAR and torchvision's ``antialias=True``.
+    """
+
+    size: int | tuple[int, int]
+
+    def __post_init__(self) -> None:
+        _integers("size", self.size, 1, (1, 2))
+
+    def __call__(self, images: Images, generator: np.random.Generator | None = None) -> Images:
+        _check(images)
+        n, h, w, _ = images.shape
+        size = _integers("size", self.size, 1, (1, 2))
+        if not isinstance(self.size, Sequence) or len(self.size) == 1:
+            size = size[0] * h // min(h, w), size[0] * w // min(h, w)
+        start = np.zeros(n, np.int64)
+        return _resized(images, (start, start + h), (start, start + w), size)
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A random window of the image, brought to ``size``, a number or (height, width), as `Resize` does.
+
+    The window has a share of the image's area within ``scale`` and width / height within ``ratio``, log-uniform
+    (Szegedy et al. 2015). As in torchvision, of ten draws the first that fits counts; if none does, the largest window
+    of an allowed shape in the middle.
+    """
+
+    size: int | tuple[int, int]
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self) -> None:
+        _integers("size", self.size, 1, (1, 2))
+        _shares("scale", self.scale)
+        _positive_range("ratio", self.ratio)
+
+    def __call__(self, images: Images, generator: np.random.Generator) -> Images:
+        _check(images)
+        n, h, w, _ = images.shape
+        least, most = _positive_range("ratio", self.ratio)
+        widths, heights = _rectangles(n, h * w, (w, h), self.scale, (least, most), generator)
+        tops = generator.integers(0, h - heights, endpoint=True)
+        lefts = generator.integers(0, w - widths, endpoint=True)
+        widest, tallest = max(1, round(min(w, h * most))), max(1, round(min(h, w / least)))
+        none = heights == 0
+        heights[none], widths[none] = tallest, widest
+        tops[none], lefts[none] = (h - tallest) // 2, (w - widest) // 2
+        return _resized(images, (tops, heights), (lefts, widths), _integers("size", self.size, 1, (1, 2)))
+
+
+@dataclass(frozen=True)
+class RandomErasing:
+    """Sets a random rectangle to ``value`` with probability ``p`` (Zhong et al. 2017).
+
+    It has a share of the image's area within ``scale`` and height / width within ``ratio``, log-uniform; where none of
+    ten draws fits, nothing is erased. ``value`` is a number, one a channel, or "random" for noise of a standard normal
+    distribution. It is that of the augmentation's pixels, 0..1; the loader's ``normalise`` comes after it.
+    """
+
+    p: float = 0.5
+    scale: tuple[float, float] = (0.02, 0.33)
+    ratio: tuple[float, float] = (0.3, 3.3)
+    value: float | Sequence[float] | Literal["random"] = 0.0
+
+    def __post_init__(self) -> None:
+        _check_probability(self.p)
+        _shares("scale", self.scale)
+        _positive_range("ratio", self.ratio)
+        if not isinstance(self.value, str):
+            _per_channel("value", self.value)
+        elif self.value != "random":
+            raise ValueError(f'value must be a number, one a channel, or "random", got {self.value!r:.100}')
+
+    def __call__(self, images: Images, generator: np.random.Generator) -> Images:
+        _check(images)
+        n, h, w, c = images.shape
+        if not isinstance(self.value, str) and np.size(self.value) not in (1, c):
+            raise ValueError(f"value {self.value} does not fit images of {c} channels")
+        heights, widths = _rectangles(n, h * w, (h - 1, w - 1), self.scale, self.ratio, generator)
+        heights *= generator.random(n) < self.p  # a rectangle without a row erases nothing
+        tops = generator.integers(0, h - heights, endpoint=True)
+        lefts = generator.integers(0, w - widths, endpoint=True)
+        erased = _inside(h, w, tops, lefts, heights, widths)
+        result = images.copy()
+        if isinstance(self.value, str):
+            result[erased] = generator.standard_normal((np.count_nonzero(erased), c), np.float32)
+        else:
+            result[erased] = self.value
         return result
 
 
@@ -130,13 +282,68 @@ class Cutout:
     def __call__(self, images: Images, generator: np.random.Generator) -> Images:
         _check(images)
         n, h, w, _ = images.shape
-        top = generator.integers(0, h, (n, 1)) - self.size // 2
-        left = generator.integers(0, w, (n, 1)) - self.size // 2
-        row, column = np.arange(h), np.arange(w)
-        rows = (top <= row) & (row < top + self.size)
-        columns = (left <= column) & (column < left + self.size)
+        tops = generator.integers(0, h, (n,)) - self.size // 2
+        lefts = generator.integers(0, w, (n,)) - self.size // 2
         result = images.copy()
-        result[rows[:, :, None] & columns[:, None, :]] = 0
+        result[_inside(h, w, tops, lefts, self.size, self.size)] = 0
+        return result
+
+
+@dataclass(frozen=True)
+class RandomGrayscale:
+    """Turns an RGB image gray with probability ``p``, in three equal channels; a gray one stays as it is."""
+
+    p: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_probability(self.p)
+
+    def __call__(self, images: Images, generator: np.random.Generator) -> Images:
+        _check(images)
+        _check_colours(images)
+        gray = generator.random(len(images)) < self.p
+        result = images.copy()
+        result[gray] = _gray(images[gray])
+        return result
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Changes brightness, contrast, saturation and hue, in an order that each image draws for itself.
+
+    As torchvision's: each is a number v for factors 1 − v (at least 0) to 1 + v, or (least, most); ``hue`` turns the
+    circle of colours by −v to v whole turns, v up to 0.5. Contrast blends with the mean of the gray image, saturation
+    with the gray image; results are clipped to 0..1. Of gray images hue and saturation change nothing.
+    """
+
+    brightness: float | tuple[float, float] = 0.0
+    contrast: float | tuple[float, float] = 0.0
+    saturation: float | tuple[float, float] = 0.0
+    hue: float | tuple[float, float] = 0.0
+
+    def __post_init__(self) -> None:
+        self._ranges()
+
+    def _ranges(self) -> list[tuple[float, float]]:
+        ranges = [_factors(name, getattr(self, name)) for name in ("brightness", "contrast", "saturation")]
+        turn = _range("hue", self.hue)
+        if turn[0] < -0.5 or turn[1] > 0.5:
+            raise ValueError(f"hue must be a number of at most 0.5 or (least, most) within -0.5..0.5, got {self.hue}")
+        return [*ranges, turn]
+
+    @np.errstate(all="ignore")
+    def __call__(self, images: Images, generator: np.random.Generator) -> Images:
+        _check(images)
+        _check_colours(images)
+        ranges, n = self._ranges(), len(images)
+        factors = [generator.uniform(*ends, n).astype(np.float32)[:, None, None, None] for ends in ranges]
+        order = generator.random((n, len(ranges))).argsort(axis=1)
+        result = images.copy()
+        for step in order.T:
+            for k, (change, neutral) in enumerate(_COLOUR_CHANGES):
+                if ranges[k] != (neutral, neutral):
+                    chosen = step == k
+                    result[chosen] = change(result[chosen], factors[k][chosen])
         return result
 
 
@@ -161,10 +368,9 @@ class RandomAffine:
         move = (0, 0) if self.translate is None else self.translate
         if not (isinstance(move, Sequence) and len(move) == 2 and all(_is_number(m) and 0 <= m <= 1 for m in move)):
             raise ValueError(f"translate must be two fractions within 0..1, got {self.translate}")
-        if self.scale is not None and _range("scale", self.scale)[0] <= 0:
-            raise ValueError(f"scale must be (least, most), both above 0, got {self.scale}")
-        if not _is_number(self.fill) or not math.isfinite(self.fill):
-            raise ValueError(f"fill must be finite, got {self.fill}")
+        if self.scale is not None:
+            _positive_range("scale", self.scale)
+        _check_fill(self.fill)
 
     def _shears(self) -> tuple[tuple[float, float], tuple[float, float]]:
         if isinstance(self.shear, Sequence) and len(self.shear) == 4:
@@ -191,6 +397,25 @@ class RandomAffine:
         centre = np.array([[(w - 1) / 2], [(h - 1) / 2]])
         offset = centre - np.einsum("ijn,jn->in", linear, centre + np.array([move_x, move_y]))
         return np.concatenate([linear, offset[:, None]], axis=1).transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class RandomRotation:
+    """Rotates about the centre, with ``fill`` where there was no image: `RandomAffine` turned the other way.
+
+    As torchvision's: ``degrees`` a number d for −d..d or (least, most), counter-clockwise.
+    """
+
+    degrees: float | tuple[float, float]
+    fill: float = 0.0
+
+    def __post_init__(self) -> None:
+        _range("degrees", self.degrees)
+        _check_fill(self.fill)
+
+    def __call__(self, images: Images, generator: np.random.Generator) -> Images:
+        least, most = _range("degrees", self.degrees)
+        return RandomAffine((-most, -least), fill=self.fill)(images, generator)
 
 
 def warp(images: Images, matrices: NDArray[np.float64], fill: float = 0.0) -> Images:
@@ -241,12 +466,141 @@ def warp(images: Images, matrices: NDArray[np.float64], fill: float = 0.0) -> Im
     return upper.reshape(n, h, w, c)
 
 
+Span = tuple[NDArray[np.int64], NDArray[np.int64]]  # [N] first pixels, [N] numbers of pixels
+
+
+def _resized(images: Images, rows: Span, columns: Span, size: tuple[int, ...]) -> Images:
+    """Of each image the window of ``rows`` and ``columns``, brought to ``size`` (height, width)."""
+    sideways = np.ascontiguousarray(_resampled(images, *rows, size[0]).swapaxes(1, 2))
+    return np.ascontiguousarray(_resampled(sideways, *columns, size[1]).swapaxes(1, 2))
+
+
+def _resampled(images: Images, starts: NDArray[np.int64], lengths: NDArray[np.int64], size: int) -> Images:
+    """``lengths`` pixels along axis 1 from ``starts`` on, each [N], brought to ``size`` pixels.
+
+    A new pixel is a mean weighted by a triangle around its centre that reaches to the next centres of the coarser of
+    the two grids: linear interpolation where this enlarges, and an average where it shrinks. Sums have one order, which
+    those of a matrix product need not have.
+    """
+    step = (lengths / size)[:, None, None]  # old pixels a new one
+    reach = np.maximum(step, 1)
+    centre = (np.arange(size)[:, None] + 0.5) * step - 0.5  # [N, size, 1], where old pixels are at whole numbers
+    old = np.floor(centre - reach) + np.arange(1, math.ceil(2 * reach.max(initial=1)) + 1)  # all within reach
+    last = lengths[:, None, None] - 1
+    weights = np.where((old >= 0) & (old <= last), np.maximum(1 - np.abs(old - centre) / reach, 0), 0)
+    weights = (weights / weights.sum(axis=2, keepdims=True)).astype(np.float32)
+    places = starts[:, None, None] + np.clip(old.astype(np.int64), 0, last)
+    image = np.arange(len(images))[:, None]
+    result = np.zeros((len(images), size, *images.shape[2:]), np.float32)
+    with np.errstate(all="ignore"):
+        for k in range(old.shape[2]):
+            result += images[image, places[..., k]] * weights[..., k, None, None]
+    return result
+
+
+def _rectangles(
+    n: int,
+    area: int,
+    largest: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: np.random.Generator,
+) -> Span:
+    """n random rectangles: their two sides in pixels, 0 and 0 if none of ten draws has sides from 1 to ``largest``.
+
+    They have shares ``scale`` of ``area``; first side / second side is within ``ratio``, log-uniform.
+    """
+    shares = area * generator.uniform(*scale, (n, 10))
+    quotients = np.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1]), (n, 10)))
+    with np.errstate(over="ignore"):
+        sides = np.rint(np.sqrt([shares * quotients, shares / quotients]))
+    most = np.array(largest)[:, None, None]
+    fits = ((sides >= 1) & (sides <= most)).all(axis=0)
+    first = np.where(fits, sides, 0)[:, np.arange(n), fits.argmax(axis=1)].astype(np.int64)
+    return first[0], first[1]
+
+
+def _inside(
+    h: int,
+    w: int,
+    tops: NDArray[np.int64],
+    lefts: NDArray[np.int64],
+    heights: int | NDArray[np.int64],
+    widths: int | NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Which pixels [N, h, w] lie in each image's rectangle, which may reach across the border."""
+    row, column = np.arange(h)[:, None], np.arange(w)[:, None]
+    rows = (tops <= row) & (row < tops + heights)
+    columns = (lefts <= column) & (column < lefts + widths)
+    return rows.T[:, :, None] & columns.T[:, None, :]
+
+
+def _gray(images: Images) -> Images:
+    """Luma [N, H, W, 1] of RGB images by ITU-R BT.601, which Pillow and torchvision take; gray ones as they are."""
+    if images.shape[3] == 1:
+        return images
+    with np.errstate(all="ignore"):
+        weighted = images * np.array([0.299, 0.587, 0.114], np.float32)
+        return weighted[..., :1] + weighted[..., 1:2] + weighted[..., 2:]
+
+
+def _blended(images: Images, other: Images | float, factor: Images) -> Images:
+    """``images`` at factor 1, ``other`` at 0, and what lies on their line beyond both, clipped to 0..1."""
+    return np.clip(factor * images + (1 - factor) * other, 0, 1)
+
+
+def _brightened(images: Images, factor: Images) -> Images:
+    return _blended(images, 0, factor)
+
+
+def _contrasted(images: Images, factor: Images) -> Images:
+    return _blended(images, _gray(images).mean(axis=(1, 2), keepdims=True, dtype=np.float64).astype(np.float32), factor)
+
+
+def _saturated(images: Images, factor: Images) -> Images:
+    return _blended(images, _gray(images), factor)
+
+
+def _hue_turned(images: Images, turns: Images) -> Images:
+    """The hue of HSV (Smith 1978) moved by ``turns`` of the circle; value and chroma stay."""
+    if images.shape[3] == 1:
+        return images
+    red, green, blue = (images[..., c : c + 1] for c in range(3))
+    value = np.maximum(np.maximum(red, green), blue)  # NumPy reduces so short an axis slowly
+    chroma = value - np.minimum(np.minimum(red, green), blue)
+    divisor = np.where(chroma == 0, 1, chroma)
+    hue = np.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor)
+    hue = np.where(value == red, (green - blue) / divisor, hue) + 6 * turns  # in sixths of the circle
+    # how far each channel is from the hues at which it is full, which are two sixths apart
+    distance = (np.array([5, 3, 1], np.float32) + hue) % 6
+    turned: Images = value - chroma * np.clip(np.minimum(distance, 4 - distance), 0, 1)
+    return turned
+
+
+_COLOUR_CHANGES = ((_brightened, 1), (_contrasted, 1), (_saturated, 1), (_hue_turned, 0))  # with what changes nothing
+
+
 def _check(images: Any) -> None:
     """Raises TypeError for what is no float32 array, ValueError unless it is [N, H, W, C] with pixels."""
     if not isinstance(images, np.ndarray) or images.dtype != np.float32:
         raise TypeError(f"images must be a float32 array, got {getattr(images, 'dtype', type(images).__name__)}")
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise ValueError(f"images must be [N, H, W, C] with pixels, got shape {images.shape}")
+
+
+def _check_colours(images: Images) -> None:
+    if images.shape[3] not in (1, 3):
+        raise ValueError(f"images must be gray or RGB, with 1 or 3 channels, got shape {images.shape}")
+
+
+def _check_probability(p: Any) -> None:
+    if not _is_number(p) or not 0 <= p <= 1:
+        raise ValueError(f"p must be within 0..1, got {p}")
+
+
+def _check_fill(fill: Any) -> None:
+    if not _is_number(fill):
+        raise ValueError(f"fill must be finite, got {fill}")
 
 
 def _per_channel(name: str, values: float | Sequence[float]) -> tuple[float, ...]:
@@ -286,4 +640,28 @@ def _range(name: str, value: Any) -> tuple[float, float]:
         raise ValueError(f"{name} must be a number of at least 0 or (least, most), got {value!r}")
     if not -math.inf < low <= high < math.inf:
         raise ValueError(f"{name} must be (least, most) with least <= most, got {value!r}")
+    return low, high
+
+
+def _positive_range(name: str, value: Any) -> tuple[float, float]:
+    low, high = _range(name, value)
+    if low <= 0:
+        raise ValueError(f"{name} must be (least, most), both above 0, got {value}")
+    return low, high
+
+
+def _shares(name: str, value: Any) -> tuple[float, float]:
+    low, high = _range(name, value)
+    if low < 0 or high > 1:
+        raise ValueError(f"{name} must be (least, most), shares of the area within 0..1, got {value}")
+    return low, high
+
+
+def _factors(name: str, value: Any) -> tuple[float, float]:
+    """1 − v (at least 0) to 1 + v of a number v, or the two ends of a range as they are."""
+    low, high = _range(name, value)
+    if _is_number(value):
+        return max(0.0, 1 + low), 1 + high
+    if low < 0:
+        raise ValueError(f"{name} must be a number or (least, most), of at least 0, got {value}")
     return low, high
