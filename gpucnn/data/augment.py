@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 Images = NDArray[np.float32]
 PaddingMode = Literal["constant", "edge", "reflect", "symmetric"]
 _LONGEST = 65535  # pixels of a side
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class RandomCrop:
     def __post_init__(self) -> None:
         _integers("size", self.size, 1, (1, 2))
         _integers("padding", self.padding, 0, (1, 2, 4))
-        _check_fill(self.fill)
+        _check_pixel("fill", self.fill)
         if self.padding_mode not in get_args(PaddingMode):
             raise ValueError(
                 f"padding_mode must be one of {', '.join(get_args(PaddingMode))}, got {self.padding_mode!r}"
@@ -248,7 +249,8 @@ class RandomErasing:
         _shares("scale", self.scale)
         _positive_range("ratio", self.ratio)
         if not isinstance(self.value, str):
-            _per_channel("value", self.value)
+            for value in _per_channel("value", self.value):
+                _check_pixel("value", value)
         elif self.value != "random":
             raise ValueError(f'value must be a number, one a channel, or "random", got {self.value!r:.100}')
 
@@ -282,10 +284,11 @@ class Cutout:
     def __call__(self, images: Images, generator: np.random.Generator) -> Images:
         _check(images)
         n, h, w, _ = images.shape
-        tops = generator.integers(0, h, (n,)) - self.size // 2
-        lefts = generator.integers(0, w, (n,)) - self.size // 2
+        (size,) = _integers("size", self.size, 1, (1,))
+        tops = generator.integers(0, h, (n,)) - size // 2
+        lefts = generator.integers(0, w, (n,)) - size // 2
         result = images.copy()
-        result[_inside(h, w, tops, lefts, self.size, self.size)] = 0
+        result[_inside(h, w, tops, lefts, size, size)] = 0
         return result
 
 
@@ -370,7 +373,7 @@ class RandomAffine:
             raise ValueError(f"translate must be two fractions within 0..1, got {self.translate}")
         if self.scale is not None:
             _positive_range("scale", self.scale)
-        _check_fill(self.fill)
+        _check_pixel("fill", self.fill)
 
     def _shears(self) -> tuple[tuple[float, float], tuple[float, float]]:
         if isinstance(self.shear, Sequence) and len(self.shear) == 4:
@@ -411,7 +414,7 @@ class RandomRotation:
 
     def __post_init__(self) -> None:
         _range("degrees", self.degrees)
-        _check_fill(self.fill)
+        _check_pixel("fill", self.fill)
 
     def __call__(self, images: Images, generator: np.random.Generator) -> Images:
         least, most = _range("degrees", self.degrees)
@@ -598,9 +601,9 @@ def _check_probability(p: Any) -> None:
         raise ValueError(f"p must be within 0..1, got {p}")
 
 
-def _check_fill(fill: Any) -> None:
-    if not _is_number(fill):
-        raise ValueError(f"fill must be finite, got {fill}")
+def _check_pixel(name: str, value: Any) -> None:
+    if not _is_number(value) or not abs(value) <= _LARGEST:
+        raise ValueError(f"{name} must be a finite float32, got {value}")
 
 
 def _per_channel(name: str, values: float | Sequence[float]) -> tuple[float, ...]:
@@ -616,7 +619,8 @@ def _per_channel(name: str, values: float | Sequence[float]) -> tuple[float, ...
 def _integers(name: str, value: Any, least: int, lengths: tuple[int, ...]) -> tuple[int, ...]:
     """``value``, a number or ``lengths`` of them, repeated to the longest of ``lengths``."""
     values = (value,) if isinstance(value, int | np.integer) else value
-    if not isinstance(values, Sequence) or not all(isinstance(v, int | np.integer) and v >= least for v in values):
+    whole = isinstance(values, Sequence) and not isinstance(values, bytes)  # which are numbers too
+    if not whole or not all(isinstance(v, int | np.integer) and v >= least for v in values):
         raise ValueError(f"{name} must be whole numbers of at least {least}, got {value!r:.100}")
     if any(v > _LONGEST for v in values):
         raise ValueError(f"{name} must be whole numbers up to {_LONGEST}, got {value!r:.100}")

@@ -249,7 +249,7 @@ def test_far_outside_there_is_only_fill():
         ({"degrees": 0, "scale": (2, 1)}, r"scale must be \(least, most\) .*, got \(2, 1\)"),
         ({"degrees": 0, "scale": 1.5}, "both above 0, got 1.5"),
         ({"degrees": 0, "shear": (1, 2, 3)}, r"shear must be a number .*, got \(1, 2, 3\)"),
-        ({"degrees": 0, "fill": math.nan}, "fill must be finite, got nan"),
+        ({"degrees": 0, "fill": math.nan}, "fill must be a finite float32, got nan"),
     ],
 )
 def test_affine_refuses_arguments_that_make_no_sense(arguments, message):
@@ -566,8 +566,9 @@ def test_one_value_a_channel_needs_as_many_channels():
         (CenterCrop, {"size": (3, 0)}, r"size must be whole numbers of at least 1, got \(3, 0\)"),
         (Resize, {"size": 2.5}, "size must be whole numbers of at least 1, got 2.5"),
         (RandomRotation, {"degrees": -3}, r"degrees must be a number of at least 0 or \(least, most\), got -3"),
-        (RandomRotation, {"degrees": 3, "fill": math.inf}, "fill must be finite, got inf"),
-        (RandomCrop, {"size": 3, "fill": "black"}, "fill must be finite, got black"),
+        (RandomErasing, {"value": (0, -1e39)}, r"value must be a finite float32, got -1e\+39"),
+        (RandomRotation, {"degrees": 3, "fill": math.inf}, "fill must be a finite float32, got inf"),
+        (RandomCrop, {"size": 3, "fill": "black"}, "fill must be a finite float32, got black"),
         (
             RandomCrop,
             {"size": 3, "padding_mode": "wrap"},
@@ -733,9 +734,14 @@ def test_cutout_zeroes_a_square_around_a_pixel_clipped_at_the_border(size):
     assert len(centres) == 6 * 5
 
 
-def test_cutout_refuses_an_empty_square():
-    with pytest.raises(ValueError, match="size must be whole numbers of at least 1, got 0"):
-        Cutout(0)
+@pytest.mark.parametrize("size", [0, b"1"])
+def test_cutout_refuses_what_is_no_square(size):
+    with pytest.raises(ValueError, match=r"size must be whole numbers of at least 1, got (0|b'1')"):
+        Cutout(size)
+
+
+def test_a_list_of_one_number_is_that_number():
+    np.testing.assert_array_equal(Cutout([3])(batch(), rng()), Cutout(3)(batch(), rng()))
 
 
 def test_normalize_subtracts_and_divides_per_channel():
