@@ -557,7 +557,7 @@ def _brightened(images: Images, factor: Images) -> Images:
 
 
 def _contrasted(images: Images, factor: Images) -> Images:
-    return _blended(images, _gray(images).mean(axis=(1, 2), keepdims=True, dtype=np.float64).astype(np.float32), factor)
+    return _blended(images, _gray(images).mean(axis=(1, 2), keepdims=True), factor)
 
 
 def _saturated(images: Images, factor: Images) -> Images:

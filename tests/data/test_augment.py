@@ -377,6 +377,12 @@ def test_windows_have_the_areas_shapes_and_places_asked_for():
     assert_uniform(lefts / (80 - widths), 0, 1)
 
 
+def test_a_window_has_a_pixel_however_small_its_share():
+    _, _, heights, widths = windows_of(RandomResizedCrop(1, scale=(0.001, 0.2), ratio=(0.1, 10)), 500, 4, 4)
+    assert set(heights) >= {1, 2}
+    assert set(widths) >= {1, 2}
+
+
 @pytest.mark.parametrize(
     ("ratio", "window"),
     [((2, 3), np.s_[:, 4:14]), ((0.2, 0.5), np.s_[:, :, 5:14]), ((0.4, 2.5), np.s_[:])],
@@ -606,16 +612,19 @@ def test_padding_is_filled_as_its_mode_says(mode, row):
     np.testing.assert_array_equal(down(images.swapaxes(1, 2), rng())[0, :, 0, 0], row)
 
 
-def test_what_a_crop_needs_is_added_on_both_sides():
-    images = batch(100, 3, 6, 1) + 1
-    result = RandomCrop(4, (1, 0, 0, 0), pad_if_needed=True)(images, rng())
-    tops = set()
-    for before, after in zip(images, result, strict=True):
-        padded = np.pad(before, ((1, 1), (1, 0), (0, 0)))  # one row was missing
-        places = [(y, x) for y in range(2) for x in range(4) if np.array_equal(after, padded[y : y + 4, x : x + 4])]
-        assert len(places) == 1
-        tops.add(places[0])
-    assert len(tops) == 8
+@pytest.mark.parametrize(
+    ("size", "shape", "pad"),
+    [((4, 4), (3, 6), ((1, 1), (1, 0))), ((2, 6), (3, 3), ((0, 0), (3, 2))), ((3, 3), (4, 4), ((0, 0), (1, 0)))],
+    ids=["a row", "two columns", "nothing"],
+)
+def test_what_a_crop_misses_is_added_on_both_sides_behind_the_padding(size, shape, pad):
+    images = batch(200, *shape, 1) + 1
+    result = RandomCrop(size, (1, 0, 0, 0), pad_if_needed=True)(images, rng())
+    padded = np.pad(images, ((0, 0), *pad, (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=(1, 2))[:, :, :, 0]
+    same = (windows == result[:, None, None, :, :, 0]).all(axis=(3, 4))
+    assert (same.sum(axis=(1, 2)) == 1).all()
+    assert same.any(axis=0).all()
 
 
 @pytest.mark.parametrize(
