@@ -2428,6 +2428,13 @@ def images(t: Trial) -> Any:
                      t.array((), "float32"), t.array((2, 2), "bool"), good.astype(object), strange)  # fmt: skip
 
 
+NOT_OF_ALL_IMAGES = ("Normalize", "RandomCrop", "RandomErasing", "RandomGrayscale", "ColorJitter")
+AUGMENTATIONS = (
+    "CenterCrop", "ColorJitter", "Compose", "Cutout", "Normalize", "RandomAffine", "RandomCrop", "RandomErasing",
+    "RandomGrayscale", "RandomHorizontalFlip", "RandomResizedCrop", "RandomRotation", "RandomVerticalFlip", "Resize",
+)  # fmt: skip
+
+
 def augmented(kind: str) -> Entry:
     def entry(t: Trial) -> None:
         arguments: dict[str, tuple[Any, ...]] = {
@@ -2435,10 +2442,34 @@ def augmented(kind: str) -> Entry:
                 t.twisted(0.5, (0.5, 0.2), (1, 2), *ODD_FLOATS), t.twisted(0.5, (0.5, 0.2), (2, 0), *ODD_FLOATS)
             ),
             "RandomHorizontalFlip": (t.twisted(t.pick(0.0, 0.5, 1.0), *ODD_FLOATS),),
+            "RandomVerticalFlip": (t.twisted(t.pick(0.0, 0.5, 1.0), *ODD_FLOATS),),
             "RandomCrop": (
-                t.twisted(t.pick(2, (3, 2)), *ODD_NUMBERS), t.twisted(t.pick(0, (1, 2), (1, 2, 0, 3)), *ODD_NUMBERS)
+                t.twisted(t.pick(2, (3, 2)), *ODD_NUMBERS), t.twisted(t.pick(0, (1, 2), (1, 2, 0, 3)), *ODD_NUMBERS),
+                t.pick(False, True), t.twisted(t.pick(0.0, 1.0), *ODD_FLOATS),
+                t.twisted(t.pick("constant", "edge", "reflect", "symmetric"), "wrap", None, 3, []),
+            ),
+            "CenterCrop": (t.twisted(t.pick(2, (3, 2)), *ODD_NUMBERS),),
+            "Resize": (t.twisted(t.pick(2, (3, 2)), *ODD_NUMBERS),),
+            "RandomResizedCrop": (
+                t.twisted(t.pick(2, (3, 2)), *ODD_NUMBERS),
+                t.twisted(t.pick((0.1, 1), (0, 0)), *ODD_FLOATS, (0.5, 2), (1, 0.5), (math.nan, 1)),
+                t.twisted(t.pick((0.5, 2), (1, 1)), *ODD_FLOATS, (0, 1), (2, 1), (1e-320, 1e308)),
             ),
             "Cutout": (t.twisted(t.pick(1, 3), *ODD_NUMBERS),),
+            "RandomErasing": (
+                t.twisted(t.pick(0.0, 0.5, 1.0), *ODD_FLOATS),
+                t.twisted(t.pick((0.1, 1), (0, 0)), *ODD_FLOATS, (0.5, 2), (1, 0.5), (math.nan, 1)),
+                t.twisted(t.pick((0.5, 2), (1, 1)), *ODD_FLOATS, (0, 1), (2, 1), (1e-320, 1e308)),
+                t.twisted(t.pick(0.5, "random", (0.1, 0.2, 0.3)), *ODD_FLOATS, (0.1,), "mean", "0.5"),
+            ),
+            "RandomGrayscale": (t.twisted(t.pick(0.0, 0.5, 1.0), *ODD_FLOATS),),
+            "ColorJitter": tuple(
+                t.twisted(t.pick(0.0, 0.3, (0.1, 0.4)), *ODD_FLOATS, (0.5, 2**70), (-1, 1), (2, 1), (math.nan, 1))
+                for _ in range(4)
+            ),
+            "RandomRotation": (
+                t.twisted(t.pick(0, 15.0, (-5, 30)), *ODD_FLOATS), t.twisted(t.pick(0.0, 1.0), *ODD_FLOATS)
+            ),
             "RandomAffine": (
                 t.twisted(t.pick(0, 15.0, (-5, 30)), *ODD_FLOATS),
                 t.twisted(t.pick(None, (0.1, 0.2)), *ODD_FLOATS, (2, 2), (0.1,), ("a", "b")),
@@ -2451,7 +2482,7 @@ def augmented(kind: str) -> Entry:
         change = t.call(getattr(data, kind), *arguments[kind])
         if change is Refused:
             return
-        t.odd += ["may not fit"] * (kind in ("Normalize", "RandomCrop"))
+        t.odd += ["may not fit"] * (kind in NOT_OF_ALL_IMAGES)
         given = images(t)
         before = given.tobytes() if isinstance(given, np.ndarray) else b""
         found = t.call(change, given, np.random.default_rng(t.whole(0, 9)))
@@ -2685,10 +2716,7 @@ ENTRIES: dict[str, Entry] = (
     | {f"optim.{name}": clipped(name) for name in ("clip_grad_norm_", "clip_grad_value_")}
     | dict.fromkeys([f"optim.{name}" for name in SCHEDULES], schedules)
     | {"optim.ReduceLROnPlateau": plateaus}
-    | {
-        f"data.{name}": augmented(name)
-        for name in ("Compose", "Cutout", "Normalize", "RandomAffine", "RandomCrop", "RandomHorizontalFlip")
-    }
+    | {f"data.{name}": augmented(name) for name in AUGMENTATIONS}
     | {"data.Dataset": dataset, "data.Loader": loader, "data.to_float": to_float, "data.x_or_not_x": drawn_images}
     | dict.fromkeys([f"data.{name}" for name in ("split", "overlap", "check_disjoint")], split)
     | {"metrics.confusion_matrix": counted, "metrics.top_k_accuracy": top_k}

@@ -17,11 +17,11 @@ static inline void async_wait() { emulator_async_wait(NEWEST); }
 #else
 static __device__ __forceinline__ void async_copy_or_zero(void* shared, const void* global, bool inside) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned int)__cvta_generic_to_shared(shared)),
-                 "l"(global), "r"(inside ? 16 : 0));
+                 "l"(global), "r"(inside ? 16 : 0) : "memory");
 }
-static __device__ __forceinline__ void async_commit() { asm volatile("cp.async.commit_group;"); }
+static __device__ __forceinline__ void async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int NEWEST>
-static __device__ __forceinline__ void async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(NEWEST)); }
+static __device__ __forceinline__ void async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(NEWEST) : "memory"); }
 #endif
 
 static __device__ __forceinline__ void async_copy(void* shared, const void* global) {

@@ -25,7 +25,7 @@ static __device__ __forceinline__ Place place_of(int i, int rows, int columns, i
 #if defined(MAXIMUM) && defined(TAP)
 
 // y[n,p,q,c] = the best of x over the window, tap = r * KERNEL_W + s of where it is. Of equals the first wins, a NaN
-// beats every number, the padding is not looked at.
+// beats every number, the padding is not looked at; of a window wholly in the padding y is infinitely bad.
 extern "C" __global__ void max_pool2d_forward(
     const SCALAR* __restrict__ x,  // [N, H, W, C]
     SCALAR* __restrict__ y,        // [N, P, Q, C]
@@ -34,8 +34,10 @@ extern "C" __global__ void max_pool2d_forward(
     const long long i = thread_number() * VECTOR;
     if (i >= N * P * Q * C) return;
     const Place at = place_of((int)i, P, Q, C);
-    Channels<Scalar> best = {};
+    Channels<Scalar> best;
     Channels<TAP> winner = {};
+#pragma unroll
+    for (int j = 0; j < VECTOR; ++j) best.at[j] = MAXIMUM ? -POSITIVE_INFINITY : POSITIVE_INFINITY;
     bool any = false;
     for (int r = 0; r < KERNEL_H; ++r) {
         const int h = row_of(at.row, r);
