@@ -1039,10 +1039,30 @@ def batch_norm(t: Trial) -> Call:
     return finished(t, replace(call, function=_and_statistics))
 
 
-def _and_statistics(*inputs: Any) -> tuple[Any, ...]:
+def instance_norm(t: Trial) -> Call:
+    t.calm()
+    x = t.array((t.length(), t.length(3), *plane(t)), t.dtype())
+    c, own = x.shape[1], t.pick(True, False)
+    channel = "float32" if is_half(x.dtype) else str(x.dtype)
+    statistics: tuple[Any, ...] = (None, None)
+    if not own or t.chance(2):
+        variance = np.abs(t.array((c,), channel, "tame")) + np.float32(0.5)
+        statistics = t.array((c,), channel, "tame"), variance.astype(channel)
+    if own and math.prod(x.shape[2:]) < 2:
+        t.odd.append("one value")
+    odd = [value for value in ODD_FLOATS if value not in (math.inf, -math.inf)]  # whose differences are anything
+    momentum = t.twisted(t.pick(0.1, 0.0, 1.0), *odd) if t.chance(3) else 0.1
+    bounds = testing._normalised(lambda x: x.reshape(x.shape[0] * x.shape[1], -1))
+    inputs = (x, *statistics, *(affine(t, (c,), channel) or (None, None)), own, momentum)
+    both = partial(_and_statistics, op="instance_norm")
+    return Call("instance_norm", inputs, eps_of(t), bounds if own else testing._with_statistics,
+                scalar(reference.instance_norm), (1, 2), both)  # fmt: skip
+
+
+def _and_statistics(*inputs: Any, op: str = "batch_norm", **arguments: Any) -> tuple[Any, ...]:
     """The output, and the running statistics that it has changed."""
     mean, variance = (value.clone() if isinstance(value, Tensor) else value for value in inputs[1:3])
-    y = F.batch_norm(inputs[0], mean, variance, *inputs[3:])
+    y = getattr(F, op)(inputs[0], mean, variance, *inputs[3:], **arguments)
     return (y, mean, variance) if isinstance(mean, Tensor) else (y,)
 
 
@@ -1514,6 +1534,7 @@ OPS: dict[str, Drawn | Entry] = {
     "adaptive_avg_pool2d": adaptive("adaptive_avg_pool2d"),
     "adaptive_max_pool2d": adaptive("adaptive_max_pool2d"),
     "batch_norm": batch_norm,
+    "instance_norm": instance_norm,
     "group_norm": group_norm,
     "layer_norm": layer_norm,
     "local_response_norm": local_response_norm,
@@ -1951,7 +1972,8 @@ LAYERS = {
     "BCELoss": "binary_cross_entropy", "BCEWithLogitsLoss": "binary_cross_entropy_with_logits", "Conv2d": "conv2d",
     "ConvTranspose2d": "conv_transpose2d", "CrossEntropyLoss": "cross_entropy", "ELU": "elu", "Flatten": "flatten",
     "GELU": "gelu", "GroupNorm": "group_norm", "HalfSquaredError": "half_squared_error", "Hardsigmoid": "hardsigmoid",
-    "Hardswish": "hardswish", "L1Loss": "l1_loss", "LayerNorm": "layer_norm", "LeakyReLU": "leaky_relu",
+    "Hardswish": "hardswish", "InstanceNorm2d": "instance_norm",
+    "L1Loss": "l1_loss", "LayerNorm": "layer_norm", "LeakyReLU": "leaky_relu",
     "Linear": "linear", "LocalResponseNorm": "local_response_norm", "LogSoftmax": "log_softmax", "MSELoss": "mse_loss",
     "MaxPool2d": "max_pool2d", "MinPool2d": "min_pool2d", "NLLLoss": "nll_loss", "PReLU": "prelu",
     "PixelShuffle": "pixel_shuffle", "PixelUnshuffle": "pixel_unshuffle", "ReLU": "relu",
@@ -1977,7 +1999,7 @@ def sizes_for(kind: str, given: dict[str, Any]) -> dict[str, Any]:
             return {"num_parameters": w.size}
         case "GroupNorm":
             return {"num_channels": x.shape[1]}
-        case "BatchNorm":
+        case "BatchNorm" | "InstanceNorm2d":
             return {"num_features": x.shape[1]}
     return {}
 
@@ -2018,7 +2040,7 @@ def layer(kind: str, op: str) -> Entry:
             if given.get("scale") is not None:
                 extra |= {"scale": given["scale"], "shift": state["bias"]}
                 module.bias = None
-            y = module.train(given.get("training", True))(
+            y = module.train(given.get("training", given.get("use_input_stats", True)))(
                 *(given[name] for name in ("input", "target") if name in given), **extra
             )
             return y if state.get("running_mean") is None else (y, state["running_mean"], state["running_var"])

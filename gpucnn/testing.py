@@ -557,12 +557,13 @@ def _normalised(rows: Callable[[Array], Array]) -> Bounds:
 
 
 def _with_statistics(exact: Evaluation) -> list[Array]:
-    """batch_norm with given statistics: eight roundings of (x − mean)/σ·w and b; sums over a channel."""
+    """A norm with given statistics: eight roundings of (x − mean)/σ·w and b; sums over a channel."""
     x, mean, variance = exact.inputs[:3]
     across = (-1, *(1,) * (x.ndim - 2))
-    given = inspect.signature(F.batch_norm).bind(*exact.inputs, **exact.arguments)
+    given = inspect.signature(getattr(F, exact.case.op)).bind(*exact.inputs, **exact.arguments)
     given.apply_defaults()
-    weight, bias, eps, residual = (given.arguments[name] for name in ("weight", "bias", "eps", "residual"))
+    weight, bias, eps, residual = (given.arguments.get(name) for name in ("weight", "bias", "eps", "residual"))
+    assert eps is not None
     weight = np.ones_like(mean) if weight is None else weight
     bias = np.zeros_like(mean) if bias is None else bias
     normal = np.abs(x - mean.reshape(across)) / np.sqrt(variance + eps).reshape(across)
@@ -962,6 +963,18 @@ def _with_residual(case: Case, *between: Any, **arguments: Any) -> Case:
     return replace(case, inputs=inputs, arguments=case.arguments | arguments, pytorch=False)
 
 
+def _instance_norm(shape: Shape, affine: bool = True, offset: float = 0.5, **arguments: Any) -> Case:
+    """instance_norm of x [N, C, ...] with that mean, by its own statistics."""
+    c = shape[1]
+    affines = (normal(c, seed=1), normal(c, seed=2)) if affine else ()
+    bounds = _normalised(lambda x: x.reshape(shape[0] * c, -1))
+    return Case("instance_norm", (normal(*shape, offset=offset), None, None, *affines), bounds, arguments)
+
+
+def _instance_norm_at_rest(shape: Shape, **arguments: Any) -> Case:
+    return replace(_batch_norm_at_rest(shape, use_input_stats=False, **arguments), op="instance_norm")
+
+
 def _group_norm(shape: Shape, groups: int, affine: bool = True, **arguments: Any) -> Case:
     affines = (normal(shape[1], seed=1), normal(shape[1], seed=2)) if affine else ()
     bounds = _normalised(lambda x: x.reshape(shape[0] * groups, -1))
@@ -986,6 +999,17 @@ NORM_FINISHED = [
     _with_residual(batch_normalized((37, 6)), 0.1, 1e-5),
 ]
 
+INSTANCE_NORM = [
+    _instance_norm((2, 3, 7, 5)),
+    _instance_norm((3, 4, 5, 2), affine=False, eps=1e-3),
+    _instance_norm((2, 1, 13, 11), offset=3.0),
+    _instance_norm((2, 35, 11, 9)),
+    _instance_norm((2, 4, 37, 29)),  # an image's pixels in several parts
+    _instance_norm((2, 3, 7)),
+    replace(_instance_norm((0, 3, 4, 2)), pytorch=False),  # PyTorch finds no image whose weight to take
+    _instance_norm_at_rest((2, 3, 7, 5)),
+]
+
 NORM = [
     batch_normalized((2, 3, 7, 5)),
     batch_normalized((2, 3, 7, 5), affine=False, eps=1e-3),
@@ -1000,6 +1024,7 @@ NORM = [
     _batch_norm_at_rest((0, 3, 4, 2)),
     _batch_norm_at_rest((2, 1, 13, 11), affine=False),
     *NORM_FINISHED,
+    *INSTANCE_NORM,
     _group_norm((2, 6, 3, 5), 3),
     _group_norm((2, 6, 3, 5), 6, affine=False, eps=1e-3),
     _group_norm((3, 4, 5, 2), 1),
@@ -1326,7 +1351,7 @@ def ways(filled: bool = False) -> Iterator[tuple[Case, Way]]:
     for dtype in ("float32", "float64"):
         yield from ((case, Way(dtype)) for case in (*CASES, *of_tiles))
     for half in HALVES:
-        yield from ((case, Way(half)) for case in (*NORM_FINISHED, *DEPTHWISE))
+        yield from ((case, Way(half)) for case in (*NORM_FINISHED, *INSTANCE_NORM, *DEPTHWISE))
         yield from ((case, Way(half, capability=HOPPER)) for case in (*TENSOR_CORES_HALF, *of_tiles, *narrow))
         yield from ((case, Way(half, capability=HOPPER, family="halo")) for case in (*HALO_HALF, *of_halos))
         yield from ((case, Way(half, capability=HOPPER, family="wgmma")) for case in (*WGMMA, *of_wgmma))

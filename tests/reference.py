@@ -472,6 +472,40 @@ def batch_norm(
     return finished(y, residual, activation), new_mean, new_var
 
 
+def instance_norm(
+    input: Array,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Array, Array | None, Array | None]:
+    """y and the running statistics after the call, which move towards the means of those of the images."""
+    x = float64(input)
+    y = np.zeros(x.shape)
+    images, channels = x.shape[:2]
+    means, unbiased = np.zeros((images, channels)), np.zeros((images, channels))
+    for n, c in indices(images, channels):
+        places = [(n, c, *spot) for spot in indices(*x.shape[2:])]
+        if use_input_stats or running_mean is None or running_var is None:
+            mean, variance = _mean_and_variance([float(x[place]) for place in places])
+            means[n, c], unbiased[n, c] = mean, variance * len(places) / (len(places) - 1)
+        else:
+            mean, variance = float(running_mean[c]), float(running_var[c])
+        for place in places:
+            y[place] = (x[place] - mean) / math.sqrt(variance + eps)
+            y[place] = y[place] * (1.0 if weight is None else weight[c]) + (0.0 if bias is None else bias[c])
+    if not images or not use_input_stats or running_mean is None or running_var is None:
+        return y, running_mean, running_var
+    new_mean, new_var = float64(running_mean).copy(), float64(running_var).copy()
+    for c in range(channels):
+        new_mean[c] = (1 - momentum) * new_mean[c] + momentum * math.fsum(means[:, c]) / images
+        new_var[c] = (1 - momentum) * new_var[c] + momentum * math.fsum(unbiased[:, c]) / images
+    return y, new_mean, new_var
+
+
 def group_norm(
     input: Array, num_groups: int, weight: Array | None = None, bias: Array | None = None, eps: float = 1e-5
 ) -> Array:

@@ -229,6 +229,7 @@ KEPT: dict[str, Callable[[Tensor], Tensor]] = {
     "avg_pool2d": lambda x: F.avg_pool2d(x, 2),
     "adaptive_avg_pool2d": lambda x: F.adaptive_avg_pool2d(x, 2),
     "batch_norm": lambda x: F.batch_norm(x, None, None, training=True),
+    "instance_norm": F.instance_norm,
     "dropout": lambda x: F.dropout(x, 0.5),
     "interpolate": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
     "flatten": lambda x: x.flatten(1),

@@ -278,6 +278,7 @@ LAYERS = [
     ("Linear", (90, 70), {}),
     ("BatchNorm1d", (5,), {}),
     ("BatchNorm2d", (5,), {"affine": False}),
+    ("InstanceNorm2d", (5,), {"affine": True, "track_running_stats": True}),
     ("GroupNorm", (2, 6), {}),
     ("LayerNorm", ((4, 7),), {}),
     ("PReLU", (3,), {}),

@@ -196,6 +196,7 @@ LAYERS = [
     (nn.ZeroPad2d((1, 2, 0, 1)), (2, 3, 4), (1, 0, 0)),
     (nn.ReflectionPad2d(1), (2, 3, 4), (1, 0, 0)),
     (nn.Upsample(scale_factor=2, mode="bilinear"), (2, 3, 4), (1, 3, 2)),
+    (nn.InstanceNorm2d(4, affine=True), (4, 3, 2), (2, 1, 1)),
     (nn.GroupNorm(2, 4), (4, 3, 2), (2, 1, 1)),
     (nn.LayerNorm((4, 3)), (2, 4, 3), (1, 2, 0)),
     (nn.LocalResponseNorm(3), (4, 3, 2), (2, 1, 1)),

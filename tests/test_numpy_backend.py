@@ -22,6 +22,7 @@ from gpucnn.backends import (
     numpy_conv,
     numpy_conv_pool,
     numpy_elementwise,
+    numpy_instance_norm,
     numpy_parallel,
     numpy_pool,
     numpy_winograd,
@@ -33,6 +34,10 @@ from gpucnn.live import Live
 
 Array = np.ndarray[Any, Any]
 backend = NumpyBackend()
+# Which work in blocks.
+IN_BLOCKS = (
+    numpy_batch_norm, numpy_conv, numpy_conv_pool, numpy_elementwise, numpy_instance_norm, numpy_pool, numpy_winograd,
+)  # fmt: skip
 SAME3 = Window((3, 3), (1, 1), (1, 1, 1, 1))
 
 
@@ -57,6 +62,7 @@ def every_primitive(n: int) -> dict[str, Callable[[], Any]]:
     vector = random(16)
     half = Window((2, 2), (2, 2))
     y, tap = backend.max_pool2d_forward(x, half, "max", True)
+    rows = random(n, 16)
     few, filters, every = x[:, :6], w[:, :6], (True, True, True)
     pooled, won = backend.conv2d_max_pool2d_forward(few, filters, vector, SAME3, 1, half, "relu", True)
     return {
@@ -85,6 +91,9 @@ def every_primitive(n: int) -> dict[str, Callable[[], Any]]:
         "batch_norm_statistics": lambda: backend.batch_norm_statistics(x),
         "batch_norm_forward": lambda: backend.batch_norm_forward(x, vector, vector, vector, vector),
         "batch_norm_backward": lambda: backend.batch_norm_backward(dy, x, vector, vector, vector, True),
+        "instance_norm_statistics": lambda: backend.instance_norm_statistics(x),
+        "instance_norm_forward": lambda: backend.instance_norm_forward(x, rows, rows, vector, vector),
+        "instance_norm_backward": lambda: backend.instance_norm_backward(dy, x, rows, rows, vector),
         "matmul": lambda: backend.matmul(x.reshape(n, -1), dy.reshape(n, -1), False, True),
     }
 
@@ -97,7 +106,7 @@ def bits(result: Any) -> list[bytes]:
 def with_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def use(threads: int) -> None:
         workers = numpy_parallel.Workers(threads)
-        for module in (numpy_batch_norm, numpy_conv, numpy_conv_pool, numpy_elementwise, numpy_pool, numpy_winograd):
+        for module in IN_BLOCKS:
             monkeypatch.setattr(module, "workers", workers)
 
     return use
@@ -138,7 +147,7 @@ def test_large_problems_are_cut_into_several_blocks(monkeypatch: pytest.MonkeyPa
             super().run(job, count)
 
     workers = Counting(2)
-    for module in (numpy_batch_norm, numpy_conv, numpy_conv_pool, numpy_elementwise, numpy_pool, numpy_winograd):
+    for module in IN_BLOCKS:
         monkeypatch.setattr(module, "workers", workers)
     for name, call in every_primitive(83).items():
         blocks.clear()
@@ -337,6 +346,8 @@ def test_four_axes_come_out_channels_last_and_arguments_stay_as_they_are(n: int)
         backend.dropout(x, 0.5, at(1, 0)),
         backend.batch_norm_forward(x, vector, vector, None, None),
         backend.batch_norm_backward(x, x, vector, vector, None, True)[0],
+        backend.instance_norm_forward(x, x[..., 0, 0], x[..., 0, 1], None, None),
+        backend.instance_norm_backward(x, x, x[..., 0, 0], x[..., 0, 1], None)[0],
         backend.matmul(x, x, False, True),
         backend.index_backward(x[:, ::2], (slice(None), slice(None, None, 2)), x.shape),
     ]
@@ -384,6 +395,7 @@ def test_any_strides_give_the_same_bits() -> None:
         lambda x: backend.avg_pool2d_forward(x, half, "real"),
         lambda x: backend.bias_backward(x),
         lambda x: backend.batch_norm_statistics(x),
+        lambda x: backend.instance_norm_statistics(x),
         lambda x: backend.activation_forward(x, "relu", 0.0),
         lambda x: backend.dropout(x, 0.5, at(1, 0)),
     ]

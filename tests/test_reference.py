@@ -74,6 +74,7 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("softmax", (X, 1), {}),
     ("softmax", (9 * X, -1), {}),
     ("log_softmax", (1e4 * X, 2), {}),
+    ("instance_norm", (X, None, None, random(6), random(6, seed=1)), {"eps": 1e-3}),
     ("group_norm", (X, 3, random(6), random(6, seed=1)), {}),
     ("layer_norm", (X, (7, 5), random(7, 5), random(7, 5, seed=1)), {"eps": 1e-3}),
     ("local_response_norm", (X, 3), {"alpha": 0.5, "beta": 0.6, "k": 2.0}),
@@ -136,6 +137,8 @@ def test_reference_agrees_with_pytorch(
     actual = getattr(reference, name)(*inputs, **arguments)
     keywords = {key: tensor(value) for key, value in arguments.items()}
     expected = getattr(torch.nn.functional, name)(*map(tensor, inputs), **keywords)
+    if name == "instance_norm":
+        actual = actual[0]  # the running statistics, which have a test of their own, are None
     for ours, theirs in zip(*map(as_tuple, (actual, expected)), strict=True):
         assert ours.shape == tuple(theirs.shape)
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-13, atol=1e-13)
@@ -155,6 +158,18 @@ def test_reference_batch_norm_agrees_with_pytorch(torch: ModuleType, shape: tupl
         torch.tensor(x), running_mean, running_var, torch.tensor(weight), torch.tensor(bias), training, 0.3, 1e-3
     )
     y, new_mean, new_var = reference.batch_norm(x, mean, variance, weight, bias, training, 0.3, 1e-3)
+    for ours, theirs in ((y, expected), (new_mean, running_mean), (new_var, running_var)):
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_reference_instance_norm_agrees_with_pytorch(torch: ModuleType, own: bool) -> None:
+    x, weight, bias, mean, variance = random(3, 4, 5, 2), random(4), random(4, seed=1), random(4), probabilities(4)
+    running_mean, running_var = torch.tensor(mean), torch.tensor(variance)
+    expected = torch.nn.functional.instance_norm(
+        torch.tensor(x), running_mean, running_var, torch.tensor(weight), torch.tensor(bias), own, 0.3, 1e-3
+    )
+    y, new_mean, new_var = reference.instance_norm(x, mean, variance, weight, bias, own, 0.3, 1e-3)
     for ours, theirs in ((y, expected), (new_mean, running_mean), (new_var, running_var)):
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-13, atol=1e-13)
 

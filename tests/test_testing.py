@@ -140,7 +140,7 @@ def test_every_tile_of_a_matrix_product_is_used(name: str) -> None:
 def test_every_sum_that_kernels_split_into_parts_is_split() -> None:
     split = {a.name for a, b in zip(launches(), launches()[1:], strict=False) if b.name == "sum_parts"} - {"sum_parts"}
     weights = {f"conv2d_{family}backward_weight" for family in ("", "direct_", "depthwise_")}
-    assert split == {"bias_backward", "matmul", "conv2d_max_pool2d_backward", *weights}
+    assert split == {"bias_backward", "matmul", "conv2d_max_pool2d_backward", "instance_norm_backward", *weights}
 
 
 # -- values ------------------------------------------------------------------------------------------------------------

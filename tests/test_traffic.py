@@ -99,6 +99,7 @@ def test_memory_is_what_a_launch_touches_each_sector_once():
     lambda x, w: gpucnn.functional.conv2d(x, w, padding=1, groups=64),
     lambda x, w: gpucnn.functional.conv2d(x, w, padding=1, stride=2, groups=64),
     lambda x, w: gpucnn.functional.batch_norm(x, None, None, training=True),
+    lambda x, w: gpucnn.functional.instance_norm(x),
     lambda x, w: gpucnn.functional.max_pool2d(x, 2),
 ])  # fmt: skip
 def test_what_has_few_sums_a_pixel_is_bound_by_memory_or_nearly(op):

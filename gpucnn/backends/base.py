@@ -6,8 +6,8 @@ Conventions, for all methods:
   so no check is written twice: shapes, ranks, dtypes and labels are right, and all floating arrays of one call have one
   dtype, float16, bfloat16, float32 or float64.
 - With the half types, float16 and bfloat16, a primitive computes in float32 and rounds what it returns to their type
-  once. What belongs to a channel of batch_norm (mean, variance, weight and the like) stays float32, and losses and
-  optimisers take float32 and float64 alone.
+  once. What belongs to a channel of batch_norm or instance_norm (mean, variance, weight and the like) stays float32,
+  and losses and optimisers take float32 and float64 alone.
 - Convolutions and matmul of float32 round their operands (x, w, dy; a, b) to the half type of `gpucnn.precision` first,
   if it names one. What is added to their sums, and what comes out, is not rounded; bias_backward adds up dy as it is.
 - Images are indexed [N, C, H, W] and filters [K, C/groups, R, S], as in PyTorch, and stored channels-last: what a
@@ -370,6 +370,31 @@ class Backend(ABC):
         dbias = Σ dr; dweight = Σ dr·x̂ with x̂ = (x − mean)·invstd;
         dx = weight·invstd·(dr − [training] (dbias + x̂·dweight)/M) with M = N·H·W.
         bias and y, the output, are needed with an activation alone; a backend may compute y again instead.
+        """
+
+    # -- instance normalisation ------------------------------------------------------------------------
+
+    @abstractmethod
+    def instance_norm_statistics(self, x: Array) -> tuple[Array, Array]:
+        """(mean [N,C], biased variance [N,C]) of x [N,C,H,W] over H and W; sound for |mean| ≫ std."""
+
+    @abstractmethod
+    def instance_norm_forward(
+        self, x: Array, mean: Array, invstd: Array, weight: Array | None, bias: Array | None
+    ) -> Array:
+        """y = (x − mean) · invstd · weight + bias; mean, invstd [N,C], weight, bias [C], where None stands for 1 and 0.
+
+        With a half type mean, invstd, weight and bias are float32, as for batch_norm.
+        """
+
+    @abstractmethod
+    def instance_norm_backward(
+        self, dy: Array, x: Array, mean: Array, invstd: Array, weight: Array | None
+    ) -> tuple[Array, Array, Array]:
+        """(dx, dweight [C], dbias [C]), where mean and invstd are functions of x.
+
+        With x̂ = (x − mean)·invstd each image has dbias_n = Σ dy and dweight_n = Σ dy·x̂, which add up to dbias and
+        dweight; dx = weight·invstd·(dy − (dbias_n + x̂·dweight_n)/M) with M = H·W.
         """
 
     # -- products and losses ---------------------------------------------------------------------------

@@ -746,6 +746,73 @@ class KernelBackend(Backend):
         self._by_channels("batch_norm.cu", "batch_norm_backward", constants, inputs, storage, c, x.size)
         return dx, dweight, dbias, dr
 
+    # -- instance normalisation ---------------------------------------------------------------------------------------
+
+    def _instance_sums(self, name: str, x: Array, *arguments: Array) -> tuple[list[Array], int, int]:
+        """Launch a kernel of instance_norm.cu made of column_sum: (its two results [N, parts, C], parts of each image,
+        length of a part). As in `_columns` the length is a multiple of 8."""
+        n, c = x.shape[:2]
+        pixels = x.size // (n * c)
+        width = 8 if c <= 8 else 32
+        blocks = n * ceil_div(c, width)
+        length = 8 * ceil_div(parts_of(pixels, blocks, most=256)[0], 8)
+        parts = ceil_div(pixels, length)
+        out = [self.xp.empty((n, parts, c), _arithmetic(x.dtype)) for _ in range(2)]
+        constants, grid, numbers = (
+            _scalar(x) | {"COLUMNS": width},
+            (blocks * parts, 1, 1),
+            (n, pixels, c, parts, length),
+        )
+        self.device.launch("instance_norm.cu", name, constants, grid, (256, 1, 1), *arguments, *out, *numbers)
+        return out, parts, length
+
+    def _instance_combine(self, name: str, x: Array, *arguments: Any) -> None:
+        """Launch a kernel of instance_norm.cu that sums up the parts of each image, with many lanes for few parts."""
+        n, c = x.shape[:2]
+        constants, grid = _scalar(x) | {"COLUMNS": 8}, (n * ceil_div(c, 8), 1, 1)
+        self.device.launch("instance_norm.cu", name, constants, grid, (256, 1, 1), *arguments)
+
+    def instance_norm_statistics(self, x: Array) -> tuple[Array, Array]:
+        n, c = x.shape[:2]
+        dtype = _arithmetic(x.dtype)
+        if not x.size:
+            return self.xp.zeros((n, c), dtype), self.xp.zeros((n, c), dtype)
+        storage = self._storage(x)
+        (means, squares), parts, length = self._instance_sums("instance_norm_statistics", x, storage)
+        mean, variance = self.xp.empty((n, c), dtype), self.xp.empty((n, c), dtype)
+        arguments, numbers = (storage, means, squares, mean, variance), (n, x.size // (n * c), c, parts, length)
+        self._instance_combine("instance_norm_statistics_combine", x, *arguments, *numbers)
+        return mean, variance
+
+    def instance_norm_forward(
+        self, x: Array, mean: Array, invstd: Array, weight: Array | None, bias: Array | None
+    ) -> Array:
+        y, storage = self._empty(x.shape, x.dtype)
+        if y.size:
+            n, c, h, w = x.shape
+            given = [None if a is None else self._storage(a) for a in (mean, invstd, weight, bias)]
+            inputs = (self._storage(x), *given)
+            self._by_channels("instance_norm.cu", "instance_norm_forward", {}, inputs, storage, n, h * w, c)
+        return y
+
+    def instance_norm_backward(
+        self, dy: Array, x: Array, mean: Array, invstd: Array, weight: Array | None
+    ) -> tuple[Array, Array, Array]:
+        n, c, h, w = x.shape
+        dx, storage = self._empty(x.shape, x.dtype)
+        dtype = _arithmetic(x.dtype)
+        if not dx.size:
+            return dx, self.xp.zeros(c, dtype), self.xp.zeros(c, dtype)
+        of_dy, of_x, mean, invstd = (self._storage(a) for a in (dy, x, mean, invstd))
+        weight = None if weight is None else self._storage(weight)
+        (sums, products), parts, _ = self._instance_sums("instance_norm_backward_sums", x, of_dy, of_x, mean)
+        dweights, dbiases = self.xp.empty((n, c), dtype), self.xp.empty((n, c), dtype)
+        arguments = (sums, products, invstd, dweights, dbiases, n, c, parts)
+        self._instance_combine("instance_norm_backward_combine", x, *arguments)
+        inputs = (of_dy, of_x, mean, invstd, weight, dweights, dbiases)
+        self._by_channels("instance_norm.cu", "instance_norm_backward", {}, inputs, storage, n, h * w, c)
+        return dx, self._sum_of_parts(dweights, n, dtype), self._sum_of_parts(dbiases, n, dtype)
+
     # -- products and losses ------------------------------------------------------------------------------------------
 
     def matmul(self, a: Array, b: Array, trans_a: bool = False, trans_b: bool = False) -> Array:

@@ -19,6 +19,7 @@ from gpucnn.backends import (
     numpy_conv,
     numpy_conv_pool,
     numpy_elementwise,
+    numpy_instance_norm,
     numpy_pool,
 )
 from gpucnn.backends.base import NO_TAP, AdamSettings, Array, Backend, Divisor, RMSpropSettings, SGDSettings
@@ -289,6 +290,24 @@ class NumpyBackend(Backend):
             storage(dy), storage(x), mean, invstd, weight, training, y, activation, residual
         )
         return indexed(dx), dweight, dbias, indexed(dr) if residual else None
+
+    # -- instance normalisation ---------------------------------------------------------------------------------------
+
+    def instance_norm_statistics(self, x: Array) -> tuple[Array, Array]:
+        return numpy_instance_norm.statistics(storage(widened(x)))
+
+    @in_float32
+    def instance_norm_forward(
+        self, x: Array, mean: Array, invstd: Array, weight: Array | None, bias: Array | None
+    ) -> Array:
+        return indexed(numpy_instance_norm.forward(storage(x), mean, invstd, weight, bias))
+
+    @in_float32
+    def instance_norm_backward(
+        self, dy: Array, x: Array, mean: Array, invstd: Array, weight: Array | None
+    ) -> tuple[Array, Array, Array]:
+        dx, dweight, dbias = numpy_instance_norm.backward(storage(dy), storage(x), mean, invstd, weight)
+        return indexed(dx), dweight, dbias
 
     # -- products and losses ------------------------------------------------------------------------------------------
 

@@ -61,7 +61,7 @@ from gpucnn.functional.loss import (
     nll_loss,
     smooth_l1_loss,
 )
-from gpucnn.functional.normalization import batch_norm, group_norm, layer_norm, local_response_norm
+from gpucnn.functional.normalization import batch_norm, group_norm, instance_norm, layer_norm, local_response_norm
 from gpucnn.functional.pooling import (
     adaptive_avg_pool2d,
     adaptive_max_pool2d,
@@ -96,9 +96,9 @@ __all__ = [
     "batch_norm", "binary_cross_entropy", "binary_cross_entropy_with_logits", "cat", "chunk", "clamp", "compare",
     "conv2d", "conv2d_max_pool2d", "conv_transpose2d", "cross_entropy", "div", "dropout", "dropout2d", "elu", "exp",
     "expand", "flatten", "gelu", "group_norm", "half_squared_error", "hardsigmoid", "hardswish", "host_index", "index",
-    "interpolate", "l1_loss", "layer_norm", "leaky_relu", "linear", "local_response_norm", "log", "log_softmax",
-    "matmul", "max", "max_pool2d", "maximum", "mean", "min", "min_pool2d", "minimum", "mse_loss", "mul", "neg",
-    "nll_loss", "pad", "permute", "pixel_shuffle", "pixel_unshuffle", "pow", "prelu", "relu", "relu6", "reshape",
-    "sigmoid", "silu", "smooth_l1_loss", "softmax", "softplus", "split", "sqrt", "squeeze", "stack", "sub", "sum",
-    "sum_pool2d", "tanh", "to", "transpose", "unflatten", "unsqueeze", "where",
+    "instance_norm", "interpolate", "l1_loss", "layer_norm", "leaky_relu", "linear", "local_response_norm", "log",
+    "log_softmax", "matmul", "max", "max_pool2d", "maximum", "mean", "min", "min_pool2d", "minimum", "mse_loss", "mul",
+    "neg", "nll_loss", "pad", "permute", "pixel_shuffle", "pixel_unshuffle", "pow", "prelu", "relu", "relu6",
+    "reshape", "sigmoid", "silu", "smooth_l1_loss", "softmax", "softplus", "split", "sqrt", "squeeze", "stack", "sub",
+    "sum", "sum_pool2d", "tanh", "to", "transpose", "unflatten", "unsqueeze", "where",
 ]  # fmt: skip

@@ -1,11 +1,11 @@
-"""Batch, group, layer and local response normalisation."""
+"""Batch, instance, group, layer and local response normalisation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from gpucnn.backends import Array
+from gpucnn.backends import Array, Backend
 from gpucnn.dtypes import float32, is_half
 from gpucnn.functional import validate
 from gpucnn.functional.arithmetic import mean
@@ -60,14 +60,8 @@ def _batch_norm(
     op = "batch_norm"
     eps, momentum = validate.number(op, "eps", eps), validate.number(op, "momentum", momentum)
     per_channel = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
-    backend = validate.one_backend(op, input=input, **per_channel)
-    if is_half(input.dtype):
-        for name, value in per_channel.items():
-            if value is not None and value.dtype != float32 and not is_half(value.dtype):
-                raise TypeError(f"{op}: with a {input.dtype} input {name} must be float32, got {value.dtype}")
-        weight, bias = widened(weight), widened(bias)
-    else:
-        validate.floating(op, input=input, **per_channel)
+    backend = _of_channels(op, input, per_channel)
+    weight, bias = widened(weight), widened(bias)
     if input.ndim not in (2, 4):
         raise ValueError(f"{op}: input must be [N, C] or [N, C, H, W], got shape {input.shape}")
     channels = input.shape[1]
@@ -84,11 +78,8 @@ def _batch_norm(
         if count < 2:
             raise ValueError(f"{op}: training needs more than one value per channel, got input shape {input.shape}")
         average, variance = backend.batch_norm_statistics(x) if statistics is None else statistics
-        moved = [None if r is None else backend.contiguous(widened(r).array) for r in (running_mean, running_var)]
-        invstd = backend.batch_norm_invstd(average, variance, eps, moved, momentum, count / (count - 1))
-        for running, wide in zip((running_mean, running_var), moved, strict=True):
-            if running is not None and running.array is not wide:  # a copy
-                running.array[...] = wide
+        running = (running_mean, running_var)
+        invstd = _invstd(backend, average, variance, eps, running, momentum, count / (count - 1))
     elif running_mean is None or running_var is None:
         raise ValueError(f"{op}: with training=False, running_mean and running_var must be given")
     else:
@@ -102,6 +93,92 @@ def _batch_norm(
         return backend.batch_norm_backward(dy, x, average, invstd, w, training, b, output, activation, added)
 
     return record(backend, y, ((input, weight, bias, residual), vjp))
+
+
+def _of_channels(op: str, input: Tensor, per_channel: dict[str, Tensor | None]) -> Backend:
+    """The backend of a norm's input and of what it has for each channel, in its dtype or, for a half type, float32."""
+    backend = validate.one_backend(op, input=input, **per_channel)
+    if not is_half(input.dtype):
+        return validate.floating(op, input=input, **per_channel)
+    for name, value in per_channel.items():
+        if value is not None and value.dtype != float32 and not is_half(value.dtype):
+            raise TypeError(f"{op}: with a {input.dtype} input {name} must be float32, got {value.dtype}")
+    return backend
+
+
+def _invstd(
+    backend: Backend,
+    mean: Array,
+    variance: Array,
+    eps: float,
+    running: tuple[Tensor | None, Tensor | None],
+    momentum: float,
+    unbiased: float,
+) -> Array:
+    """batch_norm_invstd, where the running statistics may be of a half type or have any strides."""
+    moved = [None if r is None else backend.contiguous(widened(r).array) for r in running]
+    invstd = backend.batch_norm_invstd(mean, variance, eps, moved, momentum, unbiased)
+    for r, wide in zip(running, moved, strict=True):
+        if r is not None and r.array is not wide:  # a copy
+            r.array[...] = wide
+    return invstd
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(input − mean) / √(variance + eps) · weight + bias, per channel of each image. Ulyanov et al. 2016.
+
+    input [N, C, …], weight, bias and running statistics [C]. use_input_stats: each image's own statistics (biased
+    variance); running_mean and running_var, if given, move in place by `momentum` towards their mean over the images
+    (of the unbiased variance). Otherwise the running statistics are used, and must be given: that is `batch_norm`. An
+    input in a half type goes with a float32 weight, bias and running statistics, and is summed up in float32.
+
+    Raises ValueError for one value per channel of an image, whose variance means nothing.
+    """
+    op = "instance_norm"
+    eps, momentum = validate.number(op, "eps", eps), validate.number(op, "momentum", momentum)
+    per_channel = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    backend = _of_channels(op, input, per_channel)
+    if input.ndim < 3:
+        raise ValueError(f"{op}: input must be [N, C, …] with at least 3 axes, got shape {input.shape}")
+    batch, channels, *size = input.shape
+    for name, value in per_channel.items():
+        validate.shape(op, name, value, (channels,), "one per channel")
+    if (running_mean is None) != (running_var is None):
+        raise ValueError(f"{op}: running_mean and running_var must be given together")
+    if not use_input_stats and running_mean is None:
+        raise ValueError(f"{op}: with use_input_stats=False, running_mean and running_var must be given")
+    count = math.prod(size)
+    if use_input_stats and count < 2:
+        raise ValueError(f"{op}: an image needs more than one value per channel, got input shape {input.shape}")
+    if input.ndim != 4:
+        plane = input.reshape(batch, channels, count, 1)
+        norm = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+        return instance_norm(plane, *norm).reshape(input.shape)
+    if not use_input_stats:
+        return batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
+    x = input.array
+    mean, variance = backend.instance_norm_statistics(x)
+    invstd = backend.batch_norm_invstd(mean.reshape(-1), variance.reshape(-1), eps).reshape(mean.shape)
+    if running_mean is not None and batch:
+        average, spread = (backend.bias_backward(statistic) / batch for statistic in (mean, variance))
+        _invstd(backend, average, spread, eps, (running_mean, running_var), momentum, count / (count - 1))
+    weight, bias = widened(weight), widened(bias)
+    w, b = (None if t is None else t.array for t in (weight, bias))
+    y = backend.instance_norm_forward(x, mean, invstd, w, b)
+
+    def vjp(dy: Array) -> tuple[Array | None, ...]:
+        return backend.instance_norm_backward(dy, x, mean, invstd, w)
+
+    return record(backend, y, ((input, weight, bias), vjp))
 
 
 @in_float32

@@ -23,6 +23,7 @@ from gpucnn.nn.layers import (
     Hardsigmoid,
     Hardswish,
     Identity,
+    InstanceNorm2d,
     L1Loss,
     LayerNorm,
     LeakyReLU,
@@ -56,9 +57,9 @@ from gpucnn.nn.module import Buffer, Module, Parameter, Summary
 __all__ = [
     "ELU", "GELU", "AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "BCELoss", "BCEWithLogitsLoss",
     "BatchNorm1d", "BatchNorm2d", "Buffer", "Conv2d", "ConvTranspose2d", "CrossEntropyLoss", "Dropout", "Dropout2d",
-    "Flatten", "GroupNorm", "HalfSquaredError", "Hardsigmoid", "Hardswish", "Identity", "L1Loss", "LayerNorm",
-    "LeakyReLU", "Linear", "LocalResponseNorm", "LogSoftmax", "MSELoss", "MaxPool2d", "MinPool2d", "Module",
-    "ModuleDict", "ModuleList", "NLLLoss", "PReLU", "Parameter", "PixelShuffle", "PixelUnshuffle", "ReLU", "ReLU6",
-    "ReflectionPad2d", "ReplicationPad2d", "Sequential", "SiLU", "Sigmoid", "SmoothL1Loss", "Softmax", "Softplus",
-    "SumPool2d", "Summary", "Tanh", "Unflatten", "Upsample", "ZeroPad2d", "init", "models",
+    "Flatten", "GroupNorm", "HalfSquaredError", "Hardsigmoid", "Hardswish", "Identity", "InstanceNorm2d", "L1Loss",
+    "LayerNorm", "LeakyReLU", "Linear", "LocalResponseNorm", "LogSoftmax", "MSELoss", "MaxPool2d", "MinPool2d",
+    "Module", "ModuleDict", "ModuleList", "NLLLoss", "PReLU", "Parameter", "PixelShuffle", "PixelUnshuffle", "ReLU",
+    "ReLU6", "ReflectionPad2d", "ReplicationPad2d", "Sequential", "SiLU", "Sigmoid", "SmoothL1Loss", "Softmax",
+    "Softplus", "SumPool2d", "Summary", "Tanh", "Unflatten", "Upsample", "ZeroPad2d", "init", "models",
 ]  # fmt: skip

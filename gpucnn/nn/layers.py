@@ -466,6 +466,40 @@ class BatchNorm2d(_BatchNorm):
     _ndim = 4
 
 
+class InstanceNorm2d(Module):
+    """`functional.instance_norm` of [N, C, H, W]: statistics of each image, or running ones in evaluation mode if they
+    are tracked."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+    ) -> None:
+        _positive("InstanceNorm2d", num_features=num_features)
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.affine, self.track_running_stats = affine, track_running_stats
+        self.weight = Parameter(ones(num_features)) if affine else None
+        self.bias = Parameter(zeros(num_features)) if affine else None
+        self.running_mean = Buffer(zeros(num_features)) if track_running_stats else None
+        self.running_var = Buffer(ones(num_features)) if track_running_stats else None
+        self.num_batches_tracked = Buffer(zeros((), dtype=np.int64)) if track_running_stats else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        validate.rank("InstanceNorm2d", "input", input, 4, "[N, C, H, W]")
+        if input.shape[1] != self.num_features:
+            raise ValueError(
+                f"InstanceNorm2d: input must have num_features={self.num_features} channels, got shape {input.shape}"
+            )
+        momentum = 0.0 if self.momentum is None else self.momentum  # as in PyTorch: they stay what they are
+        own = self.training or self.running_mean is None
+        return F.instance_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, own, momentum, self.eps
+        )
+
+
 class GroupNorm(Module):
     """`functional.group_norm` with a learned weight and bias per channel."""
 

@@ -91,7 +91,13 @@ def batch_norm(node: Node) -> Function:
 
 def instance_norm(node: Node) -> Function:
     eps = node.float("epsilon", 1e-5)
-    return lambda x, weight, bias: F.group_norm(x, x.shape[1], weight, bias, eps)
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if math.prod(x.shape[2:]) == 1:  # ONNX gives the bias, PyTorch and instance_norm an error
+            return F.group_norm(x, x.shape[1], weight, bias, eps)
+        return F.instance_norm(x, weight=weight, bias=bias, eps=eps)
+
+    return run
 
 
 def group_norm(node: Node) -> Function:

@@ -213,6 +213,13 @@ def batch_norm(w: Writer, s: Step) -> str:
     return _finished(w, s, y)
 
 
+def instance_norm(w: Writer, s: Step) -> str:
+    x, of_channels = s["input"], s["input"].shape[1]
+    weight = w.constant(np.ones(of_channels, x.dtype)) if s["weight"] is None else s["weight"]
+    bias = w.constant(np.zeros(of_channels, x.dtype)) if s["bias"] is None else s["bias"]
+    return w.node("InstanceNormalization", x, weight, bias, epsilon=s["eps"])
+
+
 def layer_norm(w: Writer, s: Step) -> str:
     shape = s["normalized_shape"]
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -391,6 +398,8 @@ def _whole(function: str, arguments: dict[str, Any]) -> bool:
     """Whether ONNX has an operator that computes just this; if not, what the function itself calls is written."""
     if function == "local_response_norm":
         return bool(arguments["size"] % 2)
+    if function == "instance_norm":
+        return bool(arguments["use_input_stats"])  # if not, it is batch_norm
     if function == "interpolate":
         return _resizable(**arguments)
     return function in WRITERS
@@ -430,6 +439,7 @@ WRITERS: dict[str, Write] = {
     "hardsigmoid": _unary("HardSigmoid", alpha=1 / 6, beta=0.5),
     "hardswish": _unary("HardSwish"),
     "index": index,
+    "instance_norm": instance_norm,
     "interpolate": interpolate,
     "layer_norm": layer_norm,
     "leaky_relu": lambda w, s: w.node("LeakyRelu", s["input"], alpha=s["negative_slope"]),

@@ -17,7 +17,7 @@ def reference_result(position: int, dtype: str) -> Array:
     """The scalar result of REFERENCED[position] for values rounded to `dtype`, kept: the loops are slow."""
     case = REFERENCED[position]
     result = getattr(reference, case.op)(*case.made_inputs(dtype), **case.made_arguments(dtype))
-    y = result[0] if isinstance(result, tuple) else result  # batch_norm's running statistics come second
+    y = result[0] if isinstance(result, tuple) else result  # a norm's running statistics come second
     assert isinstance(y, np.ndarray)
     return y
 

@@ -1,4 +1,5 @@
-"""Normalisation. Group, layer and local response norm of every case are in test_every_op.py; batch norm is here."""
+"""Normalisation. Group, layer and local response norm of every case are in test_every_op.py, as is instance norm; what
+batch norm and running statistics do is here."""
 
 from typing import Any
 
@@ -160,6 +161,84 @@ def test_evaluation_of_no_images_gives_no_images(backend: str) -> None:
     assert y.shape == (0, 3, 2, 2)
 
 
+PLANES = [(3, 4, 5, 2), (1, 5, 1, 7), (4, 3, 6)]
+
+
+@pytest.mark.parametrize("shape", PLANES)
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_running_statistics_of_instance_norm_are_the_scalar_loops(
+    shape: tuple[int, ...], own: bool, dtype: str, backend: str
+) -> None:
+    x = (random(*shape) + 0.5).astype(dtype)
+    arrays = [a.astype(dtype) for a in (*statistics(shape[1]), *parameters(shape[1]))]
+    _, mean, variance = reference.instance_norm(x, *arrays, own, 0.3)
+    given = tensors(backend, *arrays)
+    F.instance_norm(gpucnn.tensor(x, backend=backend), *given, own, 0.3)
+    for ours, theirs in ((given[0], mean), (given[1], variance)):
+        assert ours is not None
+        assert theirs is not None
+        terms = x.size // shape[1] + 16
+        assert_within(ours.numpy(), theirs, terms * unit_roundoff(dtype) * float(np.abs(x).max() + 1) ** 2)
+
+
+@pytest.mark.parametrize("shape", PLANES)
+@pytest.mark.parametrize("own", [True, False])
+def test_instance_norm_agrees_with_pytorch(shape: tuple[int, ...], own: bool, backend: str) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: nothing to compare instance norm with")
+    arrays = [random(*shape), *statistics(shape[1]), *parameters(shape[1])]
+    u = random(*shape, seed=9)
+    theirs = [torch.tensor(array, requires_grad=i in (0, 3, 4)) for i, array in enumerate(arrays)]
+    expected = torch.nn.functional.instance_norm(*theirs, use_input_stats=own)
+    expected.backward(torch.tensor(u))
+    ours = [gpucnn.tensor(array, requires_grad=i in (0, 3, 4), backend=backend) for i, array in enumerate(arrays)]
+    y = F.instance_norm(*ours, use_input_stats=own)
+    y.backward(gpucnn.tensor(u, backend=backend))
+    pairs: list[tuple[Any, Any]] = [(y, expected.detach()), (ours[1], theirs[1]), (ours[2], theirs[2])]
+    pairs += [(ours[i].grad, theirs[i].grad) for i in (0, 3, 4)]
+    for mine, other in pairs:
+        assert_within(
+            mine.numpy(), other.numpy(), 2**12 * unit_roundoff("float64") * float(np.abs(arrays[0]).max() + 1)
+        )
+
+
+def test_instance_norm_of_one_image_is_its_batch_norm(backend: str) -> None:
+    x = gpucnn.tensor(random(1, 4, 3, 5), backend=backend)
+    expected = F.batch_norm(x, None, None, training=True).numpy()
+    assert_within(F.instance_norm(x).numpy(), expected, 1e-13)
+
+
+def test_no_images_leave_the_running_statistics_alone(backend: str) -> None:
+    mean, variance = tensors(backend, *statistics(3))
+    y = F.instance_norm(gpucnn.tensor(random(0, 3, 4, 2), backend=backend), mean, variance)
+    assert y.shape == (0, 3, 4, 2)
+    assert mean is not None
+    assert variance is not None
+    np.testing.assert_array_equal([mean.numpy(), variance.numpy()], statistics(3))
+
+
+def test_float32_instance_norm_is_sound_where_the_mean_dwarfs_the_deviation(backend: str) -> None:
+    """The mean, rounded to float32, is off by u · 1000; what else is rounded has the size of the deviation, 1."""
+    x = (1000 + random(2, 3, 31, 33)).astype(np.float32)
+    y = F.instance_norm(gpucnn.tensor(x, backend=backend)).numpy()
+    wide = x.astype(np.float64)
+    expected = (wide - wide.mean((2, 3), keepdims=True)) / np.sqrt(wide.var((2, 3), keepdims=True) + 1e-5)
+    assert_within(y, expected, 4 * unit_roundoff("float32") * 1000)
+
+
+def test_nan_in_one_channel_of_an_image_stays_there(backend: str) -> None:
+    x = random(2, 3, 4, 5)
+    x[0, 1, 2, 3] = np.nan
+    tensor = gpucnn.tensor(x, requires_grad=True, backend=backend)
+    y = F.instance_norm(tensor)
+    y.sum().backward()
+    assert tensor.grad is not None
+    expected = np.zeros(x.shape, bool)
+    expected[0, 1] = True
+    for array in (y.numpy(), tensor.grad.numpy()):
+        np.testing.assert_array_equal(np.isnan(array), expected)
+
+
 def test_group_norm_of_one_group_is_layer_norm_of_the_image(backend: str) -> None:
     x = gpucnn.tensor(random(2, 4, 3, 5), backend=backend)
     assert_within(F.group_norm(x, 1).numpy(), F.layer_norm(x, (4, 3, 5)).numpy(), 1e-13)
@@ -201,6 +280,17 @@ def test_local_response_norm_of_a_hand_made_pixel(backend: str) -> None:
             ValueError,
             r"activation must be one of 'relu', 'relu6', 'sigmoid', 'tanh', got 'gelu'",
         ),
+        ("instance_norm", (2, 3), (), ValueError, r"at least 3 axes.*\(2, 3\)"),
+        ("instance_norm", (2, 3, 1, 1), (), ValueError, r"more than one value.*\(2, 3, 1, 1\)"),
+        ("instance_norm", (2, 3, 4), ((3,), None), ValueError, r"running_mean and running_var must be given together"),
+        (
+            "instance_norm",
+            (2, 3, 4),
+            (None, None, None, None, False),
+            ValueError,
+            r"use_input_stats=False, running_mean.*running_var",
+        ),
+        ("instance_norm", (2, 3, 4), (None, None, (1, 3)), ValueError, r"weight .*\(3,\).*\(1, 3\)"),
         ("group_norm", (2, 6, 3), (4,), ValueError, r"num_groups=4.*6"),
         ("group_norm", (2, 6, 3), (0,), ValueError, r"num_groups=0.*6"),
         ("group_norm", (6,), (2,), ValueError, r"\(6,\)"),

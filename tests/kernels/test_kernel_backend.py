@@ -274,6 +274,38 @@ def test_a_first_number_far_from_all_others_costs_batch_norm_statistics_no_digit
     assert_within(mean, exact_mean, 2.0**-24 * np.sqrt(1000 * exact))
 
 
+@pytest.mark.parametrize("offset", [0, 1e4])
+def test_instance_norm_statistics_are_exact_to_some_roundings_wherever_the_mean_lies(
+    offset: float, kernels: KernelBackend
+) -> None:
+    """Also of images in several parts, whose last one is short, and of fewer pixels than a thread takes at once."""
+    for shape in ((3, 5, 41, 37), (2, 40, 61, 11), (2, 3, 1, 2)):
+        x = random(*shape) + np.float32(offset)
+        exact_mean, exact = x.mean((2, 3), np.float64), x.var((2, 3), np.float64)
+        mean, variance = computed(kernels, "instance_norm_statistics", x)
+        # Eight pixels by turns, some 48 of these moments a lane and part at most, then 32 lanes, then at most 6 parts.
+        assert_within(variance, exact, 2.0**-24 * 2 * (8 + 48 + 32 + 6) * exact)
+        assert_within(mean, exact_mean, 2.0**-24 * (np.abs(exact_mean) + (8 + 48 + 32 + 6) * 4 * np.sqrt(exact)))
+
+
+def test_a_first_pixel_far_from_all_others_costs_instance_norm_statistics_no_digits(kernels: KernelBackend) -> None:
+    x = random(2, 3, 40, 25)
+    x[:, :, 0, 0] = 1e6
+    mean, variance = computed(kernels, "instance_norm_statistics", x)
+    exact_mean, exact = x.mean((2, 3), np.float64), x.var((2, 3), np.float64)
+    assert_within(variance, exact, 2.0**-24 * 100 * exact)
+    assert_within(mean, exact_mean, 2.0**-24 * np.sqrt(1000 * exact))
+
+
+def test_instance_norm_of_an_empty_batch(kernels: KernelBackend) -> None:
+    x, rows, c = np.zeros((0, 3, 4, 5), np.float32), np.ones((0, 3), np.float32), np.ones(3, np.float32)
+    assert [a.shape for a in computed(kernels, "instance_norm_statistics", x)] == [(0, 3)] * 2
+    assert computed(kernels, "instance_norm_forward", x, rows, rows, c, c)[0].shape == x.shape
+    dx, dweight, dbias = computed(kernels, "instance_norm_backward", x, x, rows, rows, c)
+    assert dx.shape == x.shape
+    np.testing.assert_array_equal([dweight, dbias], 0)
+
+
 @pytest.mark.parametrize(
     ("shape", "added", "activation"),
     [

@@ -100,6 +100,11 @@ LAYERS: dict[str, Layer] = {
         (2, 3, 4, 2),
         lambda m, x: F.batch_norm(x, None, None, None, None, True, eps=0.1),
     ),
+    "InstanceNorm2d": (
+        lambda: nn.InstanceNorm2d(3, 0.1),
+        (2, 3, 4, 2),
+        lambda m, x: F.instance_norm(x, eps=0.1),
+    ),
     "GroupNorm": (lambda: nn.GroupNorm(2, 4, 0.1), (2, 4, 3, 2), lambda m, x: F.group_norm(x, 2, eps=0.1)),
     "LayerNorm": (lambda: nn.LayerNorm((3, 2), 0.1), (4, 3, 2), lambda m, x: F.layer_norm(x, (3, 2), eps=0.1)),
     "LocalResponseNorm": (
@@ -222,7 +227,7 @@ def test_arguments_and_defaults_are_pytorchs(name: str, torch: ModuleType) -> No
     ("ConvTranspose2d", (4, 6, 3, (2, 1), 1, (1, 0), 2)), ("Linear", (5, 3)), ("BatchNorm2d", (4,)),
     ("BatchNorm1d", (4, 0.1, None, False, False)), ("GroupNorm", (2, 4)), ("LayerNorm", ((4, 3),)),
     ("ReLU", (True,)), ("LeakyReLU", (0.2, True)), ("ELU", (0.5, True)), ("Dropout2d", (0.3, True)),
-    ("PixelShuffle", (3,)),
+    ("PixelShuffle", (3,)), ("InstanceNorm2d", (4, 0.1, 0.2, True, True)),
 ])  # fmt: skip
 def test_a_layer_tells_what_it_was_made_with_as_pytorchs_does(name: str, arguments: Any, torch: ModuleType) -> None:
     """As `nn.Linear(model.fc.in_features, 2)` asks for it."""
@@ -266,7 +271,13 @@ def test_initial_bounds_are_pytorchs(torch: ModuleType) -> None:
 
 
 def test_normalisation_starts_with_ones_and_zeros_and_prelu_with_a_quarter() -> None:
-    for layer in (nn.BatchNorm2d(3), nn.BatchNorm1d(3), nn.GroupNorm(3, 3), nn.LayerNorm(3)):
+    for layer in (
+        nn.BatchNorm2d(3),
+        nn.BatchNorm1d(3),
+        nn.InstanceNorm2d(3, affine=True),
+        nn.GroupNorm(3, 3),
+        nn.LayerNorm(3),
+    ):
         assert (layer.weight.tolist(), layer.bias.tolist()) == ([1, 1, 1], [0, 0, 0])
     norm = nn.BatchNorm2d(2)
     assert [b.tolist() for b in norm.buffers()] == [[0, 0], [1, 1], 0]
@@ -276,15 +287,37 @@ def test_normalisation_starts_with_ones_and_zeros_and_prelu_with_a_quarter() -> 
 
 def test_affine_parameters_may_be_left_out() -> None:
     assert list(nn.BatchNorm2d(3, affine=False).parameters()) == []
+    assert list(nn.InstanceNorm2d(3).parameters()) == list(nn.InstanceNorm2d(3).buffers()) == []
     assert list(nn.GroupNorm(3, 3, affine=False).parameters()) == []
     assert list(nn.LayerNorm(3, elementwise_affine=False).parameters()) == []
     assert [name for name, _ in nn.LayerNorm(3, bias=False).named_parameters()] == ["weight"]
 
 
+def test_instance_norm_tracks_in_training_and_uses_what_it_tracked_in_evaluation() -> None:
+    x, norm = gpucnn.randn(2, 3, 4, 5), nn.InstanceNorm2d(3, eps=0.1, momentum=0.3, track_running_stats=True)
+    mean, variance = gpucnn.zeros(3), gpucnn.ones(3)
+    expected = F.instance_norm(x, mean, variance, momentum=0.3, eps=0.1)
+    np.testing.assert_array_equal(norm(x).numpy(), expected.numpy())
+    assert [b.tolist() for b in norm.buffers()] == [mean.tolist(), variance.tolist(), 0]  # 0 as in PyTorch
+    expected = F.batch_norm(x, mean, variance, eps=0.1)
+    np.testing.assert_array_equal(norm.eval()(x).numpy(), expected.numpy())
+    norm = nn.InstanceNorm2d(3, momentum=None, track_running_stats=True)
+    norm(x)
+    assert norm.running_mean is not None
+    assert norm.running_mean.tolist() == [0, 0, 0]
+
+
+def test_instance_norm_of_other_channels_or_axes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"InstanceNorm2d: input must have num_features=3 channels.*\(2, 4, 5, 6\)"):
+        nn.InstanceNorm2d(3)(gpucnn.zeros(2, 4, 5, 6))
+    with pytest.raises(ValueError, match=r"InstanceNorm2d: input must have 4 axes \[N, C, H, W\].*unsqueeze"):
+        nn.InstanceNorm2d(3)(gpucnn.zeros(3, 5, 6))
+
+
 def test_affine_parameters_scale_and_shift_each_channel() -> None:
     x = gpucnn.randn(4, 6, 3, 2)
     weight, bias = np.arange(1, 7, dtype=np.float32), np.arange(6, dtype=np.float32)
-    for layer in (nn.BatchNorm2d(6), nn.GroupNorm(2, 6)):
+    for layer in (nn.BatchNorm2d(6), nn.InstanceNorm2d(6, affine=True), nn.GroupNorm(2, 6)):
         plain = layer(x).numpy()
         layer.load_state_dict({"weight": weight, "bias": bias}, strict=False)
         expected = plain * weight.reshape(-1, 1, 1) + bias.reshape(-1, 1, 1)
@@ -365,6 +398,7 @@ def test_failed_batch_is_not_counted() -> None:
         (lambda: nn.ConvTranspose2d(4, 6, 3, groups=4), "groups=4 must divide in_channels=4 and out_channels=6"),
         (lambda: nn.Linear(3, -1), "Linear: out_features must be a positive int, got -1"),
         (lambda: nn.BatchNorm2d(0), "BatchNorm2d: num_features"),
+        (lambda: nn.InstanceNorm2d(0), "InstanceNorm2d: num_features"),
         (lambda: nn.GroupNorm(3, 4), "num_groups=3 must divide num_channels=4"),
         (lambda: nn.PReLU(0), "PReLU: num_parameters"),
         (lambda: nn.Dropout(1.5), r"Dropout: p is the probability.*1\.5"),

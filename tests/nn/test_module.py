@@ -74,11 +74,13 @@ def test_names_and_shapes_are_those_of_the_same_module_in_pytorch(torch: ModuleT
         TorchResidual(3), t.Conv2d(3, 4, 3, groups=1), t.BatchNorm2d(4, affine=False), t.PReLU(4), t.GroupNorm(2, 4),
         t.BatchNorm2d(4, track_running_stats=False), t.ConvTranspose2d(4, 6, 3, groups=2), t.Flatten(),
         t.Sequential(t.Linear(5, 6, bias=False), t.LayerNorm(6), t.BatchNorm1d(6)),
+        t.InstanceNorm2d(6), t.InstanceNorm2d(6, affine=True, track_running_stats=True),
     )  # fmt: skip
     ours = nn.Sequential(
         Residual(3), nn.Conv2d(3, 4, 3, groups=1), nn.BatchNorm2d(4, affine=False), nn.PReLU(4), nn.GroupNorm(2, 4),
         nn.BatchNorm2d(4, track_running_stats=False), nn.ConvTranspose2d(4, 6, 3, groups=2), nn.Flatten(),
         nn.Sequential(nn.Linear(5, 6, bias=False), nn.LayerNorm(6), nn.BatchNorm1d(6)),
+        nn.InstanceNorm2d(6), nn.InstanceNorm2d(6, affine=True, track_running_stats=True),
     )  # fmt: skip
     expected = {name: tuple(value.shape) for name, value in theirs.state_dict().items()}
     state = ours.state_dict()

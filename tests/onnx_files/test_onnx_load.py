@@ -460,6 +460,7 @@ CASES: dict[str, tuple[tuple[Any, int], dict[str, Any]]] = {
     "group-norm-21": (
         image_node("GroupNormalization", "s", "b", opset=21, num_groups=2), {"s": random(2), "b": random(2, seed=1)}
     ),
+    "instance-norm": (image_node("InstanceNormalization", "s", "b"), {"s": random(2), "b": random(2, seed=1)}),
     "layer-norm": (image_node("LayerNormalization", "s", "b", axis=2), {"s": random(7, 5), "b": random(7, 5, seed=1)}),
     "lrn": (image_node("LRN", size=3, alpha=0.4), {}),
     "arithmetic": (image_node("Max", "k", "m"), {"k": random(5), "m": random(7, 1)}),
@@ -483,6 +484,12 @@ def test_group_norm_of_opset_18_has_a_scale_for_each_group(tmp_path: Path, backe
     normal = (groups - groups.mean(2, keepdims=True)) / np.sqrt(groups.var(2, keepdims=True) + 1e-5)
     wanted = (normal * [[[2], [3]]] + [[[5], [7]]]).reshape(x.shape)
     assert_within(y, wanted, 64 * U)
+
+
+def test_instance_norm_of_one_pixel_is_the_bias(tmp_path: Path, backend: str) -> None:
+    constants = {"s": np.array([2, 3], np.float32), "b": np.array([5, 7], np.float32)}
+    node = make_node("InstanceNormalization", ["x", "s", "b"], ["y"])
+    agrees(model_of([node], {"x": [3, 2, 1, 1]}, constants=constants), tmp_path, backend, random(3, 2, 1, 1))
 
 
 def test_one_pixel_of_pytorchs_half_pixels_is_the_first(tmp_path: Path, backend: str) -> None:
