@@ -24,11 +24,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gpucnn.atomic import write_text
-from gpucnn.devices import KernelError
-from gpucnn.devices.emulator import compiler
-
 ROOT = Path(__file__).parent.parent
+if find_spec("gpucnn") is None:  # a checkout will do where nothing can be installed
+    sys.path.insert(0, str(ROOT))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+
+from gpucnn.atomic import write_text  # noqa: E402
+from gpucnn.devices import KernelError  # noqa: E402
+from gpucnn.devices.emulator import compiler  # noqa: E402
+
 BITS = ROOT / "tests" / "bits" / "emulator.json"
 
 # CuPy's pool lays arrays side by side: without it, sanitizer sees where each one ends.
@@ -85,7 +89,7 @@ def steps(out: Path, backend: str = "cuda", cases: str | None = None, select: st
         table = (python, "-c", CASE_TABLE, *((cases,) if cases else ()))
         return Step(tool, 60 * minutes, (program, *options, *table))
 
-    bench = (*gpucnn, "bench")
+    bench, shapes = (*gpucnn, "bench"), (python, str(ROOT / "bench" / "random_shapes.py"))
     peers = ("torch-cuda", "torch-cuda-channels-last", "torch-cuda-compile") if find_spec("torch") else ()
     on_a_gpu = ("ops", "networks", "--budget", "300", "--providers", ",".join(("cuda", "cuda-graph", *peers)))
     math = () if has_compiler() else ("--ignore=tests/kernels/test_math.py",)  # which asks the emulator
@@ -97,7 +101,11 @@ def steps(out: Path, backend: str = "cuda", cases: str | None = None, select: st
             Step(f"verify-{half}", 1200, (*gpucnn, "verify", "--backend", backend, "--precision", half, *only))
             for half in ("fp16", "bf16")
         ),
-        Step("random-shapes", 600, (python, str(ROOT / "bench" / "random_shapes.py"), "--backend", backend)),
+        # By every family of kernels, also those that only `gpucnn tune` chooses; Hopper's apart, for they might hang.
+        *(
+            Step(name, 600, (*shapes, "--backend", backend, *family))
+            for name, family in (("random-shapes", ("--without", "wgmma")), ("wgmma", ("--family", "wgmma")))
+        ),
         Step("bits", 1200, (python, "-m", "gpucnn.verify", "--backend", backend, "--check-bits", str(BITS))),
         tests("end-to-end", 20, "tests/test_end_to_end.py"),
         tests("kernels", 30, "tests/kernels", *math),

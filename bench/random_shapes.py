@@ -3,6 +3,7 @@
     python bench/random_shapes.py                       # 5 minutes on the emulator, and what is wrong
     python bench/random_shapes.py --seed 123            # one problem again
     python bench/random_shapes.py --backend cuda        # on a GPU, by the kernels that it can run
+    python bench/random_shapes.py --family wgmma        # by these wherever they can compute it
 
 The case table (gpucnn/testing.py) has the shapes that somebody thought of; this one has the others. Each problem is a
 shape, a type, a precision, the compute capability of a GPU, and for each operation one of all kernels that could be
@@ -22,7 +23,7 @@ import numpy as np
 import gpucnn
 from gpucnn.backends import get_backend
 from gpucnn.backends.kernel_backend import KernelBackend
-from gpucnn.backends.variants import Problem, Variant, candidates
+from gpucnn.backends.variants import FAMILIES, Problem, Variant, candidates
 from gpucnn.devices.base import Device
 from gpucnn.devices.emulator import EmulatorDevice
 from gpucnn.testing import Case, conv, dense, evaluate, transposed
@@ -42,21 +43,24 @@ class Drawn:
     dtype: str
     precision: str
     capability: tuple[int, int] | None
+    family: str = ""  # of kernels that are preferred
+    without: str = ""  # the family that is not taken
 
     def __str__(self) -> str:
         return f"--seed {self.seed}: {self.case} {self.dtype} {self.precision} on {self.capability or 'any GPU'}"
 
     def choose(self, problem: Problem) -> Variant:
         """One of a family of kernels, each as likely as another; always the same for a problem and a seed."""
-        found = candidates(problem)
+        found = [one for one in candidates(problem) if one.family != self.without]
         families = sorted({one.family for one in found})
         number, rest = divmod(zlib.crc32(f"{self.seed} {problem}".encode()), len(families))
-        of_family = [one for one in found if one.family == families[rest]]
+        family = self.family if self.family in families else families[rest]
+        of_family = [one for one in found if one.family == family]
         return of_family[number % len(of_family)]
 
 
-def drawn(seed: int) -> Drawn:
-    """The problem of that number."""
+def drawn(seed: int, family: str = "", without: str = "") -> Drawn:
+    """The problem of that number, by kernels of that family where it can be, and not by the other."""
     rng = np.random.default_rng(seed)
     while True:
         case = _case(rng)
@@ -64,7 +68,7 @@ def drawn(seed: int) -> Drawn:
             break
     dtype = str(rng.choice(["float32", "float32", "float32", "float64", "float16", "bfloat16"]))
     precision = str(rng.choice(["fp32", "fp32", "tf32", "fp16", "bf16"])) if dtype == "float32" else "fp32"
-    return Drawn(seed, case, dtype, precision, CAPABILITIES[rng.integers(len(CAPABILITIES))])
+    return Drawn(seed, case, dtype, precision, CAPABILITIES[rng.integers(len(CAPABILITIES))], family, without)
 
 
 def _case(rng: np.random.Generator) -> Case | None:
@@ -119,6 +123,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=300, help="how long (default: 300)")
     parser.add_argument("--start", type=int, default=0, help="the first seed (default: 0)")
     parser.add_argument("--seed", type=int, help="this problem alone")
+    parser.add_argument("--family", default="", choices=list(FAMILIES), help="of kernels that are preferred")
+    parser.add_argument("--without", default="", choices=list(FAMILIES), help="the family that is not taken")
     asked = parser.parse_args()
     device = None
     if asked.backend == "cuda":
@@ -127,8 +133,10 @@ def main() -> int:
         device = backend.device
     found, count, start = 0, 0, time.monotonic()
     while count == 0 or (asked.seed is None and time.monotonic() - start < asked.seconds):
-        one = drawn(asked.start + count if asked.seed is None else asked.seed)
+        one = drawn(asked.start + count if asked.seed is None else asked.seed, asked.family, asked.without)
         count += 1
+        if device is not None:
+            print(one, flush=True)  # a kernel that hangs on a GPU says nothing
         if message := wrong(one, device):
             found += 1
             print(f"{one}\n    {message}", flush=True)

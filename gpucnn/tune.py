@@ -24,7 +24,7 @@ from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.backends.precision import PRECISIONS
 from gpucnn.backends.tuning import Measurement, Tuning, path_of, stored
 from gpucnn.backends.variants import Convolution, Problem, Product, Variant, candidates, usual
-from gpucnn.devices import Device
+from gpucnn.devices import Device, KernelError
 from gpucnn.devices.recorder import RecorderDevice
 from gpucnn.live import CaptureError
 from gpucnn.nn import Module
@@ -216,6 +216,13 @@ def _what_is_wrong(problem: Problem, variant: Variant, backend: KernelBackend, e
     try:
         results = compared(exact, KernelBackend(backend.device, chooser), _DTYPES[problem.scalar])
     except Exception as error:  # of a compiler, a driver, a kernel: the other variants go on
+        try:
+            backend.device.synchronize()
+        except Exception as lost:  # a wild address, for one, ends the process's use of the GPU
+            raise KernelError(
+                f"since {variant} of {problem.operation} {problem.shape} ({error}) the device answers with errors only "
+                f"({lost}); what was measured before is kept. Report it; a new process can use the GPU again"
+            ) from error
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     found = case_of(problem)
     assert used, f"the case of {problem} does not compute it"

@@ -18,6 +18,7 @@ NAMES = [
     "verify-fp16",
     "verify-bf16",
     "random-shapes",
+    "wgmma",
     "bits",
     "end-to-end",
     "kernels",

@@ -22,6 +22,7 @@ from gpucnn.backends.tuning import Measurement, Tuning
 from gpucnn.backends.variants import Convolution, Problem, Product, Variant, candidates, usual
 from gpucnn.checkpoint import save_model
 from gpucnn.cli import main
+from gpucnn.devices import KernelError
 from gpucnn.devices.cuda import CudaDevice
 from gpucnn.devices.emulator import EmulatorDevice
 from gpucnn.devices.host import HostDevice
@@ -116,6 +117,21 @@ def test_what_is_held_to_float64_is_the_result_of_the_kernel_itself(transposed: 
     problem = Problem("matmul", Product(1, 3, 2, 5, *transposed), "float")
     [found] = tune.tune([problem], KernelBackend(Calculator("32x32", transposed)), timer=timer())
     assert found.wrong.keys() == {"gemm 32x32"}
+
+
+def test_a_candidate_after_which_the_device_answers_no_more_ends_the_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU does after an illegal address: every other candidate would be called wrong."""
+
+    def launch(self: Calculator, file: str, name: str, constants: Any, *rest: Any) -> None:
+        raise RuntimeError("cudaErrorIllegalAddress")
+
+    def synchronize(self: Calculator) -> None:
+        raise RuntimeError("cudaErrorIllegalAddress again")
+
+    monkeypatch.setattr(Calculator, "launch", launch)
+    monkeypatch.setattr(Calculator, "synchronize", synchronize)
+    with pytest.raises(KernelError, match=r"since gemm .* of matmul .*IllegalAddress again.*Report it; a new process"):
+        tune.tune([PRODUCT], KernelBackend(Calculator()), timer=timer())
 
 
 def test_a_candidate_that_ends_in_an_error_is_told_and_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
