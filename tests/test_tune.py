@@ -131,7 +131,7 @@ def test_a_candidate_after_which_the_device_answers_no_more_ends_the_tuning(monk
     monkeypatch.setattr(Calculator, "launch", launch)
     monkeypatch.setattr(Calculator, "synchronize", synchronize)
     with pytest.raises(KernelError, match=r"since gemm .* of matmul .*IllegalAddress again.*Report it; a new process"):
-        tune.tune([PRODUCT], KernelBackend(Calculator()), timer=timer())
+        list(tune.tune([PRODUCT], KernelBackend(Calculator()), timer=timer()))
 
 
 def test_a_candidate_that_ends_in_an_error_is_told_and_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
