@@ -1274,6 +1274,7 @@ def tune_command(
     if (list_ or clear) and not path.exists():
         print(f"nothing is stored: there is no {path}")
     elif clear:
+        tuning.check_replaceable(path)
         path.unlink()
         print(f"{path} is deleted")
     elif list_:

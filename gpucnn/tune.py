@@ -22,7 +22,7 @@ from gpucnn.amp import autocast
 from gpucnn.backends import INSTRUMENTS, Array, precision
 from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.backends.precision import PRECISIONS
-from gpucnn.backends.tuning import Measurement, Tuning, path_of, stored
+from gpucnn.backends.tuning import Measurement, Tuning, check_replaceable, path_of, stored
 from gpucnn.backends.variants import Convolution, Problem, Product, Variant, candidates, usual
 from gpucnn.devices import Device, KernelError
 from gpucnn.devices.recorder import RecorderDevice
@@ -304,11 +304,13 @@ def run(
     problems: Sequence[Problem], backend: KernelBackend, name: str, budget: float, timer: Timer | None = None
 ) -> int:
     """Measure problems, keep what is found in the file of that name as it goes on, and print it. 0, or 1 if a variant
-    was wrong."""
+    was wrong. Raises ValueError, before any work, for a file that is no tuning."""
     from rich.console import Console
     from rich.progress import track
 
-    path, kept = path_of(backend.device, name), _kept(backend.device, name)
+    path = path_of(backend.device, name)
+    check_replaceable(path)
+    kept = _kept(backend.device, name)
     found: list[Measured] = []
     measured = track(
         tune(problems, backend, budget, timer), "measuring", len(problems), console=Console(stderr=True),

@@ -426,6 +426,37 @@ def test_the_emulator_is_measured_only_into_a_file_that_is_named(
     assert capsys.readouterr().out.endswith(f"{file} is deleted\nnothing is stored: there is no {file}\n")
 
 
+@pytest.mark.parametrize("how", [["--clear"], []], ids=["clear", "measure"])
+@pytest.mark.parametrize("named_by", ["--out", "GPUCNN_TUNING"])
+def test_a_file_that_is_no_tuning_is_neither_deleted_nor_written_over(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: list[str],
+    named_by: str,
+) -> None:
+    path = tmp_path / "model.safetensors"
+    with gpucnn.use_backend("numpy"):
+        save_model(nn.Sequential(nn.Flatten(), nn.Linear(6, 5)), path, image_size=[2, 3], channels=1)
+    before = path.read_bytes()
+    monkeypatch.setenv("GPUCNN_TUNING", str(path))
+    out = ["--out", str(path)] if named_by == "--out" else []
+    assert run("tune", str(path), "--batch", "3", "--budget", "1", "--backend", "emulator", *how, *out) == 2
+    assert f"{path} is no tuning, so it is neither replaced nor deleted" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_tuning_is_replaced_and_deleted(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backend = KernelBackend(Calculator())
+    assert tune.run([PRODUCT], backend, str(file), 60, timer(gemm_32x32=0.25)) == 0
+    file.write_text(file.read_text("utf-8")[:60], "utf-8")
+    assert tune.run([PRODUCT], backend, str(file), 60, timer(gemm_32x32=0.25)) == 0
+    assert "it is damaged" in capsys.readouterr().out
+    file.write_text(file.read_text("utf-8")[:60], "utf-8")
+    assert run("tune", "--clear", "--backend", "emulator", "--out", str(file)) == 0
+    assert not file.exists()
+
+
 def test_a_wrong_kernel_is_told_at_the_end_and_by_the_exit_code(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     backend = KernelBackend(Calculator(wrong="32x8"))
     assert tune.run([PRODUCT], backend, str(file), 60, timer(gemm_32x32=0.25)) == 1

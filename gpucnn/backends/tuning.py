@@ -215,6 +215,16 @@ def read(device: Device, path: Path) -> Tuning:
         raise ValueError(f"the tuning {path} can't be used: {error}; {_REMEDY}") from error
 
 
+def check_replaceable(path: Path) -> None:
+    """Raises ValueError for a file that is no tuning, neither a damaged one nor another device's: it is to be written
+    over or deleted, and may be anybody's."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        if not re.match(rb'\s*\{\s*"gpucnn_tuning"', file.read(100)):  # which `Tuning.as_json` begins with
+            raise ValueError(f"{path} is no tuning, so it is neither replaced nor deleted; name another file")
+
+
 def in_force(device: Device, name: str) -> Tuning | None:
     """The same for one that is to compute: what can't be used is logged as a warning, and not used."""
     try:
