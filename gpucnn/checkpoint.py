@@ -7,7 +7,8 @@ ever made from it. Files are written whole or not at all.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from gpucnn.atomic import write_atomically
 from gpucnn.backends import Backend, get_backend, use_backend
 from gpucnn.data import Loader, Normalize
 from gpucnn.dtypes import bfloat16, named
+from gpucnn.names import is_showable, showable
 from gpucnn.nn import Module, ModuleDict, ModuleList, Sequential
 from gpucnn.optim import LRScheduler, Optimizer, ReduceLROnPlateau, _check_optimizer
 from gpucnn.random import Generator, get_generator, use_generator
+from gpucnn.settings import check_description
 from gpucnn.tensor import at_most
 
 Arrays = dict[str, NDArray[Any]]
@@ -120,7 +123,7 @@ def _build(description: Description, own: type[Module] | None, place: str, modul
     for child in dict(module.named_children()).keys() - children.keys():
         setattr(module, child, None)
     for child, its_description in children.items():
-        if hasattr(kind, child) or child.startswith("_"):
+        if hasattr(kind, child) or child.startswith("_") or not is_showable(child):
             raise ValueError(f"this is no description of a model: {name} can't have a child {child!r}")
         made, its_place = vars(module).get(child), _below(place, child)
         if not isinstance(made, Module) or _describe(made, its_place, {}) != its_description:
@@ -144,10 +147,13 @@ def _argument(value: Any) -> Any:
 
 
 def describe_input(loader: Loader) -> Description:
-    """What `save_model` should know about the images a model was trained on."""
+    """What `save_model` should know about the images a model was trained on.
+
+    Names of classes that no terminal can show are escaped: they are no reason to lose a training at its end.
+    """
     dataset, normalise = loader.dataset, loader.normalise
     return {
-        "classes": list(dataset.classes),
+        "classes": list(map(showable, dataset.classes)),
         "normalise": normalise,
         "image_size": [dataset.height, dataset.width],
         "channels": dataset.channels,
@@ -155,12 +161,16 @@ def describe_input(loader: Loader) -> Description:
 
 
 def classes_and_normalise(classes: Sequence[str] | None, normalise: Normalize | tuple[Any, Any] | None) -> Description:
-    """Both as JSON can hold them: it knows neither NumPy's arrays nor its numbers."""
+    """Both as JSON can hold them: it knows neither NumPy's arrays nor its numbers. Raises TypeError for what is neither
+    names nor (mean, std)."""
+    if classes is not None and (isinstance(classes, str) or not isinstance(classes, Iterable)):
+        raise TypeError(f"classes must be names, one for each output, got {classes!r:.100}")
     mean_std = (normalise.mean, normalise.std) if isinstance(normalise, Normalize) else normalise
-    return {
-        "classes": None if classes is None else [str(name) for name in classes],
-        "normalise": None if mean_std is None else [np.asarray(values, float).tolist() for values in mean_std],
-    }
+    try:
+        numbers = None if mean_std is None else [np.asarray(values, float).tolist() for values in mean_std]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"normalise must be (mean, std), numbers or one a channel, got {normalise!r:.100}") from error
+    return {"classes": None if classes is None else [str(name) for name in classes], "normalise": numbers}
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -293,7 +303,7 @@ def save_model(
 
     classes are the names of the outputs, normalise the (mean, std) that images are to be normalised with; extra is
     anything else that JSON can hold (fit gives image_size [H, W] and channels). Raises TypeError for what it can't, and
-    ValueError for a name in extra that the description has of its own.
+    ValueError for what no images or classes can be and for a name in extra that the description has of its own.
     """
     if not isinstance(model, Module):
         found = "; its state_dict() goes with it" if isinstance(model, dict) else f" {model!r:.100}"
@@ -312,7 +322,19 @@ def save_model(
             f"save_model: {', '.join(f'{name}={extra[name]!r:.100}' for name in taken)} would replace what gpucnn "
             "itself writes under this name; choose another"
         )
-    _write(path, _numpy_state(model), _MODEL, description | extra)
+    for name, value in extra.items():
+        try:
+            description[name] = json.loads(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TypeError(f"save_model: {name}={value!r:.100} is nothing that JSON can hold: {error}") from error
+    check_description("save_model: ", description)
+    _write(_path("save_model(model, path)", path), _numpy_state(model), _MODEL, description)
+
+
+def _path(call: str, path: str | Path) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{call}: path must be a text or a Path, got {type(path).__name__} {path!r:.100}")
+    return Path(path)
 
 
 def load_model(
@@ -327,11 +349,14 @@ def load_model(
     Raises FileNotFoundError, and ValueError if the file is no safetensors file, not whole, or does not fit the model:
     the error names the arrays, and the model has not changed.
     """
-    path = Path(path)
+    path = _path("load_model(path)", path)
+    if not isinstance(model, Module | None):
+        raise TypeError(f"load_model(path, model): model must be a Module, got {type(model).__name__} {model!r:.100}")
     arrays, metadata = _read(path)
     if _CHECKPOINT in metadata:
         raise ValueError(f"{path} is the state of a training, not a model; fit(resume=True) goes on from it")
     description = _content(path, metadata, _MODEL) if _MODEL in metadata else {}
+    check_description(f"{path}: in its description ", description)
     if model is None:
         if "architecture" not in description:
             raise ValueError(f"{path} does not say which model its weights belong to; make it and pass it as model=")

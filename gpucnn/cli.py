@@ -36,6 +36,7 @@ from gpucnn.checkpoint import describe_input, load_model, save_model
 from gpucnn.data import Dataset, Loader, Normalize
 from gpucnn.dtypes import named
 from gpucnn.metrics import Evaluation
+from gpucnn.names import escaped
 from gpucnn.nn import Module, models
 from gpucnn.settings import (
     PIXELS,
@@ -46,6 +47,7 @@ from gpucnn.settings import (
     ScheduleName,
     Settings,
     check,
+    check_description,
     checked_place,
     read_run,
 )
@@ -151,7 +153,7 @@ def _one_line(error: Exception) -> str:
         text = f"not enough memory ({error}); try a smaller --batch-size"
     else:
         text = str(error) or type(error).__name__
-    return " ".join((text + notes).split())
+    return escaped(" ".join((text + notes).split()))  # it may quote a file
 
 
 # -- options that several commands share -----------------------------------------------------------
@@ -880,6 +882,7 @@ def predict(
                 description["classes"] = labels.read_text("utf-8").splitlines()
             except UnicodeDecodeError as error:
                 raise ValueError(f"{labels} is no text in UTF-8 ({error}); save it as one") from error
+            check_description(f"{labels}: ", description)
         if mean is not None or std is not None:
             means, stds = _numbers("--mean", mean), _numbers("--std", std)
             description["normalise"] = (means or [0.0] * len(stds), stds or [1.0] * len(means))
@@ -898,7 +901,7 @@ def predict(
         print(json.dumps(answers, indent=2, ensure_ascii=False))
         return
     for path, probabilities in zip(images, found, strict=True):
-        _print_prediction(probabilities, description, top, f"{path}  " if len(images) > 1 else "")
+        _print_prediction(probabilities, description, top, f"{escaped(str(path))}  " if len(images) > 1 else "")
 
 
 @app.command()
@@ -1044,13 +1047,15 @@ def _to_predict(path: Path) -> tuple[Module, Description, int]:
         shown = ", ".join(f"{spec.name} {spec.shape}" for spec in graph.inputs)
         raise ValueError(f"{path} must take one image of a known size, [N, C, H, W]; it takes {shown}")
     channels, height, width = image
-    if channels not in (1, 3):
-        raise ValueError(f"{path} takes images of {channels} channels, a picture has 1 or 3")
-    return graph, {**graph.metadata, "channels": channels, "image_size": [height, width]}, batch or 256
+    description = {**graph.metadata, "channels": channels, "image_size": [height, width]}
+    check_description(f"{path}: ", description)
+    return graph, description, batch or 256
 
 
 def _described(path: Path, model: Module, description: Description) -> tuple[Module, Description, int]:
-    return model, {**description, "trained_on": checked_place(path, description.get("trained_on"))}, 256
+    """The same with what is said alone: None says nothing."""
+    checked_place(path, description.get("trained_on"))
+    return model, {name: value for name, value in description.items() if value is not None}, 256
 
 
 def _numbers(option: str, text: str | None) -> list[float]:
@@ -1076,6 +1081,8 @@ def _input_of(description: Description) -> tuple[int, list[int]]:
 def _picture(path: Path, description: Description, invert: bool) -> NDArray[np.float32]:
     """A picture file as the model takes it: float32 [C, H, W], normalised."""
     channels, (height, width) = _input_of(description)
+    if channels not in (1, 3):
+        raise ValueError(f"the model takes images of {channels} channels, a picture has 1 or 3")
     pixels = datasets_.read_image(path, mode="L" if channels == 1 else "RGB", size=(height, width))
     return _normalised(255 - pixels if invert else pixels, description.get("normalise"))
 

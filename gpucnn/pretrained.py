@@ -30,6 +30,7 @@ from gpucnn.checkpoint import (
 )
 from gpucnn.data import Normalize
 from gpucnn.nn.module import Module
+from gpucnn.settings import check_description
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TRIES, PAUSE = 10, 0.2  # of a reader, and the seconds between them, while another process writes the folder
@@ -168,4 +169,5 @@ def _description(path: Path, config: dict[str, Any]) -> Description:
             description["channels"] = int(images["num_channels"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: id2label or preprocessing can't be read: {type(error).__name__} {error}") from error
+    check_description(f"{path}: in its description ", description)
     return description

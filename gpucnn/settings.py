@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from gpucnn.data import Normalize
+from gpucnn.names import is_showable
+
 Settings = dict[str, Any]
 Check = tuple[Callable[[Any], bool], str]  # whether a value will do, and in words what does
 ModelName = Literal["lenet5", "lenet5-bn", "vgg-small", "resnet20", "resnet18", "resnet50", "x-or-not-x"]
@@ -17,13 +20,9 @@ PrecisionName = Literal["fp32", "tf32", "fp16", "bf16"]
 
 MOST = 2**31  # epochs, images a step
 PIXELS = 2**26  # of an image
+CHANNELS, NUMBERS = 2**16, 4 * PIXELS  # of an image that a network takes
 LARGEST = 1e300  # a learning rate, or what else has a fraction
 PLACE = ("data", "held_out", "seed", "image_size", "gray")  # what says which images a model was trained on
-
-
-def _text(value: Any) -> bool:
-    """A name or a path, which a terminal can show."""
-    return isinstance(value, str) and 0 < len(value) < 4096 and value.isprintable()
 
 
 def _is_whole(least: int, below: int) -> Callable[[Any], bool]:
@@ -39,6 +38,18 @@ def _is_size(value: Any) -> bool:
     return sides and math.prod(value) <= PIXELS
 
 
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_showable, value))
+
+
+def _are_mean_and_std(value: Any) -> bool:
+    try:
+        Normalize(*value)
+    except (ValueError, TypeError, ArithmeticError):
+        return False
+    return isinstance(value, list | tuple)
+
+
 def _whole(least: int, below: int) -> Check:
     return _is_whole(least, below), f"a whole number from {least} to {below - 1}"
 
@@ -51,7 +62,7 @@ def _or_none(check: Check) -> Check:
     return lambda value: value is None or check[0](value), check[1]
 
 
-_NAME: Check = _text, "text that a terminal can show"
+_NAME: Check = is_showable, "text that a terminal can show"
 _YES_OR_NO: Check = lambda value: type(value) is bool, "true or false"
 _CHECKS: dict[str, Check] = {
     "data": _NAME,
@@ -71,6 +82,13 @@ _CHECKS: dict[str, Check] = {
     "gray": _YES_OR_NO,
     "start": _or_none(_NAME),
 }
+# What a model's description says of the images that it takes and of what it answers. Each may be missing, too.
+_DESCRIBED: dict[str, Check] = {
+    "classes": _or_none((_are_names, "a list of names that a terminal can show")),
+    "normalise": _or_none((_are_mean_and_std, "a mean and a standard deviation above 0, numbers or one a channel")),
+    "image_size": _CHECKS["image_size"],
+    "channels": _or_none(_whole(1, CHANNELS)),
+}
 
 
 def check(settings: Any, names: Iterable[str] = _CHECKS, whose: str = "its ") -> None:
@@ -83,6 +101,17 @@ def check(settings: Any, names: Iterable[str] = _CHECKS, whose: str = "its ") ->
         is_right, right = _CHECKS[name]
         if not is_right(settings.get(name)):
             raise ValueError(f"{whose}{name} is {_shown(settings[name])}, not {right}")
+
+
+def check_description(whose: str, description: dict[str, Any]) -> None:
+    """Raises ValueError, beginning with `whose`, if a model's description says nonsense of its images or classes: what
+    takes it at its word may then convert images to that size and print those names."""
+    for name, (is_right, right) in _DESCRIBED.items():
+        if not is_right(description.get(name)):
+            raise ValueError(f"{whose}{name} is {_shown(description[name])}, not {right}")
+    channels, size = description.get("channels") or 1, description.get("image_size") or [1, 1]
+    if channels * math.prod(size) > NUMBERS:
+        raise ValueError(f"{whose}image_size is {size}, which is too large for {channels} channels")
 
 
 def checked_place(path: Path, trained_on: Any) -> Settings | None:
@@ -108,11 +137,11 @@ def read_run(folder: Path) -> dict[str, Any] | None:
         if not isinstance(run, dict):
             raise ValueError(f"it holds {_shown(run)}")
         check(run.get("settings"))
-        wanted: dict[str, Callable[[Any], bool]] = {"started": _text}
+        wanted: dict[str, Callable[[Any], bool]] = {"started": is_showable}
         if "samples" in run:  # which earlier versions did not write
             wanted |= {"samples": lambda value: isinstance(value, list)}
         if "finished" in run:
-            wanted |= {"finished": _text, "epochs": _is_whole(1, MOST), "accuracy": _is_number}
+            wanted |= {"finished": is_showable, "epochs": _is_whole(1, MOST), "accuracy": _is_number}
         for name, is_right in wanted.items():
             if not is_right(run.get(name)):
                 raise ValueError(f"its {name} is {_shown(run.get(name))}")

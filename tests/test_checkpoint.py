@@ -230,15 +230,53 @@ def test_a_constructor_that_refuses_its_arguments_says_why():
 def test_a_model_comes_back_with_the_same_bits(tmp_path):
     model = small_net()
     model(gpucnn.tensor(some_images()))  # moves the running statistics
-    save_model(model, tmp_path / "m.safetensors", classes=("a", "b", "c"), normalise=(0.5, [0.25, 0.5]), note="hi")
+    save_model(
+        model, tmp_path / "m.safetensors", classes=("a", "b", "c"), normalise=([0.5, 0.4], [0.25, 0.5]), note="hi"
+    )
     again, description = load_model(tmp_path / "m.safetensors")
     assert_same_state(state_of(again), state_of(model))
     x = gpucnn.tensor(some_images(1))
     assert again(x).numpy().tobytes() == model.eval()(x).numpy().tobytes()
     assert description["classes"] == ["a", "b", "c"]
-    assert description["normalise"] == [0.5, [0.25, 0.5]]
+    assert description["normalise"] == [[0.5, 0.4], [0.25, 0.5]]
     assert description["note"] == "hi"
     assert description["gpucnn"] == gpucnn.__version__
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"classes": "ab"}, TypeError, "classes must be names, one for each output, got 'ab'"),
+        ({"classes": 5}, TypeError, "classes must be names, one for each output, got 5"),
+        ({"classes": ["a", "\x1b[31m"]}, ValueError, r"save_model: classes is .*, not a list of names that a terminal"),
+        ({"normalise": 5}, TypeError, r"normalise must be \(mean, std\), numbers or one a channel, got 5"),
+        ({"normalise": ("a", 1)}, TypeError, r"normalise must be \(mean, std\)"),
+        (
+            {"normalise": (1, 2, 3)},
+            ValueError,
+            r"save_model: normalise is \[1.0, 2.0, 3.0\], not a mean and a standard",
+        ),
+        ({"normalise": (None, None)}, ValueError, r"save_model: normalise is \[nan, nan\], not a mean and a standard"),
+        ({"normalise": (0.5, 0)}, ValueError, r"standard deviation above 0"),
+        ({"image_size": [28]}, ValueError, r"save_model: image_size is \[28\], not a height and a width"),
+        ({"channels": "x"}, ValueError, r"save_model: channels is 'x', not a whole number from 1 to"),
+        ({"foo": float("nan")}, TypeError, "save_model: foo=nan is nothing that JSON can hold"),
+        ({"foo": {1}}, TypeError, r"save_model: foo=\{1\} is nothing that JSON can hold"),
+        ({"path": None}, TypeError, r"save_model\(model, path\): path must be a text or a Path, got NoneType None"),
+    ],
+)
+def test_a_description_that_nobody_could_use_is_not_written(tmp_path, options, error, match):
+    with pytest.raises(error, match=match):
+        save_model(small_net(), **{"path": tmp_path / "m.safetensors", **options})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_to_be_filled_must_be_a_model(tmp_path):
+    save_model(small_net(), tmp_path / "m.safetensors")
+    with pytest.raises(TypeError, match=r"load_model\(path, model\): model must be a Module, got int 5"):
+        load_model(tmp_path / "m.safetensors", model=5)
+    with pytest.raises(TypeError, match=r"load_model\(path\): path must be a text or a Path, got NoneType None"):
+        load_model(None)
 
 
 def test_a_loaded_model_is_in_evaluation_mode(tmp_path):

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors import safe_open
 from safetensors.numpy import save
 
 import gpucnn
@@ -22,6 +24,7 @@ from gpucnn.checkpoint import describe, load_checkpoint, load_model, save_checkp
 from gpucnn.cli import main
 from gpucnn.data import formats
 from gpucnn.data.download import extract
+from gpucnn.names import is_showable, showable
 from gpucnn.random import Generator
 from gpucnn.settings import read_run
 
@@ -362,3 +365,102 @@ def test_a_model_that_does_not_say_what_it_has_not_seen_is_not_measured_on_all(t
         main(["evaluate", str(tmp_path / "m.safetensors")])
     assert end.value.code == 2
     assert "does not say which images of x-or-not-x it has not seen: it has no held_out" in capsys.readouterr().err
+
+
+# -- descriptions ------------------------------------------------------------------------------------------------------
+
+LIES = {
+    "classes": [
+        5, "ab", [1, 2], {"a": 1}, [["a"]], [None], [""], ["\x1b[31mred", "b"], ["a\nb"], ["\udcff"], ["x" * 5000],
+    ],
+    "normalise": [5, "12", {"1": 1, "2": 2}, [None, None], [[0.5]], [["a"], ["b"]], [[], []], [0, 0], [[0, 0], [1]]],
+    "image_size": [5, "28", {}, [], [28], [1, 2, 3], [28.5, 28], [-1, 5], [0, 5], [16000, 16000], [2**20, 2**20]],
+    "channels": [0, -1, 1.5, "x", {}, True, 2**40, 2**15],
+}  # fmt: skip
+
+
+def lying(path, **lies):
+    """A model file whose description says so."""
+    save_model(
+        nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), path, classes=["a", "b"], image_size=[128, 128], channels=1
+    )
+    with safe_open(path, "np") as file:
+        description = json.loads(file.metadata()["gpucnn.model"])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    path.write_bytes(save(arrays, {"gpucnn.model": json.dumps(description | lies)}))
+    return path
+
+
+@pytest.mark.parametrize("field", LIES)
+def test_a_description_that_lies_is_refused_by_its_file_and_field(tmp_path, field, little_memory):
+    for n, value in enumerate(LIES[field]):
+        path = lying(tmp_path / f"{n}.safetensors", **{field: value})
+        with pytest.raises(
+            ValueError, match=rf"{n}\.safetensors: in its description (image_size|{field}) is "
+        ) as found:
+            load_model(path)
+        assert "\x1b" not in str(found.value)
+
+
+@pytest.mark.parametrize("command", ["predict", "show", "evaluate", "explain"])
+def test_a_small_model_file_can_not_ask_for_huge_images(tmp_path, command, little_memory, capsys):
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
+    path = lying(tmp_path / "m.safetensors", image_size=[16000, 16000])
+    with pytest.raises(SystemExit) as end:
+        main([command, str(path), str(tmp_path / "a.png")])
+    assert end.value.code == 2
+    assert "m.safetensors: in its description image_size is [16000, 16000], not a height and" in capsys.readouterr().err
+
+
+def test_a_picture_is_not_brought_to_a_size_that_no_picture_may_have(tmp_path, little_memory):
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"size must be \(height, width\), of at most 67,108,864 pixels, got \(2"):
+        data.read_image(tmp_path / "a.png", size=(20_000, 20_000))
+
+
+def test_a_picture_is_not_for_a_model_of_seven_channels(tmp_path, capsys):
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(SystemExit) as end:
+        main(["predict", str(lying(tmp_path / "m.safetensors", channels=7)), str(tmp_path / "a.png")])
+    assert end.value.code == 2
+    assert "the model takes images of 7 channels, a picture has 1 or 3" in capsys.readouterr().err
+
+
+def test_nothing_that_a_terminal_takes_for_a_command_is_printed_from_a_file(tmp_path, capsys):
+    for name in ("\x1b]0;gotcha\x07a", "b\x9b2J"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(np.full((4, 4), 50 * i, np.uint8)).save(tmp_path / "pictures" / name / f"{i}.png")
+    loaded = data.load(tmp_path / "pictures", mode="L")
+    assert loaded.classes == (r"\x1b]0;gotcha\x07a", r"b\x9b2J")
+    (tmp_path / "names.txt").write_text("a\n\x1b[31mb\n")
+    image = str(tmp_path / "pictures" / "b\x9b2J" / "0.png")
+    path = lying(tmp_path / "m.safetensors", image_size=[2, 2])
+    with pytest.raises(SystemExit) as end:
+        main(["predict", str(path), image, "--labels", str(tmp_path / "names.txt")])
+    assert end.value.code == 2
+    with pytest.raises(SystemExit) as end:
+        main(["predict", str(path), image, image])
+    assert not end.value.code
+    with pytest.raises(SystemExit) as end:
+        main(["predict", str(path), image + "\x1b[2J"])
+    assert end.value.code == 2
+    shown = capsys.readouterr()
+    assert "names.txt: classes is ['a', '\\x1b[31mb'], not a list of names that a terminal can show" in shown.err
+    assert r"b\x9b2J/0.png  a: " in shown.out
+    assert not set("\x1b\x9b\x07") & set(shown.out + shown.err)
+
+
+def test_names_of_every_script_are_names(tmp_path):
+    names = ["می‌خواهم", "👩‍🔬", "ß 日本", "T-shirt\xa0top"]
+    assert [is_showable(name) for name in names] == [True] * 4
+    assert [showable(name) for name in names] == names
+
+
+def test_a_layer_whose_name_is_a_command_is_refused(tmp_path):
+    path = tmp_path / "m.safetensors"
+    relu = {"class": "ReLU", "args": [], "kwargs": {}, "children": {}}
+    description = {"class": "Sequential", "args": [], "kwargs": {}, "children": {"\x1b[2J": relu}}
+    path.write_bytes(save({}, {"gpucnn.model": json.dumps({"architecture": description})}))
+    with pytest.raises(ValueError, match=r"m\.safetensors: .*Sequential can't have a child '\\x1b\[2J'"):
+        load_model(path)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from gpucnn.data.dataset import Dataset
 from gpucnn.data.dataset import split as split_dataset
 from gpucnn.data.download import DEFLATED
+from gpucnn.names import showable
 
 Array = NDArray[Any]
 Part = tuple[Array, Array]  # images [N, H, W, C], labels [N]
@@ -315,8 +316,8 @@ def read_image(path: str | Path, *, mode: str = "RGB", size: tuple[int, int] | N
         raise ImportError('reading pictures needs Pillow: pip install "gpucnn[data]"') from error
     if mode not in ("RGB", "L"):
         raise ValueError(f'mode must be "RGB" or "L" (gray), got {mode!r}')
-    if size is not None and (len(size) != 2 or min(size) < 1):
-        raise ValueError(f"size must be (height, width), got {size!r}")
+    if size is not None and (len(size) != 2 or min(size) < 1 or math.prod(size) > MOST_PIXELS):
+        raise ValueError(f"size must be (height, width), of at most {MOST_PIXELS:,} pixels, got {size!r}")
     try:
         with warnings.catch_warnings(), Image.open(path, formats=_FORMATS) as opened:
             if opened.width * opened.height > MOST_PIXELS:
@@ -357,7 +358,7 @@ def read_image_folder(
     classes = class_folders(folder)
     if "train" not in classes or not {"test", "val"} & set(classes):
         images, labels = _read_classes(folder, classes, mode, size)
-        return part_of(Dataset(images, labels, tuple(classes), folder.name), split)
+        return part_of(_dataset(images, labels, tuple(classes), folder.name), split)
     folders = {"train": folder / "train", "test": folder / ("test" if "test" in classes else "val")}
     classes, others = class_folders(folders["train"]), class_folders(folders["test"])
     if classes != others:
@@ -496,7 +497,7 @@ def _joined(parts: list[Part], classes: tuple[str, ...], name: str) -> Dataset:
 
 def _dataset(images: Array, labels: Array, classes: tuple[str, ...], name: str) -> Dataset:
     try:
-        return Dataset(images, labels, classes, name)
+        return Dataset(images, labels, tuple(map(showable, classes)), showable(name))
     except TypeError as error:  # to the caller it is the file that is wrong, not an argument
         raise ValueError(str(error)) from error
 
