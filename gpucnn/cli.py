@@ -10,7 +10,8 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from importlib.util import find_spec
@@ -64,6 +65,7 @@ STEP_EPOCHS = 20  # --schedule step
 HELD_OUT = 0.2
 FILES = ("checkpoint.safetensors", "model.safetensors", "history.csv")  # of a run, besides run.json
 PICTURES = ("filters", "feature_maps", "misclassified", "confusion", "curves")  # of a run
+MOST_OF_A_NAME = 40  # letters of a class in the name of a file, of which 255 bytes are the most
 MOST_CLASSES = 20  # that tables and matrices in a terminal can show
 
 app = typer.Typer(
@@ -120,19 +122,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="replace")  # a terminal that lacks × shows ?, and does not end the command
     try:
         words = [word for word in words if word != "--debug"] or ["--help"]
-        code = app(words, prog_name="gpucnn", standalone_mode=False)
+        command = typer.main.get_command(app)
+        with command.make_context("gpucnn", words) as context:  # command.main would hide Ctrl-C
+            command.invoke(context)
         sys.stdout.flush()
-    except (typer.Abort, KeyboardInterrupt):
+    except typer.Exit as end:
+        code = end.exit_code
+    except KeyboardInterrupt:
         _complain("interrupted")
         code = 130
-    except (BrokenPipeError, SystemExit):  # `gpucnn datasets | head -1`; typer makes SystemExit of it
+    except (BrokenPipeError, SystemExit):  # `gpucnn datasets | head -1`; rich makes SystemExit of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if debug or not (isinstance(error, MISTAKES) or hasattr(error, "format_message")):
             traceback.print_exc()
         _complain(f"error: {_one_line(error)}")
         code = 2 if isinstance(error, MISTAKES) or hasattr(error, "format_message") else 1
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(code)
 
 
 def _complain(text: str) -> None:
@@ -241,7 +247,9 @@ def train_command(
         Path | None, typer.Option("--from", metavar="MODEL", help="Start from these weights.", show_default=False)
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder of the run.", show_default="runs/DATA")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, bit for bit.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the folder, bit for bit; draw what it lacks.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete the run in the folder and start anew.")
     ] = False,
@@ -300,7 +308,8 @@ def train_command(
             )
         else:
             settings = run["settings"]
-        if "finished" in run and settings == run["settings"]:
+        to_draw = resume and pictures and _lacks_pictures(run, out)
+        if "finished" in run and settings == run["settings"] and not to_draw:
             _say_what_exists(run, out)
             return
     else:
@@ -420,6 +429,13 @@ def _say_what_exists(run: dict[str, Any], out: Path) -> None:
         say(f"  {what:<14} {command}")
 
 
+def _lacks_pictures(run: dict[str, Any], out: Path) -> bool:
+    """Whether a run is without pictures that could be drawn: it has a checkpoint, and images that have colours."""
+    files = [out / "pictures" / f"{name}.png" for name in PICTURES]
+    can = run.get("samples") and (out / FILES[0]).exists() and find_spec("matplotlib") is not None
+    return bool(can) and not all(file.exists() for file in files)
+
+
 def _some_sample(out: Path) -> Path:
     samples = sorted((out / "samples").glob("*.png"))
     return samples[7 % len(samples)] if samples else Path("IMAGE.png")
@@ -473,41 +489,69 @@ def _train(
         callbacks.append(_Lines())
     callbacks.append(_Started(out / "run.json", {**run, "started": started}))
     named(PRECISIONS[settings.get("precision") or "fp32"])  # bfloat16 may be missing: ask before anything is deleted
-    if overwrite and (out / "run.json").exists():
-        with train.locked(out):
+    with train.locked(out):  # until the last write
+        if overwrite and (out / "run.json").exists():
             _delete(out)
-    parameters = sum(p.numel() for p in model.parameters())
-    say(
-        f"{settings['data']}: {len(loader.dataset):,} training images {whole.height}×{whole.width}, {len(held_out):,} "
-        f"held out, {len(whole.classes)} classes"
-    )
-    say(f"{settings['model']}: {parameters:,} parameters, on {get_backend().name}; everything goes into {out}")
-    for note in missing:
-        say(note)
-    try:
-        history = train.fit(
-            model,
-            loader,
-            epochs=settings["epochs"],
-            optimizer=optimizer,
-            scheduler=scheduler,
-            loss=_loss(model),
-            held_out=watched,
-            callbacks=callbacks,
-            folder=out,
-            resume=resume,
-            precision=settings.get("precision"),
-            graph=graph,
+        parameters = sum(p.numel() for p in model.parameters())
+        say(
+            f"{settings['data']}: {len(loader.dataset):,} training images {whole.height}×{whole.width}, "
+            f"{len(held_out):,} held out, {len(whole.classes)} classes"
         )
-    except train.TrainingInterrupted as error:
-        _complain(f"stopped; all that was learned is kept. Go on with: {_command(settings, out)} --resume")
-        raise typer.Exit(error.exit_code) from None
+        say(f"{settings['model']}: {parameters:,} parameters, on {get_backend().name}; everything goes into {out}")
+        for note in missing:
+            say(note)
+        try:
+            history = train.fit(
+                model,
+                loader,
+                epochs=settings["epochs"],
+                optimizer=optimizer,
+                scheduler=scheduler,
+                loss=_loss(model),
+                held_out=watched,
+                callbacks=callbacks,
+                folder=out,
+                resume=resume,
+                precision=settings.get("precision"),
+                graph=graph,
+            )
+            _keep(model, history, loader, held_out, out, run, samples, pictures)
+        except KeyboardInterrupt as error:
+            in_time = isinstance(error, train.TrainingInterrupted)  # no second Ctrl-C, and not after the training
+            kept = "all that was learned" if in_time else "what was saved"
+            _complain(f"stopped; {kept} is kept. Go on with: {_command(settings, out)} --resume")
+            raise typer.Exit(getattr(error, "exit_code", 130)) from None
+
+
+def _keep(
+    model: Module,
+    history: train.History,
+    loader: Loader,
+    held_out: Dataset,
+    out: Path,
+    run: dict[str, Any],
+    samples: dict[str, int],
+    pictures: bool,
+) -> None:
+    """Measure a trained model, save and draw all that came of it, and say it. The run is finished with the last file:
+    one that is stopped before goes on from its checkpoint, which has all epochs."""
+    say = partial(_console().print, soft_wrap=True)
     if history.stop_reason:
-        say(f"stopped early: {history.stop_reason}")
+        say(f"stopped early: {escaped(history.stop_reason)}")
     test_loader = Loader(held_out, 256, normalise=_normalisation(loader))
     evaluation = train.evaluate(model, test_loader, _loss(model))
     # the model says where it comes from, so that `evaluate` can find the same held-out images
-    save_model(model, out / "model.safetensors", **describe_input(loader), trained_on=settings)
+    save_model(model, out / "model.safetensors", **describe_input(loader), trained_on=run["settings"])
+    images = len(history) * len(loader.dataset)
+    say(f"{len(history)} epochs in {history.seconds:.0f} s, {images / max(history.seconds, 1e-9):,.0f} images/s\n")
+    _print_evaluation(evaluation)
+    if pictures and find_spec("matplotlib") is not None:
+        _draw(model, history, evaluation, held_out, loader, out / "pictures")
+    if samples and find_spec("PIL") is not None:
+        for name, i in samples.items():
+            floats = datasets_.to_float(held_out.images[i : i + 1])[0].transpose(1, 2, 0)
+            with _left_out_if_it_fails(out / "samples" / name) as path:
+                _write_picture(path, np.rint(floats * 255).astype(np.uint8))
     run |= {
         "finished": _now(),
         "epochs": len(history),
@@ -516,23 +560,23 @@ def _train(
         "loss": evaluation.loss,
         "held_out": len(held_out),
     }
-    images = len(history) * len(loader.dataset)
-    say(f"{len(history)} epochs in {history.seconds:.0f} s, {images / max(history.seconds, 1e-9):,.0f} images/s\n")
-    _print_evaluation(evaluation)
     _write_json(out / "run.json", run)
-    if pictures and find_spec("matplotlib") is not None:
-        _draw(model, history, evaluation, held_out, loader, out / "pictures")
-    if samples and find_spec("PIL") is not None:
-        (out / "samples").mkdir(exist_ok=True)
-        for name, i in samples.items():
-            floats = datasets_.to_float(held_out.images[i : i + 1])[0].transpose(1, 2, 0)
-            _write_picture(out / "samples" / name, np.rint(floats * 255).astype(np.uint8))
     say(f"\nin {out}:\n{_files(out)}")
     sample = _some_sample(out)
     if sample.exists():
         say(f"\ngpucnn predict {_quoted(out)} {_quoted(sample)}")
         _, description = load_model(out / "model.safetensors", model)
         _print_prediction(train.predict(model, _picture(sample, description, invert=False)), description, 3)
+
+
+@contextmanager
+def _left_out_if_it_fails(path: Path) -> Iterator[Path]:
+    """The place of a picture, whose folder is made. An error of the block is a note: the training is done, and kept."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        yield path
+    except Exception as error:
+        _complain(f"{path} is left out: {_one_line(error)}")
 
 
 class _Started(train.Callback):
@@ -749,16 +793,19 @@ def _draw(
 ) -> None:
     from gpucnn import viz
 
-    folder.mkdir(exist_ok=True)
-    files = {name: folder / f"{name}.png" for name in PICTURES}
     right = np.flatnonzero(evaluation.predictions == evaluation.labels)
     image = held_out.images[right[-1] if len(right) else 0]
-    viz.filters(model, files["filters"])
     values = _normalised(image, _normalisation(loader))
-    viz.feature_maps(model, values, files["feature_maps"], held_out.classes)
-    viz.misclassified(evaluation, held_out, files["misclassified"])
-    viz.confusion(evaluation, files["confusion"])
-    viz.curves(history, files["curves"])
+    drawings: dict[str, Callable[[Path], object]] = {
+        "filters": lambda path: viz.filters(model, path),
+        "feature_maps": lambda path: viz.feature_maps(model, values, path, held_out.classes),
+        "misclassified": lambda path: viz.misclassified(evaluation, held_out, path),
+        "confusion": lambda path: viz.confusion(evaluation, path),
+        "curves": lambda path: viz.curves(history, path),
+    }
+    for name in PICTURES:
+        with _left_out_if_it_fails(folder / f"{name}.png") as path:
+            drawings[name](path)
 
 
 def _samples(held_out: Dataset) -> dict[str, int]:
@@ -766,7 +813,7 @@ def _samples(held_out: Dataset) -> dict[str, int]:
     labels, firsts = np.unique(held_out.labels, return_index=True)
     samples: dict[str, int] = {}
     for label, first in list(zip(labels, firsts, strict=True))[:10]:
-        name = re.sub(r"\W+", "-", held_out.classes[label]).strip("-") or str(label)
+        name = re.sub(r"\W+", "-", held_out.classes[label])[:MOST_OF_A_NAME].strip("-") or str(label)
         while f"{name}.png".lower() in map(str.lower, samples):  # to some file systems a and A are the same
             name += f"-{label}"
         samples[f"{name}.png"] = int(first)

@@ -25,6 +25,6 @@ def showable(name: str) -> str:
     return shortened(escaped(name), LONGEST - 1) or "–"
 
 
-def shortened(name: str, most: int = 24) -> str:
-    """At most so many letters of a name, as a picture has room for."""
+def shortened(name: str, most: int) -> str:
+    """At most so many letters of a name."""
     return name if len(name) <= most else f"{name[: most - 1]}…"

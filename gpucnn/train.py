@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -758,9 +759,18 @@ class _WishToStop:
             signal.signal(number, handler)
 
 
+_held: ContextVar[frozenset[Path]] = ContextVar("gpucnn_locked", default=frozenset())  # by the blocks around
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes the folder and keeps other processes out of it, until the end of this block or of this process."""
+    """Makes the folder and keeps other processes out of it, until the end of this block or of this process.
+
+    A block within one for the same folder, as that of `fit` is in a command that writes more there, changes nothing.
+    """
+    if folder.resolve() in _held.get():
+        yield
+        return
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a+")
@@ -776,7 +786,11 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        token = _held.set(_held.get() | {folder.resolve()})
+        try:
+            yield
+        finally:
+            _held.reset(token)
         file.truncate(0)
 
 

@@ -1,6 +1,7 @@
 """The command: what it prints, what it leaves behind, and what it says about mistakes."""
 
 import contextlib
+import contextvars
 import csv
 import gzip
 import io
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from importlib import metadata
+from pathlib import Path
 from typing import get_args
 
 import fake_cupy
@@ -453,10 +455,94 @@ def test_a_run_that_is_being_trained_is_left_as_it_is(tmp_path, how):
     before = contents(tmp_path)
     del before[f"a{os.sep}.lock"]
     with train.locked(tmp_path / "a"):
-        result = command(*options, "--epochs", 3, how)
+        result = contextvars.Context().run(command, *options, "--epochs", 3, how)  # as in another process
         assert result.code == 2
         assert f"a is in use by another training (process {os.getpid()}); wait for it" in result.err
         assert before.items() <= contents(tmp_path).items()
+
+
+def test_a_run_is_left_alone_until_the_last_file_is_written(tmp_path, monkeypatch):
+    """What the command measures, saves and draws after the training is of the run that it began."""
+    others = []
+
+    def draw(*_):
+        words = ("train", "x-or-not-x", "--epochs", 3, "--no-pictures", "--out", "a", "--overwrite")
+        others.append(process(*words, cwd=tmp_path))
+
+    monkeypatch.setattr(cli, "_draw", draw)
+    result = command("train", "x-or-not-x", "--epochs", 2, "--out", "a")
+    assert result.code == 0, result.err
+    assert [other.returncode for other in others] == [2]
+    assert f"a is in use by another training (process {os.getpid()}); wait for it" in others[0].stderr
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["epochs"] == 2
+
+
+def test_a_run_that_is_stopped_while_its_pictures_are_drawn_goes_on_with_them(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "_draw", interrupted)
+        stopped = command("train", "x-or-not-x", "--epochs", 2, "--out", "a")
+    assert stopped.code == 130
+    assert stopped.err.endswith(
+        "gpucnn: stopped; what was saved is kept. Go on with: gpucnn train x-or-not-x --out a --resume\n"
+    )
+    model = (tmp_path / "a" / "model.safetensors").read_bytes()
+    resumed = command("train", "--resume", "x-or-not-x", "--out", "a")
+    assert resumed.code == 0, resumed.err
+    assert len(list((tmp_path / "a" / "pictures").iterdir())) == 5
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["epochs"] == 2
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == model
+    assert "epoch" not in resumed.err, "nothing is left to train"
+
+
+def test_a_finished_run_gets_the_pictures_that_it_lacks(tmp_path):
+    assert command("train", *TINY, "--out", "a").code == 0
+    before = contents(tmp_path / "a")
+    again = command("train", "x-or-not-x", "--out", "a", "--resume", "--no-pictures")
+    assert "a finished run" in again.out
+    assert contents(tmp_path / "a") == before
+    drawn = command("train", "x-or-not-x", "--out", "a", "--resume")
+    assert drawn.code == 0, drawn.err
+    assert len(list((tmp_path / "a" / "pictures").iterdir())) == 5
+    for name in ("model.safetensors", "checkpoint.safetensors", "history.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == before[name]
+    assert "a finished run" in command("train", "x-or-not-x", "--out", "a", "--resume").out
+
+
+def test_a_picture_that_fails_is_a_note_and_all_else_is_there(tmp_path, monkeypatch):
+    from gpucnn import viz
+
+    def fail(*_):
+        raise KeyError("of matplotlib")
+
+    monkeypatch.setattr(viz, "feature_maps", fail)
+    (tmp_path / "a" / "samples" / "X.png").mkdir(parents=True)
+    result = command("train", "x-or-not-x", "--epochs", 2, "--out", "a")
+    assert result.code == 0, result.err
+    assert f"gpucnn: {Path('a/pictures/feature_maps.png')} is left out: 'of matplotlib'\n" in result.err
+    assert f"gpucnn: {Path('a/samples/X.png')} is left out: can't write" in result.err
+    assert len(list((tmp_path / "a" / "pictures").iterdir())) == 4
+    assert "finished" in json.loads((tmp_path / "a" / "run.json").read_text())
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="its file names are texts")
+def test_any_folder_is_a_class_and_gets_all_its_pictures(tmp_path):
+    for name in (b"\xff\xfe", b"n" * 250, b"$$", b"\x1b[31m"):
+        folder = os.fsencode(tmp_path / "things") + b"/" + name
+        os.makedirs(folder)
+        for i in range(5):
+            pixels = np.full((12, 12), 20 * i + name[0] // 2, np.uint8)
+            Image.fromarray(pixels).save(os.path.join(os.fsdecode(folder), f"{i}.png"))
+    result = command("train", "things", "--gray", "--epochs", 1, "--held-out", 8, "--out", "a")
+    assert result.code == 0, result.err
+    assert "left out" not in result.err
+    assert not set("\x1b\udcff") & set(result.out + result.err)
+    assert len(list((tmp_path / "a" / "pictures").iterdir())) == 5
+    _, description = load_model(tmp_path / "a" / "model.safetensors")
+    assert description["classes"] == [r"\x1b[31m", "$$", "n" * 250, r"\udcff\udcfe"]
+    assert {len(path.stem) for path in (tmp_path / "a" / "samples").iterdir()} <= {1, 7, 11, 40}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -406,3 +407,38 @@ def test_an_output_that_is_no_class_has_no_class_name():
 def test_feature_maps_take_a_batch_of_one():
     figure = viz.feature_maps(nn.models.x_or_not_x(), np.eye(5, dtype=np.float32)[None, None])
     assert texts(figure.axes[0]) == ["input\n1×5×5"]
+
+
+def test_names_are_drawn_as_they_are_and_not_as_formulas(tmp_path):
+    """matplotlib takes what is between two $ for TeX."""
+    names = ("$$", "$1-$5", "\udcff\x1b" + "n" * 250)
+    shown = ["$$", "$1-$5", r"\udcff\x1b" + "n" * 13 + "…"]
+    evaluation, images = evaluation_and_images()
+    evaluation, images = replace(evaluation, classes=names), replace(images, classes=names)
+    axes = viz.confusion(evaluation, tmp_path / "confusion.png").axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == shown
+    assert [text.get_text() for text in axes.get_yticklabels()] == shown
+    figure = viz.misclassified(evaluation, images, tmp_path / "misclassified.png")
+    assert figure.axes[0].get_title().startswith(f"{shown[0]}, not {shown[2]}\n")
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(16, 3))
+    image = np.ones((1, 6, 4), np.float32)
+    rows = viz.feature_maps(model, image, tmp_path / "maps.png", names).axes
+    assert [text.partition(": ")[0] for text in texts(rows[-1])[:3]] == shown
+    asked = viz.saliency(model, image, tmp_path / "saliency.png", names, target=1)
+    assert asked.axes[0].get_title(loc="left").startswith("$1-$5, score ")
+
+
+def test_names_of_layers_are_drawn_as_they_are(tmp_path):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            setattr(self, "$$", nn.Conv2d(1, 2, 3))
+
+        def forward(self, x):
+            return vars(self)["$$"](x).flatten(1)
+
+    image = np.ones((1, 6, 4), np.float32)
+    assert "layer $$ learned" in viz.filters(Named(), tmp_path / "filters.png").axes[0].get_title(loc="left")
+    assert texts(viz.feature_maps(Named(), image, tmp_path / "maps.png").axes[1])[-1].startswith("$$ Conv2d\n")
+    drawn = viz.grad_cam(Named(), image, tmp_path / "cam.png", layer="$$")
+    assert drawn.get_suptitle() == "Where layer $$ sees the class"

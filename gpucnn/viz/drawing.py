@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn.atomic import write_atomically
+from gpucnn.names import escaped, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +47,12 @@ def saved(figure: Figure, path: str | Path | None) -> Figure:
 
 def add_title(axes: Axes, text: str) -> None:
     """A bold title at the left."""
-    axes.set_title(text, loc="left", color=INK, fontsize=12, fontweight="bold")
+    axes.set_title(text, loc="left", color=INK, fontsize=12, fontweight="bold", parse_math=False)
+
+
+def label(name: object, most: int = 24) -> str:
+    """The name of a class or a layer as a picture has room for it; to be drawn with parse_math=False, since $ is $."""
+    return shortened(escaped(str(name)), most)
 
 
 def bare(axes: Axes) -> None:

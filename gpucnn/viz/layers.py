@@ -12,7 +12,7 @@ import numpy as np
 from gpucnn.nn.layers import Conv2d
 from gpucnn.nn.module import Module
 from gpucnn.tensor import Tensor, no_grad
-from gpucnn.viz.drawing import INK, PALE, SIGNED, Array, add_title, bare, new_figure, saved, tiled
+from gpucnn.viz.drawing import INK, PALE, SIGNED, Array, add_title, bare, label, new_figure, saved, tiled
 from gpucnn.watch import batch_of, evaluating, leaves, watched
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ def filters(model: Module, path: str | Path | None = None) -> Figure:
         bar.outline.set_visible(False)
     bare(axes)
     some = "" if len(shown) == count else f" ({len(shown)} of them)"
-    label = f"layer {name}" if name else "this layer"
-    add_title(axes, f"The {count} filters {r}×{s} that {label} learned{some}")
+    which = f"layer {label(name, 60)}" if name else "this layer"
+    add_title(axes, f"The {count} filters {r}×{s} that {which} learned{some}")
     if channels == 3:
         axes.set_xlabel("red, green and blue as they are weighted; grey is 0", color=PALE)
     if channels not in (1, 3):
@@ -94,14 +94,14 @@ def feature_maps(
     heights = [_row_height(array) for _, array in rows]
     figure = new_figure(13, sum(heights) + 0.22 * len(rows) + 0.6)
     grid = figure.subplots(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for axes, (label, array) in zip(grid, rows, strict=True):
+    for axes, (layer, array) in zip(grid, rows, strict=True):
         _draw_output(axes, array, classes if axes is grid[-1] else None)
         shape = "×".join(map(str, array.shape))
         some = f", {_MOST_MAPS} of them" if array.ndim == 3 and len(array) > _MOST_MAPS else ""
         bare(axes)
         axes.annotate(
-            f"{label}\n{shape}{some}", (0, 0.5), (-8, 0), "axes fraction", "offset points",
-            ha="right", va="center", color=INK,
+            f"{label(layer, 60)}\n{shape}{some}", (0, 0.5), (-8, 0), "axes fraction", "offset points",
+            ha="right", va="center", color=INK, parse_math=False,
         )  # fmt: skip
     add_title(grid[0], "What each layer makes of the image")
     return saved(figure, path)
@@ -137,6 +137,6 @@ def _draw_output(axes: Axes, output: Array, classes: Sequence[str] | None) -> No
     axes.imshow(vector[None], aspect="auto", **colours)
     if len(vector) <= 20:
         for place, value in enumerate(vector):
-            name = "" if classes is None or len(classes) != len(vector) else f"{classes[place]}: "
-            dark = abs(value) > 0.6 * limit
-            axes.text(place, 0, f"{name}{value:.2g}", ha="center", va="center", color="white" if dark else INK)
+            name = "" if classes is None or len(classes) != len(vector) else f"{label(classes[place])}: "
+            ink = "white" if abs(value) > 0.6 * limit else INK
+            axes.text(place, 0, f"{name}{value:.2g}", ha="center", va="center", color=ink, parse_math=False)

@@ -18,7 +18,7 @@ from gpucnn import attribution
 from gpucnn.attribution import Attribution, Target
 from gpucnn.nn.module import Module
 from gpucnn.tensor import Tensor
-from gpucnn.viz.drawing import INK, PALE, SIGNED, Array, new_figure, saved
+from gpucnn.viz.drawing import INK, PALE, SIGNED, Array, label, new_figure, saved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +81,7 @@ def grad_cam(
 ) -> Figure:
     """Where the maps of a layer, by default the last convolution, speak for the class. Selvaraju et al. 2017."""
     found = attribution.grad_cam(model, images, layer, target)
-    of = f"layer {layer}" if layer else "the last convolution"
+    of = f"layer {label(layer, 60)}" if layer else "the last convolution"
     return saved(_picture(images, found, classes, normalise, f"Where {of} sees the class", "Σ importance · map"), path)
 
 
@@ -97,7 +97,8 @@ def _picture(
     grid = figure.subplots(len(shown), 2, squeeze=False)
     for n, (left, right) in enumerate(grid):
         left.imshow(shown[n], cmap="gray", vmin=0, vmax=1)
-        left.set_title(f"{_name(found, n, classes)}, score {found.scores[n]:.3g}", loc="left", color=INK, fontsize=10)
+        title = f"{_name(found, n, classes)}, score {found.scores[n]:.3g}"
+        left.set_title(title, loc="left", color=INK, fontsize=10, parse_math=False)
         _draw_map(right, shown[n], found.maps[n], unit)
         for axes in (left, right):
             axes.set_xticks([0, w - 1])
@@ -107,13 +108,14 @@ def _picture(
             axes.set_xlabel("column (pixels)", color=PALE, fontsize=8, labelpad=0)
         left.set_ylabel("row (pixels)", color=PALE, fontsize=8, labelpad=0)
     some = "" if len(shown) == len(found.maps) else f" ({len(shown)} of {len(found.maps)} images)"
-    figure.suptitle(headline + some, color=INK, fontsize=12, fontweight="bold", x=0.01, ha="left")
+    text = headline + some
+    figure.suptitle(text, color=INK, fontsize=12, fontweight="bold", x=0.01, ha="left", parse_math=False)
     return figure
 
 
 def _name(found: Attribution, n: int, classes: Sequence[str] | None) -> str:
     if classes is not None and len(classes) == found.outputs:
-        return str(classes[int(found.classes[n])])
+        return label(classes[int(found.classes[n])])
     return "the output" if found.outputs == 1 else f"class {found.classes[n]}"
 
 

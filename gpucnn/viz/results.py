@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpucnn.data.dataset import Dataset, to_float
-from gpucnn.viz.drawing import BLUE, INK, PALE, RED, Array, add_title, new_figure, saved
+from gpucnn.viz.drawing import BLUE, INK, PALE, RED, Array, add_title, label, new_figure, saved
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,8 @@ def misclassified(evaluation: Evaluation, dataset: Dataset, path: str | Path | N
         taken, true = int(evaluation.predictions[index]), int(evaluation.labels[index])
         axes.imshow(_displayed(dataset.images[index]), cmap="gray", vmin=0, vmax=1)
         sure = f"{evaluation.probabilities[index, taken]:.2f}"
-        axes.set_title(f"{dataset.classes[taken]}, not {dataset.classes[true]}\n{sure}", fontsize=9, color=INK)
+        names = f"{label(dataset.classes[taken])}, not {label(dataset.classes[true])}"
+        axes.set_title(f"{names}\n{sure}", fontsize=9, color=INK, parse_math=False)
     some = "" if len(shown) == len(wrong) else f"; the {len(shown)} surest mistakes"
     text = f"{len(wrong)} of {len(dataset):,} images were taken for something else{some}"
     figure.suptitle(text, color=INK, fontsize=12, fontweight="bold", x=0.01, ha="left")
@@ -52,7 +53,7 @@ def misclassified(evaluation: Evaluation, dataset: Dataset, path: str | Path | N
 
 def confusion(evaluation: Evaluation, path: str | Path | None = None) -> Figure:
     """How often images of one class (row) were taken for another (column): hits in blue, mistakes in red."""
-    matrix, classes = evaluation.confusion, evaluation.classes
+    matrix, classes = evaluation.confusion, list(map(label, evaluation.classes))
     count = len(classes)
     small = count <= 30
     side = max(4.5, 0.5 * count) if small else 9.0
@@ -68,8 +69,8 @@ def confusion(evaluation: Evaluation, path: str | Path | None = None) -> Figure:
             ink = "white" if row == column and shares[row, row] > 0.5 else INK
             axes.text(column, row, f"{matrix[row, column]}", ha="center", va="center", color=ink, fontsize=9)
         turn = 90 if max(map(len, classes)) > 3 else 0
-        axes.set_xticks(range(count), classes, rotation=turn)
-        axes.set_yticks(range(count), classes)
+        axes.set_xticks(range(count), classes, rotation=turn, parse_math=False)
+        axes.set_yticks(range(count), classes, parse_math=False)
     axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="#e4e7eb", linewidth=0.6)
