@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from gpucnn import nn, optim, train
 from gpucnn.backends import Backend, get_backend, use_backend
 from gpucnn.data import Dataset, Loader
+from gpucnn.functional import validate
 from gpucnn.random import Generator, use_generator
 
 __all__ = ["CNNClassifier"]
@@ -73,11 +75,16 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Train a new network. Raises ValueError for images or labels that do not fit, TypeError for no model."""
-        rows, labels, shape = self._checked(X, y, reset=True)
-        classes, numbers = np.unique(labels, return_inverse=True)
-        self._begin(rows, shape, classes)
-        self._train(rows, numbers, self.epochs, cycle=True)
+        """Train a new network. Raises ValueError for images or labels that do not fit, TypeError for no model.
+
+        What an earlier call has learned stays until this one has ended well.
+        """
+        with self._all_or_nothing():
+            epochs = validate.integer("CNNClassifier", "epochs", self.epochs, least=1)
+            rows, labels, shape = self._checked(X, y, reset=True)
+            classes, numbers = np.unique(labels, return_inverse=True)
+            self._begin(rows, shape, classes)
+            self._train(rows, numbers, epochs, cycle=True)
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
@@ -89,25 +96,23 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         first = not hasattr(self, "classes_")
         if first and classes is None:
             raise ValueError("the first call of partial_fit must name all classes: partial_fit(X, y, classes=…)")
-        rows, labels, shape = self._checked(X, y, reset=first)
-        known = np.unique(classes) if classes is not None else self.classes_
-        if not first and not np.array_equal(known, self.classes_):
-            raise ValueError(f"the classes were {self.classes_} at first, they can't become {known}")
-        other = np.setdiff1d(labels, known)
-        if other.size:
-            raise ValueError(f"y holds {other}, which are not among the classes {known}")
-        if first:
-            self._begin(rows, shape, known)
-        self._train(rows, np.searchsorted(known, labels), 1, cycle=False)
+        with self._all_or_nothing():
+            rows, labels, shape = self._checked(X, y, reset=first)
+            known = np.unique(classes) if classes is not None else self.classes_
+            if not first and not np.array_equal(known, self.classes_):
+                raise ValueError(f"the classes were {self.classes_} at first, they can't become {known}")
+            other = np.setdiff1d(labels, known)
+            if other.size:
+                raise ValueError(f"y holds {other}, which are not among the classes {known}")
+            if first:
+                self._begin(rows, shape, known)
+            self._train(rows, np.searchsorted(known, labels), 1, cycle=False)
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """The probability of each class, [N, classes], in the order of classes_."""
         check_is_fitted(self)
-        rows, _, shape = self._checked(X, None, reset=False)
-        if shape not in (None, self.image_shape_):
-            h, w, c = self.image_shape_
-            raise ValueError(f"the network takes images of shape {(c, h, w)} [C, H, W], got {np.shape(X)[1:]}")
+        rows, _, _ = self._checked(X, None, reset=False)
         images = (rows.reshape(-1, *self.image_shape_) - self.mean_) / self.std_
         return train.predict(self.model_, images.transpose(0, 3, 1, 2))
 
@@ -117,9 +122,23 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         likeliest: NDArray[Any] = self.classes_[probabilities.argmax(axis=1)]
         return likeliest
 
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """What fails in the block leaves the attributes as they were, so the model of an earlier fit too."""
+        before = dict(self.__dict__)
+        try:
+            yield
+        except BaseException:
+            self.__dict__ = before
+            raise
+
     def _checked(self, X: Any, y: Any, reset: bool) -> tuple[Rows, Any, tuple[int, ...] | None]:
-        """X with one row [H·W·C] for each image, y, and (H, W, C) where X tells it by its axes."""
+        """X with one row [H·W·C] for each image, y, and (H, W, C) where X tells it by its axes.
+
+        reset: whether these images settle what later ones must be; otherwise others are a ValueError.
+        """
         shape = None
+        X = np.asarray(X) if isinstance(X, list | tuple) else X
         if getattr(X, "ndim", 2) == 4:
             images = np.asarray(X).transpose(0, 2, 3, 1)
             shape = images.shape[1:]
@@ -129,9 +148,15 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"X must be [N, C, H, W] or [N, H·W·C], got shape {X.shape}; X[:, None] gives gray images their channel"
             )
         if y is None and not reset:
-            return validate_data(self, X, reset=False, dtype=np.float32), None, shape
-        rows, labels = validate_data(self, X, y, reset=reset, dtype=np.float32)
-        check_classification_targets(labels)
+            rows, labels = validate_data(self, X, reset=False, dtype=np.float32), None
+        else:
+            rows, labels = validate_data(self, X, y, reset=reset, dtype=np.float32)
+            check_classification_targets(labels)
+        if not reset and shape not in (None, self.image_shape_):
+            (h, w, c), (height, width, channels) = self.image_shape_, shape
+            raise ValueError(
+                f"the network takes images of shape {(c, h, w)} [C, H, W], got {(channels, height, width)}"
+            )
         return rows, labels, shape
 
     def _begin(self, rows: Rows, shape: tuple[int, ...] | None, classes: NDArray[Any]) -> None:
@@ -147,6 +172,10 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 model = copy.deepcopy(self.model).to(backend)
             elif callable(self.model):
                 model = self.model(len(classes), c, (h, w))
+                if not isinstance(model, nn.Module):
+                    raise TypeError(
+                        f"model must be a function that makes a network; {self.model!r:.100} returned {model!r:.100}"
+                    )
             else:
                 raise TypeError(f"model must be a network, a function that makes one, or None, got {self.model!r}")
         pixels = rows.reshape(-1, c)
@@ -159,7 +188,11 @@ class CNNClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _image_shape(self, rows: Rows, shape: tuple[int, ...] | None) -> tuple[int, ...]:
         """(H, W, C) of the images. Raises ValueError if image_shape is not that of X."""
-        given = None if self.image_shape is None else tuple(int(n) for n in self.image_shape)
+        given = self.image_shape
+        if given is not None:
+            if isinstance(given, str) or not isinstance(given, Iterable):
+                raise TypeError(f"image_shape must be (H, W) or (H, W, C), got {given!r:.100}")
+            given = tuple(validate.integer("CNNClassifier", "a length in image_shape", n, least=1) for n in given)
         if given is not None and len(given) == 2:
             given = (*given, 1)
         if given is not None and (len(given) != 3 or math.prod(given) != rows.shape[1] or shape not in (None, given)):

@@ -124,6 +124,61 @@ def test_images_of_another_shape_can_not_be_predicted() -> None:
         classifier().predict(np.zeros((3, 2, 5, 6)))
 
 
+def test_images_of_another_shape_can_not_be_trained_on_further() -> None:
+    images, labels = pictures()
+    found = classifier(**SMALL).partial_fit(images, labels, classes=[0, 1])
+    before = found.predict_proba(images)
+    with pytest.raises(ValueError, match=r"takes images of shape \(2, 6, 5\) \[C, H, W\], got \(2, 5, 6\)"):
+        found.partial_fit(images.transpose(0, 1, 3, 2), labels)
+    np.testing.assert_array_equal(found.predict_proba(images), before)
+
+
+def test_lists_are_images_too() -> None:
+    images, labels = pictures(count=20)
+    found = classifier(**SMALL).fit(images.tolist(), labels)
+    assert found.image_shape_ == (6, 5, 2)
+    with pytest.raises(ValueError, match=r"X must be \[N, C, H, W\] or \[N, H·W·C\], got shape \(20, 6, 5\)"):
+        classifier(**SMALL).fit(images[:, 0].tolist(), labels)
+
+
+WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"epochs": None}, TypeError, "CNNClassifier: epochs must be an int, got None"),
+    ({"epochs": 0}, ValueError, "CNNClassifier: epochs must be at least 1, got 0"),
+    ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+    ({"learning_rate": -1}, ValueError, "lr must not be negative"),
+    ({"image_shape": 6}, TypeError, r"image_shape must be \(H, W\) or \(H, W, C\), got 6"),
+    ({"image_shape": (6.5, 6)}, TypeError, "a length in image_shape must be an int, got 6.5"),
+    ({"image_shape": ("a", "b")}, TypeError, "a length in image_shape must be an int, got 'a'"),
+    ({"image_shape": (6, 5, 2, 1)}, ValueError, r"it is \(6, 5, 2, 1\)"),
+    ({"model": lambda *_: None}, TypeError, "model must be a function that makes a network; .* returned None"),
+    (
+        {"model": nn.Sequential(nn.Flatten(), nn.Linear(60, 3))},
+        ValueError,
+        "the model has 3 outputs, but X has 2 classes",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), WRONG)
+def test_a_fit_that_fails_leaves_what_was_learned_before(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    from sklearn.exceptions import NotFittedError
+
+    images, labels = pictures()
+    new = classifier(**{**SMALL, **options})
+    with pytest.raises(error, match=message):
+        new.fit(images, labels)
+    with pytest.raises(NotFittedError):
+        new.predict(images)
+    found = classifier(**SMALL).fit(images, labels)
+    before = found.predict_proba(images)
+    with pytest.raises(error, match=message):
+        found.set_params(**options).fit(images, labels)
+    np.testing.assert_array_equal(found.predict_proba(images), before)
+    assert found.get_params()[next(iter(options))] is next(iter(options.values()))
+
+
 # -- labels ----------------------------------------------------------------------------------------
 
 
