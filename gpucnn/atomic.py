@@ -61,6 +61,18 @@ def check_writable(path: Path) -> None:
         pass
 
 
+def make_folder(folder: Path, variable: str) -> None:
+    """Make a folder, if need be, for a cache. An OSError, also of one that can't be written to, names the environment
+    variable by which another is chosen."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        said = f"can't write to {folder}: {error.strerror}; {variable} chooses another place"
+        raise OSError(error.errno, said) from error
+
+
 def _check_place(path: Path) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"can't write {path}: there is no folder {path.parent}; make it first")

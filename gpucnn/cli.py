@@ -115,6 +115,9 @@ def _commands(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command and exit. All errors that a user can cause become one line here."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before the start, as by `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     words, code = list(sys.argv[1:] if arguments is None else arguments), 0
     debug = "--debug" in words or os.environ.get("GPUCNN_DEBUG", "") not in ("", "0")
     for stream in (sys.stdout, sys.stderr):
@@ -312,6 +315,12 @@ def train_command(
         if "finished" in run and settings == run["settings"] and not to_draw:
             _say_what_exists(run, out)
             return
+        checkpoint, model_file, _ = (out / name for name in FILES)
+        if resume and model_file.exists() and not checkpoint.exists():
+            raise FileNotFoundError(
+                f"there is no {checkpoint}, from which --resume could go on; choose another folder (--out) and "
+                f"--from {_quoted(out)}, or start anew with --overwrite"
+            )
     else:
         settings = asked
         foreign = [] if (out / "run.json").exists() else [name for name in FILES if (out / name).exists()]
@@ -703,7 +712,13 @@ def _loaders(settings: Settings, whole: Dataset, held_out: Dataset) -> tuple[Loa
     watched = held_out
     if settings["early_stopping"] is not None:
         # the held-out images must not choose the epoch on which they are then measured
-        whole, watched = datasets_.split(whole, 0.1, seed=seed)
+        try:
+            whole, watched = datasets_.split(whole, 0.1, seed=seed)
+        except ValueError as error:
+            raise ValueError(
+                f"--early-stopping keeps a tenth of the training images apart, and these {len(whole)} are too few for "
+                "that; leave it out"
+            ) from error
         callbacks.append(train.EarlyStopping(patience=settings["early_stopping"]))
     normalise = None
     if whole.channels == 3:

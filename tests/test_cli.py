@@ -559,6 +559,44 @@ def test_a_missing_package_does_not_cost_the_old_run(tmp_path, monkeypatch, opti
     assert contents(tmp_path) == before
 
 
+def test_a_run_without_its_checkpoint_is_not_resumed_and_the_error_says_what_is_missing(tmp_path):
+    options = ("train", "x-or-not-x", "--schedule", "constant", "--no-pictures", "--out", "a")
+    assert command(*options, "--epochs", 1).code == 0
+    (tmp_path / "a" / "checkpoint.safetensors").unlink()
+    before = contents(tmp_path)
+    result = command(*options, "--epochs", 2, "--resume")
+    assert result.code == 2
+    assert f"there is no {Path('a/checkpoint.safetensors')}, from which --resume could go on; choose" in result.err
+    assert "--from a, or start anew with --overwrite" in result.err
+    assert contents(tmp_path) == before
+
+
+def test_too_few_images_for_early_stopping_are_named_by_its_option(tmp_path):
+    np.savez("few.npz", images=np.arange(4 * 144, dtype=np.uint8).reshape(4, 12, 12), labels=[0, 1, 0, 1])
+    result = command("train", "few.npz", "--early-stopping", 1)
+    assert result.code == 2
+    assert "--early-stopping keeps a tenth of the training images apart, and these 3 are too few for" in result.err
+
+
+def test_a_folder_for_data_sets_that_can_not_be_is_named_by_its_variable(monkeypatch):
+    monkeypatch.setenv("GPUCNN_DATA", os.devnull)
+    result = command("train", "mnist")
+    assert result.code == 2
+    assert re.search(rf"can't write to {os.devnull}.mnist: .*; GPUCNN_DATA chooses another place", result.err)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="it is a shell that closes them")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_command_works_without_standard_output(tmp_path, closed):
+    for n, words in enumerate(["datasets", "train x-or-not-x --epochs 1 --out a", "predict a a/samples/X.png"]):
+        script = f"{sys.executable} -m gpucnn {words} {closed}"
+        result = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 0, (n, result.stderr)
+    assert "finished" in json.loads((tmp_path / "a" / "run.json").read_text())
+    script = f"{sys.executable} -m gpucnn evaluate nix {closed}"
+    assert subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True).returncode == 2
+
+
 def test_a_damaged_checkpoint_does_not_cost_the_result_of_a_finished_run(tmp_path):
     options = ("train", "x-or-not-x", "--schedule", "constant", "--no-pictures", "--out", "a")
     assert command(*options, "--epochs", 1).code == 0

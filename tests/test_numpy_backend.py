@@ -7,6 +7,9 @@ import math
 import multiprocessing
 import os
 import platform
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -262,10 +265,27 @@ def test_the_environment_sets_the_number_of_threads(clean_environment: pytest.Mo
     assert numpy_parallel.thread_count() == 3
     clean_environment.setenv("GPUCNN_THREADS", "5")
     assert numpy_parallel.thread_count() == 5
-    clean_environment.setenv("GPUCNN_THREADS", "0")
+    clean_environment.setenv("GPUCNN_THREADS", "")
     assert numpy_parallel.thread_count() == 3
-    clean_environment.setenv("OMP_NUM_THREADS", "4,2")
-    assert numpy_parallel.thread_count() == cores
+    for value in ("4,2", "0", "9" * 20):  # it is not ours to refuse
+        clean_environment.setenv("OMP_NUM_THREADS", value)
+        assert numpy_parallel.thread_count() == cores
+
+
+@pytest.mark.parametrize("value", ["abc", "0", "-1", "1.5", " 2", "²", "1025", "9" * 20, "9" * 5000])
+def test_a_number_of_threads_that_can_not_be_is_refused(clean_environment: pytest.MonkeyPatch, value: str) -> None:
+    clean_environment.setenv("GPUCNN_THREADS", value)
+    shown = re.escape(value[:20])
+    with pytest.raises(ValueError, match=rf"GPUCNN_THREADS is '{shown}.*, but must be a whole number from 1 to 1024"):
+        numpy_parallel.thread_count()
+
+
+def test_the_import_takes_any_number_of_threads_and_the_backend_names_what_is_wrong() -> None:
+    code = "import gpucnn, gpucnn.cli; gpucnn.cli.main(['train', 'x-or-not-x'])"
+    variables = {"GPUCNN_THREADS": "many", "GPUCNN_BACKEND": "numpy"}
+    found = subprocess.run([sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr == "gpucnn: error: GPUCNN_THREADS is 'many', but must be a whole number from 1 to 1024\n"
 
 
 def test_cutting_gives_equal_parts_without_gap_or_overlap() -> None:

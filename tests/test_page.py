@@ -335,6 +335,13 @@ def test_a_malformed_request_gets_a_clear_error_and_the_next_one_an_answer(clien
     assert client.post(address(), content=PIXELS.tobytes(), headers=BYTES).status_code == 200
 
 
+@pytest.mark.parametrize("number", ["9" * 5000, "99", "-1", "one", "²"], ids=lambda number: number[:4])
+def test_an_explanation_that_is_not_kept_is_not_found(client, number):
+    answer = client.get(f"/explanation/{number}")
+    assert answer.status_code == 404
+    assert "no longer kept" in answer.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("layer", "unit", "words"),
     [

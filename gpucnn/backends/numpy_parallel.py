@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -26,14 +27,20 @@ Job = Callable[[int], None]
 
 # Scratch that is larger than this is freed after use.
 KEPT_BYTES = 1 << 23
+MOST_THREADS = 1024
 
 
 def thread_count() -> int:
-    """GPUCNN_THREADS, else OMP_NUM_THREADS, else the cores that this process may use."""
+    """GPUCNN_THREADS, else OMP_NUM_THREADS, else the cores that this process may use.
+
+    Raises ValueError for a GPUCNN_THREADS that is no such number; the other variable may mean more than this.
+    """
     for variable in ("GPUCNN_THREADS", "OMP_NUM_THREADS"):
         value = os.environ.get(variable, "")
-        if value.isdecimal() and int(value) > 0:
+        if re.fullmatch("[0-9]{1,9}", value) and 1 <= int(value) <= MOST_THREADS:
             return int(value)
+        if value and variable == "GPUCNN_THREADS":
+            raise ValueError(f"{variable} is {value!r:.60}, but must be a whole number from 1 to {MOST_THREADS}")
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -91,9 +91,10 @@ class Run:
 
         Raises FileNotFoundError if there is none, and ValueError for a file that is none.
         """
-        path = path / "run.jsonl" if path.is_dir() else path
+        folder, path = path, path / "run.jsonl" if path.is_dir() else path
         if not path.exists():
-            raise FileNotFoundError(f"there is no run in {path}; `gpucnn bench` makes one and says where")
+            missing = f", which has no {path.name}" if folder.is_dir() else ""
+            raise FileNotFoundError(f"there is no run in {folder}{missing}; `gpucnn bench` makes one and says where")
         try:
             first, *rest = (json.loads(line) for line in path.read_text("utf-8").splitlines())
             return cls(first["about"], [Row(**line) for line in rest])

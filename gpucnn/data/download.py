@@ -14,7 +14,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, TYPE_CHECKING
 
-from gpucnn.atomic import naming, replacing
+from gpucnn.atomic import make_folder, naming, replacing
 
 if TYPE_CHECKING:
     from tarfile import TarInfo
@@ -51,7 +51,7 @@ def fetch(file: RemoteFile, folder: Path, *, progress: Progress | None = None, t
     path = folder / file.name
     if path.is_file() and _sha256(path) == file.sha256:
         return path
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "GPUCNN_DATA")
     failures = []
     for url in file.urls:
         try:

@@ -40,7 +40,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from gpucnn import dtypes
-from gpucnn.atomic import replacing
+from gpucnn.atomic import make_folder, replacing
 from gpucnn.devices import tensor_map
 from gpucnn.devices.graph import Arena, Graph
 from gpucnn.devices.tensor_map import TensorMap
@@ -100,7 +100,7 @@ def kept(name: str, content: Iterable[str], make: Callable[[], bytes]) -> Path:
     path = cache_folder() / name.replace("*", hashlib.sha256("\0".join(content).encode()).hexdigest()[:32])
     if not path.exists():
         made = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, "GPUCNN_CACHE")
         with replacing(path) as temporary:
             temporary.write_bytes(made)
     return path

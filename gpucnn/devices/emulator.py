@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from gpucnn.atomic import make_folder
 from gpucnn.devices.base import (
     Constants,
     Dim,
@@ -361,7 +363,7 @@ def _build(code: str, flags: list[str], sources: list[Path]) -> Path:
     library = cache_folder() / "emulator" / (hashlib.sha256("\0".join(content).encode()).hexdigest()[:32] + ".so")
     if library.exists():
         return library
-    library.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(library.parent, "GPUCNN_CACHE")
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         source, made = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
         source.write_text(code, "utf-8")
@@ -369,6 +371,9 @@ def _build(code: str, flags: list[str], sources: list[Path]) -> Path:
         step = [*command, *include, str(source), "-o", str(made)]
         result = subprocess.run(step, capture_output=True, text=True, check=False)
         if result.returncode:
-            raise KernelError(f"the C++ compiler refused this:\n{result.stderr.strip()}")
+            raise KernelError(
+                f"the C++ compiler refused this, with exit code {result.returncode} of {shlex.join(step)}:\n"
+                f"{result.stderr.strip() or 'it did not say why'}"
+            )
         os.replace(made, library)
     return library

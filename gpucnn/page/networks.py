@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import gpucnn
 from gpucnn import data, optim, train
-from gpucnn.atomic import check_writable
+from gpucnn.atomic import check_writable, make_folder
 from gpucnn.backends import use_backend
 from gpucnn.checkpoint import describe_input, save_model
 from gpucnn.data import Dataset, Normalize
@@ -49,7 +49,7 @@ def train_first(path: Path, progress: dict[str, Any]) -> None:
 
     What is held out is what `gpucnn train` holds out, so `gpucnn evaluate` measures the file on the same images.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, "GPUCNN_DATA")
     check_writable(path)
     settings = {"data": "mnist-5k", "held_out": None, "seed": 0, "image_size": None, "gray": False, "model": "lenet5"}
     rest, held_out = data.split(data.load("mnist-5k"), 0.2)

@@ -110,19 +110,19 @@ def _refusal(status: int, problem: str) -> JSONResponse:
 
 
 class _Explanations:
-    """The last few explanations, by number: a frame fetches them by address."""
+    """The last few explanations, by number as text: a frame fetches them by address."""
 
     def __init__(self) -> None:
-        self._pages: dict[int, str] = {}
+        self._pages: dict[str, str] = {}
         self._numbers = itertools.count(1)
 
-    def keep(self, text: str) -> int:
+    def keep(self, text: str) -> str:
         number = next(self._numbers)
-        self._pages[number] = text
-        self._pages.pop(number - KEPT_EXPLANATIONS, None)
-        return number
+        self._pages[str(number)] = text
+        self._pages.pop(str(number - KEPT_EXPLANATIONS), None)
+        return str(number)
 
-    def get(self, number: int) -> str | None:
+    def get(self, number: str) -> str | None:
         return self._pages.get(number)
 
 
@@ -143,7 +143,7 @@ class Page:
             Route("/api/samples", self.samples),
             Route("/api/look", self.look, methods=["POST"]),
             Route("/api/explain", self.explain, methods=["POST"]),
-            Route("/explanation/{number:int}", self.explanation),
+            Route("/explanation/{number}", self.explanation),
             Mount("/", StaticFiles(directory=STATIC, html=True)),
         ]
         problems = {HTTPException: _http_problem, Exception: _bug}

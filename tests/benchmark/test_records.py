@@ -49,7 +49,9 @@ def test_a_file_that_is_no_run_is_named(tmp_path, text):
 
 
 def test_a_run_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no run in .*absent"):
+    with pytest.raises(FileNotFoundError, match=r"there is no run in \S*, which has no run\.jsonl; `gpu"):
+        Run.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"there is no run in \S*absent; `gpucnn bench` makes"):
         Run.load(tmp_path / "absent")
 
 

@@ -1,6 +1,7 @@
 """The emulator as detector: each seeded bug of the zoo is caught, with kernel, block, thread and line."""
 
 import math
+import os
 import re
 import threading
 from pathlib import Path
@@ -305,6 +306,21 @@ def test_kernels_are_prepared_side_by_side(monkeypatch):
 def test_a_kernel_that_can_not_be_prepared_is_the_error_of_the_compiler():
     with pytest.raises(KernelError, match=r"may change value"):
         list(EmulatorDevice().prepare([*TWICE, TWICE[0]._replace(constants=(("BUG", 7), ("SCALAR", "float")))]))
+
+
+def test_a_compiler_that_fails_without_a_word_is_named_with_its_exit_code(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPUCNN_CACHE", str(tmp_path))
+    monkeypatch.setattr(emulator, "compiler", lambda: "false")
+    with pytest.raises(KernelError, match=r"refused this, with exit code 1 of false .*kernel\.so:\nit did not say why"):
+        emulator._build("", [], [])
+
+
+def test_a_cache_that_can_not_be_written_is_named_by_its_variable(monkeypatch):
+    monkeypatch.setenv("GPUCNN_CACHE", os.devnull)
+    with pytest.raises(OSError, match=f"can't write to {os.devnull}/emulator: .*; GPUCNN_CACHE chooses another place"):
+        emulator._build("", [], [])
+    with pytest.raises(OSError, match=f"can't write to {os.devnull}/ptx: .*; GPUCNN_CACHE chooses another place"):
+        base.kept("ptx/*.ptx", [], bytes)
 
 
 def test_a_build_is_found_again_by_its_content(tmp_path, monkeypatch):
