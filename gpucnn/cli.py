@@ -498,7 +498,7 @@ def _train(
         callbacks.append(_Lines())
     callbacks.append(_Started(out / "run.json", {**run, "started": started}))
     named(PRECISIONS[settings.get("precision") or "fp32"])  # bfloat16 may be missing: ask before anything is deleted
-    with train.locked(out):  # until the last write
+    with train.locked(out, lend=True):  # to fit; until the last write
         if overwrite and (out / "run.json").exists():
             _delete(out)
         parameters = sum(p.numel() for p in model.parameters())

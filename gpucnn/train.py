@@ -759,18 +759,26 @@ class _WishToStop:
             signal.signal(number, handler)
 
 
-_held: ContextVar[frozenset[Path]] = ContextVar("gpucnn_locked", default=frozenset())  # by the blocks around
+_lent: ContextVar[frozenset[Path]] = ContextVar("gpucnn_lent", default=frozenset())
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, lend: bool = False) -> Iterator[None]:
     """Makes the folder and keeps other processes out of it, until the end of this block or of this process.
 
-    A block within one for the same folder, as that of `fit` is in a command that writes more there, changes nothing.
+    lend: whether a block within may have the same folder, as that of `fit` in a command that writes more there.
     """
-    if folder.resolve() in _held.get():
+    place, lent = folder.resolve(), _lent.get()
+    with ExitStack() as until_the_end:
+        if place not in lent:
+            until_the_end.enter_context(_locked_file(folder))
+        token = _lent.set(lent | {place} if lend else lent - {place})
+        until_the_end.callback(_lent.reset, token)
         yield
-        return
+
+
+@contextmanager
+def _locked_file(folder: Path) -> Iterator[None]:
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a+")
@@ -786,11 +794,7 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        token = _held.set(_held.get() | {folder.resolve()})
-        try:
-            yield
-        finally:
-            _held.reset(token)
+        yield
         file.truncate(0)
 
 

@@ -1,7 +1,6 @@
 """The command: what it prints, what it leaves behind, and what it says about mistakes."""
 
 import contextlib
-import contextvars
 import csv
 import gzip
 import io
@@ -455,7 +454,7 @@ def test_a_run_that_is_being_trained_is_left_as_it_is(tmp_path, how):
     before = contents(tmp_path)
     del before[f"a{os.sep}.lock"]
     with train.locked(tmp_path / "a"):
-        result = contextvars.Context().run(command, *options, "--epochs", 3, how)  # as in another process
+        result = command(*options, "--epochs", 3, how)
         assert result.code == 2
         assert f"a is in use by another training (process {os.getpid()}); wait for it" in result.err
         assert before.items() <= contents(tmp_path).items()
