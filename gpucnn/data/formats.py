@@ -317,7 +317,7 @@ def read_image(path: str | Path, *, mode: str = "RGB", size: tuple[int, int] | N
     if mode not in ("RGB", "L"):
         raise ValueError(f'mode must be "RGB" or "L" (gray), got {mode!r}')
     if size is not None and (len(size) != 2 or min(size) < 1 or math.prod(size) > MOST_PIXELS):
-        raise ValueError(f"size must be (height, width), of at most {MOST_PIXELS:,} pixels, got {size!r}")
+        raise ValueError(f"size must be (height, width), got {size!r}; at most {MOST_PIXELS:,} pixels")
     try:
         with warnings.catch_warnings(), Image.open(path, formats=_FORMATS) as opened:
             if opened.width * opened.height > MOST_PIXELS:
