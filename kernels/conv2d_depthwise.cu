@@ -93,8 +93,8 @@ struct Strip {
 };
 
 // The filters of a block's channels, from the first on.
-struct __align__(16) Filters {
-    Scalar at[TAPS][(LANES + 1) * VECTOR];  // a rest of banks for the copies
+struct Filters {
+    __align__(16) Scalar at[TAPS][(LANES + 1) * VECTOR];  // a rest of banks for the copies
 
     __device__ __forceinline__ void copy(const SCALAR* __restrict__ w, int first, int C) {
         const int count = min(LANES * VECTOR, C - first) * TAPS;

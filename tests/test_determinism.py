@@ -238,7 +238,7 @@ def small_training(folder: Path | None, stop: int | None = None, backend: Any = 
         )  # fmt: skip
         state = optimizer.state_dict()
         return [
-            bits(*model.state_dict().values()), bits(*state["arrays"].values()), state["lr"], history.rows,
+            bits(*model.state_dict().values()), bits(*state["arrays"].values()), optimizer.lr, history.rows,
             gpucnn.random.default_generator.state(),
         ]  # fmt: skip
 

@@ -196,7 +196,7 @@ def test_what_the_package_imports_is_what_it_requires() -> None:
     """A top-level name that is neither Python's, nor ours, nor of a requirement or a stated peer is a mistake."""
     of_requirement = {
         "PIL", "ml_dtypes", "mlxtend", "numpy", "onnx", "rich", "safetensors", "sklearn", "starlette", "threadpoolctl",
-        "typer", "uvicorn", "matplotlib", "cupy", "google", "tensorboardX",
+        "typer", "uvicorn", "matplotlib", "cupy", "cuda", "google", "tensorboardX",
     }  # fmt: skip
     peers = {"torch", "jax", "tinygrad", "tensorboard", "IPython", "pytest", "pytest_benchmark", "joblib", "click"}
     names = set()

@@ -538,8 +538,9 @@ def test_cuda_gets_maps_by_value_shared_memory_and_the_architecture(
     assert not any("-arch" in option for f in functions if "wgmma" not in f.name for option in f.options)
 
     device, array = backend.device, backend.xp.empty((4, 64), np.float16)
-    graph = SimpleNamespace(memory=backend.xp.empty(64, np.uint8), keeps=[])
-    device._keep_what_is_outside(graph, [device.tensor_map(array, (4, 64)), 3])
+    device.capturing = graph = SimpleNamespace(memory=backend.xp.empty(64, np.uint8), keeps=[])
+    device.keep([device.tensor_map(array, (4, 64)), 3])
+    device.capturing = None
     assert [kept is array for kept in graph.keeps] == [True]
 
 

@@ -172,6 +172,9 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "ReplicationPad2d": (lambda: nn.ReplicationPad2d(2), PLANE),
     "Upsample": (lambda: nn.Upsample(scale_factor=(2, 3)), PLANE),
     "Upsample-by-fractions": (lambda: nn.Upsample((13, 5)), PLANE),
+    "Dropout2d": (lambda: nn.Dropout2d(0.3), PLANE),
+    "PixelShuffle": (lambda: nn.PixelShuffle(2), (8, 3, 5)),
+    "PixelUnshuffle": (lambda: nn.PixelUnshuffle(3), (2, 6, 9)),
     "Upsample-one-number": (lambda: nn.Upsample(18), (4, 9, 6)),
     "Upsample-bilinear": (lambda: nn.Upsample((13, 5), mode="bilinear"), PLANE),
     "Upsample-bilinear-scale": (lambda: nn.Upsample(scale_factor=1.7, mode="bilinear"), PLANE),
@@ -191,7 +194,7 @@ def test_every_layer_that_is_no_loss_is_among_these() -> None:
         name for name in nn.__all__ if isinstance(getattr(nn, name), type) and issubclass(getattr(nn, name), nn.Module)
     }
     losses = {name for name in layers if name.endswith(("Loss", "Error"))}
-    assert layers - losses - {"Module", "Sequential", "MaxPool2d", "AvgPool2d"} <= {
+    assert layers - losses - {"Module", "ModuleList", "ModuleDict", "Sequential", "MaxPool2d", "AvgPool2d"} <= {
         name.split("-")[0] for name in LAYERS
     }
 
