@@ -54,6 +54,7 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 DISASSEMBLED = 90  # nvdisasm takes longer than the compiler, so one architecture stands for all
 NVDISASM = "nvidia-cuda-nvdisasm"  # on PyPI
 REGISTERS_OF_A_MULTIPROCESSOR = 65536
+FEWER = "fewer values at once help: see docs/howto/new-kernel.md"
 MOST_SHARED = 227 * 1024  # bytes of a block, on sm_90
 # The least share of products in the hot loop that the best variant of a kernel must have, by its label on the page. The
 # rest finds addresses: a change there can cost a fifth of the speed, and no test of results would notice.
@@ -355,7 +356,7 @@ def compiled(unit: Unit, architecture: int, tools: Tools) -> Compiled:
         registers, shared, stack, spilled = used[kernel]
         shared += int(dict(unit.constants).get("DYNAMIC_SHARED", 0))
         if stack or spilled:
-            refused.append(line(kernel, f"has a stack of {stack} bytes and {spilled} bytes of spills"))
+            refused.append(line(kernel, f"has a stack of {stack} bytes and {spilled} bytes of spills; {FEWER}"))
         threads = dict(zip(unit.kernels, unit.threads, strict=False)).get(kernel, 0)
         if -(-registers // 8) * 8 * threads > REGISTERS_OF_A_MULTIPROCESSOR:  # they are given out by eights
             refused.append(line(kernel, f"has blocks of {threads} threads with {registers} registers: they do not fit"))

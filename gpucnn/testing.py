@@ -1348,10 +1348,12 @@ def ways(filled: bool = False) -> Iterator[tuple[Case, Way]]:
     large tiles are chosen."""
     of_tiles, of_halos, of_wgmma = (TENSOR_CORES_FILLED, HALO_FILLED, WGMMA_FILLED) if filled else ([], [], [])
     narrow = TENSOR_CORES_NARROW if filled else []
+    of_each_op = {case.op: case for case in reversed(CASES)}.values()
+    in_half = {str(case): case for case in (*of_each_op, *NORM_FINISHED, *INSTANCE_NORM, *DEPTHWISE)}.values()
     for dtype in ("float32", "float64"):
         yield from ((case, Way(dtype)) for case in (*CASES, *of_tiles))
     for half in HALVES:
-        yield from ((case, Way(half)) for case in (*NORM_FINISHED, *INSTANCE_NORM, *DEPTHWISE))
+        yield from ((case, Way(half)) for case in in_half)
         yield from ((case, Way(half, capability=HOPPER)) for case in (*TENSOR_CORES_HALF, *of_tiles, *narrow))
         yield from ((case, Way(half, capability=HOPPER, family="halo")) for case in (*HALO_HALF, *of_halos))
         yield from ((case, Way(half, capability=HOPPER, family="wgmma")) for case in (*WGMMA, *of_wgmma))
