@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import struct
 import subprocess
 import sys
