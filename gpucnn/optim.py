@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -92,11 +94,12 @@ class Optimizer(ABC):
 
     def _checked(self, where: str, settings: Group) -> Group:
         """The settings as a step takes them: plain floats, since moments would be float64 of a NumPy number."""
-        numbers = {name: float(validate.number(where, name, settings[name])) for name in self._not_negative}
-        for name, value in numbers.items():
-            if not value >= 0:  # NaN is neither
-                raise ValueError(f"{where}: {name} must not be negative, got {settings[name]}")
-        return settings | numbers
+        return settings | {name: _number(where, name, settings[name]) for name in self._not_negative}
+
+    def _check_group(self, group: Group) -> None:
+        """Before a step reads them: the settings may have been set by hand, to anything."""
+        number = next(i for i, own in enumerate(self.param_groups) if own is group)
+        group.update(self._checked(f"{type(self).__name__}: group {number}", group))
 
     @property
     def params(self) -> list[Tensor]:
@@ -132,6 +135,8 @@ class Optimizer(ABC):
         grads = {i: g.array for i, g in enumerate(p.grad for p in params) if g is not None}
         if not grads:
             return
+        for group, _ in places:
+            self._check_group(group)
         backend = params[next(iter(grads))].backend
         before = [dict(moments) for moments in self._state] if backend.capturing else []
         with no_grad():
@@ -159,6 +164,7 @@ class Optimizer(ABC):
         state, momentum = self._state, bool(group.get("momentum"))
 
         def is_stale() -> bool:
+            self._check_group(group)  # a graph asks before each launch, which is a step without step()
             return self._state is not state or bool(group.get("momentum")) != momentum or has_changed()
 
         return Live(settings, is_stale)
@@ -190,13 +196,21 @@ class Optimizer(ABC):
         """Go on from what `state_dict` returned, with its settings. A state of an earlier version, which has no groups,
         goes into an optimizer of one.
 
-        Raises ValueError, before any change, if a group or a moment does not fit.
+        Raises ValueError or TypeError, before any change, if a group, a setting or a moment does not fit.
         """
         kind = type(self).__name__
         if not isinstance(state, dict) or "arrays" not in state or not {"param_groups", "lr"} & state.keys():
             raise ValueError(f"{kind}: a state has param_groups and arrays, this is {state!r:.100}")
-        params = self.params
+        params, arrays = self.params, state["arrays"]
         groups = state["param_groups"] if "param_groups" in state else [{**state, "params": range(len(params))}]
+        for name, value, needed in (("param_groups", groups, list), ("arrays", arrays, dict)):
+            if not isinstance(value, needed):
+                raise TypeError(f"{kind}: the state's {name} must be a {needed.__name__}, got {value!r:.100}")
+        for i, given in enumerate(groups):
+            if not isinstance(given, dict) or not isinstance(given.get("params"), list | range):
+                raise TypeError(
+                    f"{kind}: the state's group {i} must be a dict with a list of params, got {given!r:.100}"
+                )
         sizes, own = ([len(group["params"]) for group in each] for each in (groups, self.param_groups))
         if sizes != own:
             raise ValueError(f"{kind}: the state's groups have {sizes} parameters, the optimizer's {own}")
@@ -207,15 +221,30 @@ class Optimizer(ABC):
             for i, (given, own) in enumerate(zip(groups, self.param_groups, strict=True))
         ]
         loaded: list[dict[str, Array | None]] = [dict.fromkeys(self._moments) for _ in params]
-        for key, value in state["arrays"].items():
-            name, _, number = key.rpartition(".")
-            i = int(number) if number.isdigit() else -1
-            if name not in self._moments or not 0 <= i < len(params) or value.shape != params[i].shape:
+        places = {f"{name}.{i}": (name, i) for name in self._moments for i in range(len(params))}
+        for key, value in arrays.items():
+            if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
+                raise TypeError(f"{kind}: the state's {key} must be an array of real numbers, got {value!r:.100}")
+            name, i = places.get(key, ("", 0))
+            if not name or value.shape != params[i].shape:
                 raise ValueError(f"{kind}: the state's {key} of shape {value.shape} does not fit these parameters")
             loaded[i][name] = params[i].backend.asarray(np.array(value), params[i].dtype)
         for group, values in zip(self.param_groups, settings, strict=True):
             group.update(values)
         self._state = loaded
+
+
+def _number(op: str, name: str, value: Any, negative: bool = False) -> float:
+    """A finite number as a plain float; NumPy's would compute in float64, and JSON can't hold them.
+
+    Raises TypeError for what is none, ValueError for one that is infinite, NaN or, unless it may be, negative.
+    """
+    number = validate.number(op, name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"{op}: {name} must be finite, got {number}")
+    if number < 0 and not negative:
+        raise ValueError(f"{op}: {name} must not be negative, got {value}")
+    return number
 
 
 def _several(where: str, params: Any) -> list[Any]:
@@ -278,10 +307,12 @@ class SGD(Optimizer):
 
     def _checked(self, where: str, settings: Group) -> Group:
         checked = super()._checked(where, settings)
-        dampening = float(validate.number(where, "dampening", settings["dampening"]))
-        if checked["nesterov"] and (checked["momentum"] == 0 or dampening != 0):
+        dampening, nesterov = _number(where, "dampening", settings["dampening"], negative=True), settings["nesterov"]
+        if not isinstance(nesterov, bool | np.bool_):
+            raise TypeError(f"{where}: nesterov must be True or False, got {nesterov!r:.100}")
+        if nesterov and (checked["momentum"] == 0 or dampening != 0):
             raise ValueError(f"{where}: nesterov needs a momentum and no dampening")
-        return checked | {"dampening": dampening}
+        return checked | {"dampening": dampening, "nesterov": bool(nesterov)}
 
     def _update(
         self,
@@ -323,10 +354,15 @@ class Adam(Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps})
 
     def _checked(self, where: str, settings: Group) -> Group:
-        betas = tuple(settings["betas"])  # JSON has no tuples
-        if len(betas) != 2 or not all(0 <= validate.number(where, "betas", b) < 1 for b in betas):
-            raise ValueError(f"{where}: betas must be in [0, 1), got {settings['betas']}")
-        return super()._checked(where, settings) | {"betas": (float(betas[0]), float(betas[1]))}
+        given = settings["betas"]
+        try:
+            pair = list(given)
+        except TypeError:
+            raise TypeError(f"{where}: betas must be two numbers in [0, 1), got {given!r:.100}") from None
+        betas = tuple(validate.number(where, "betas", beta) for beta in pair)  # JSON has no tuples
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"{where}: betas must be two numbers in [0, 1), got {given}")
+        return super()._checked(where, settings) | {"betas": betas}
 
     def _add(self, where: str, given: Group) -> None:
         super()._add(where, given)
@@ -364,12 +400,16 @@ class Adam(Optimizer):
         return {**super().state_dict(), "steps": list(self.steps)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        kind = type(self).__name__
         if not isinstance(state, dict) or "steps" not in state:
-            raise ValueError(f"{type(self).__name__}: a state has steps, this is {state!r:.100}")
-        if len(state["steps"]) != len(self.params):
-            raise ValueError(f"the state counts {len(state['steps'])} parameters, the optimiser has {len(self.params)}")
+            raise ValueError(f"{kind}: a state has steps, this is {state!r:.100}")
+        steps = list(validate.integers(kind, "the state's steps", state["steps"]))
+        if len(steps) != len(self.params):
+            raise ValueError(f"{kind}: the state counts {len(steps)} parameters, the optimiser has {len(self.params)}")
+        if min(steps) < 0:
+            raise ValueError(f"{kind}: the state's steps must not be negative, got {steps!r:.100}")
         super().load_state_dict(state)
-        self.steps = list(state["steps"])
+        self.steps = steps
 
 
 class AdamW(Adam):
@@ -461,21 +501,33 @@ class _Schedule:
         """Go on from what `state_dict` returned, with its settings. A state of an earlier version may lack some, and
         has what each group has once, under a name in the singular.
 
-        Raises ValueError, before any change, for a state of other groups.
+        Raises ValueError or TypeError, before any change, for a state of other groups and for values that can't be.
         """
         kind = type(self).__name__
         if not isinstance(state, dict) or "last_epoch" not in state:
             raise ValueError(f"{kind}: a state has last_epoch, this is {state!r:.100}")
+        validate.integer(kind, "the state's last_epoch", state["last_epoch"], least=0)
         loaded: dict[str, Any] = {}
         for name, own in _Schedule.state_dict(self).items():
-            given = state.get(name, own)
-            if isinstance(own, list):
-                earlier = name.removesuffix("s")
-                given = list(given if name in state or earlier not in state else [state[earlier]])
-                if len(given) != len(own):
-                    raise ValueError(f"{kind}: the state has {name} {given}, the optimizer {len(own)} groups")
-            loaded[name] = tuple(given) if isinstance(own, tuple) else given  # JSON has no tuples
+            given, earlier = state.get(name, own), name.removesuffix("s")
+            if isinstance(own, list) and name not in state and earlier in state:
+                given = [state[earlier]]
+            if not _alike(given, own):
+                needed = (
+                    "a text" if isinstance(own, str) else "numbers" if isinstance(own, list | tuple) else "a number"
+                )
+                raise TypeError(f"{kind}: the state's {name} must be {needed}, got {given!r:.100}")
+            if isinstance(own, list) and len(given) != len(own):
+                raise ValueError(f"{kind}: the state has {name} {given}, the optimizer {len(own)} groups")
+            loaded[name] = type(own)(given) if isinstance(own, list | tuple) else given  # JSON has no tuples
         vars(self).update(loaded)
+
+
+def _alike(given: Any, own: Any) -> bool:
+    """Whether a state's value is of the kind that a schedule's own is: a number, several, or a text."""
+    if isinstance(own, list | tuple):
+        return isinstance(given, list | tuple) and all(isinstance(item, int | float) for item in given)
+    return isinstance(given, str if isinstance(own, str) else int | float)
 
 
 def _check_optimizer(op: str, optimizer: Any) -> None:
@@ -494,7 +546,7 @@ def _for_each_group(op: str, name: str, value: Any, optimizer: Optimizer) -> lis
     values = list(value) if isinstance(value, list | tuple) else [value] * groups
     if len(values) != groups:
         raise ValueError(f"{op}: {name} must be a number or one for each of the {groups} groups, got {value}")
-    return [validate.number(op, name, item) for item in values]
+    return [_number(op, name, item) for item in values]
 
 
 class LRScheduler(_Schedule, ABC):
@@ -505,7 +557,7 @@ class LRScheduler(_Schedule, ABC):
 
     def __init__(self, optimizer: Optimizer) -> None:
         super().__init__(optimizer)
-        self.base_lrs: list[float] = self.get_last_lr()
+        self.base_lrs = [_number(type(self).__name__, "the optimizer's lr", lr) for lr in self.get_last_lr()]
         self._set_lrs()
 
     @abstractmethod
@@ -513,18 +565,41 @@ class LRScheduler(_Schedule, ABC):
         """The learning rate of a group, by its number, after `epoch` calls of step()."""
 
     def _set_lrs(self) -> None:
-        rates = [self.lr_at(self.last_epoch, i) for i in range(len(self.base_lrs))]
+        """Raises ValueError, before any is set, for a learning rate that can't be."""
+        self._set([self._rate(i) for i in range(len(self.base_lrs))])
+
+    def _rate(self, group: int) -> float:
+        kind, steps = type(self).__name__, self.last_epoch
+        try:
+            lr = self.lr_at(steps, group)
+        except ArithmeticError as error:
+            raise ValueError(
+                f"{kind}: group {group} has no learning rate after {steps} steps: {error}, with {self.state_dict()}"
+            ) from error
+        return _number(kind, f"the learning rate of group {group} after {steps} steps", lr)
+
+    def _set(self, rates: list[float]) -> None:
         for group, lr in zip(self.optimizer.param_groups, rates, strict=False):
             group["lr"] = lr
 
     def step(self) -> None:
-        """One epoch (or batch, for schedules by batch) is over."""
+        """One epoch (or batch, for schedules by batch) is over. Raises ValueError, and stays where it is, if there is
+        no finite learning rate after it."""
         self._count()
-        self._set_lrs()
+        try:
+            self._set_lrs()
+        except Exception:
+            self.last_epoch -= 1
+            raise
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        before = dict(vars(self))
         super().load_state_dict(state)
-        self._set_lrs()
+        try:
+            self._set_lrs()
+        except Exception:
+            vars(self).update(before)
+            raise
 
 
 class StepLR(LRScheduler):
@@ -532,7 +607,7 @@ class StepLR(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1) -> None:
         self.step_size = validate.integer("StepLR", "step_size", step_size, least=1)
-        self.gamma = validate.number("StepLR", "gamma", gamma)
+        self.gamma = _number("StepLR", "gamma", gamma)
         super().__init__(optimizer)
 
     def lr_at(self, epoch: int, group: int = 0) -> float:
@@ -544,7 +619,7 @@ class MultiStepLR(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, milestones: Iterable[int], gamma: float = 0.1) -> None:
         self.milestones = tuple(sorted(validate.integers("MultiStepLR", "milestones", milestones)))
-        self.gamma = validate.number("MultiStepLR", "gamma", gamma)
+        self.gamma = _number("MultiStepLR", "gamma", gamma)
         super().__init__(optimizer)
 
     def lr_at(self, epoch: int, group: int = 0) -> float:
@@ -555,7 +630,7 @@ class ExponentialLR(LRScheduler):
     """lr · gamma ** epoch."""
 
     def __init__(self, optimizer: Optimizer, gamma: float) -> None:
-        self.gamma = validate.number("ExponentialLR", "gamma", gamma)
+        self.gamma = _number("ExponentialLR", "gamma", gamma)
         super().__init__(optimizer)
 
     def lr_at(self, epoch: int, group: int = 0) -> float:
@@ -567,9 +642,7 @@ class PolynomialLR(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, total_iters: int = 5, power: float = 1.0) -> None:
         self.total_iters = validate.integer("PolynomialLR", "total_iters", total_iters, least=1)
-        self.power = validate.number("PolynomialLR", "power", power)
-        if self.power < 0:
-            raise ValueError(f"PolynomialLR: power must not be negative, got {power}")
+        self.power = _number("PolynomialLR", "power", power)
         super().__init__(optimizer)
 
     def lr_at(self, epoch: int, group: int = 0) -> float:
@@ -607,7 +680,7 @@ class CosineAnnealingLR(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0) -> None:
         self.t_max = validate.integer("CosineAnnealingLR", "T_max", T_max, least=1)
-        self.eta_min = validate.number("CosineAnnealingLR", "eta_min", eta_min)
+        self.eta_min = _number("CosineAnnealingLR", "eta_min", eta_min)
         super().__init__(optimizer)
 
     def lr_at(self, epoch: int, group: int = 0) -> float:
@@ -635,7 +708,7 @@ class OneCycleLR(LRScheduler):
         _check_optimizer("OneCycleLR", optimizer)
         names = ("pct_start", "div_factor", "final_div_factor")
         pct_start, div_factor, final_div_factor = (
-            validate.number("OneCycleLR", name, value)
+            _number("OneCycleLR", name, value)
             for name, value in zip(names, (pct_start, div_factor, final_div_factor), strict=True)
         )
         total_steps = validate.integer("OneCycleLR", "total_steps", total_steps)
@@ -649,8 +722,11 @@ class OneCycleLR(LRScheduler):
             )
         self.max_lrs = _for_each_group("OneCycleLR", "max_lr", max_lr, optimizer)
         self.total_steps, self.pct_start = total_steps, pct_start
-        self.initial_lrs = [most / div_factor for most in self.max_lrs]
-        self.min_lrs = [initial / final_div_factor for initial in self.initial_lrs]
+        self.initial_lrs = [_number("OneCycleLR", "max_lr / div_factor", lr / div_factor) for lr in self.max_lrs]
+        self.min_lrs = [
+            _number("OneCycleLR", "max_lr / div_factor / final_div_factor", lr / final_div_factor)
+            for lr in self.initial_lrs
+        ]
         super().__init__(optimizer)
 
     def lr_at(self, epoch: int, group: int = 0) -> float:
@@ -673,6 +749,8 @@ class WarmUp(LRScheduler):
     """
 
     def __init__(self, after: LRScheduler, steps: int) -> None:
+        if not isinstance(after, LRScheduler):
+            raise TypeError(f"WarmUp: after must be a gpucnn.optim.LRScheduler, got {type(after).__name__}")
         self.after, self.steps = after, validate.integer("WarmUp", "steps", steps, least=1)
         super().__init__(after.optimizer)
 
@@ -682,8 +760,16 @@ class WarmUp(LRScheduler):
         return self.after.lr_at(epoch - self.steps, group)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not isinstance(state, dict) or "after" not in state:
+            raise ValueError(f"WarmUp: a state has after, this is {state!r:.100}")
+        before, rates = self.after.state_dict(), self.get_last_lr()
         self.after.load_state_dict(state["after"])
-        super().load_state_dict(state)
+        try:
+            super().load_state_dict(state)
+        except Exception:
+            self.after.load_state_dict(before)
+            self._set(rates)
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "after": self.after.state_dict()}
@@ -723,20 +809,15 @@ class ReduceLROnPlateau(_Schedule):
         for name, words in _MODES.items():
             validate.choice(op, name, getattr(self, name), words)
         self.factor, self.threshold, self.eps = (
-            validate.number(op, name, value)
-            for name, value in {"factor": factor, "threshold": threshold, "eps": eps}.items()
+            _number(op, name, value) for name, value in {"factor": factor, "threshold": threshold, "eps": eps}.items()
         )
-        if not 0 <= self.factor < 1:
+        if self.factor >= 1:
             raise ValueError(f"{op}: factor must be at least 0 and less than 1, got {factor}")
         self.patience, self.cooldown = (
             validate.integer(op, name, value, least=0)
             for name, value in {"patience": patience, "cooldown": cooldown}.items()
         )
         self.min_lrs = _for_each_group(op, "min_lr", min_lr, optimizer)
-        if not min(self.threshold, self.eps, *self.min_lrs) >= 0:
-            raise ValueError(
-                f"{op}: threshold, min_lr and eps must not be negative, got {threshold}, {min_lr} and {eps}"
-            )
         self.best = math.inf if mode == "min" else -math.inf
         self.num_bad_epochs = self.cooldown_counter = 0
 
@@ -772,7 +853,7 @@ class ReduceLROnPlateau(_Schedule):
         return sign * value > sign * bound
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, words in _MODES.items():
+        for name, words in _MODES.items() if isinstance(state, dict) else ():
             validate.choice(type(self).__name__, name, state.get(name, getattr(self, name)), words)
         super().load_state_dict(state)
 
@@ -785,14 +866,18 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
 
     torch.nn.utils.clip_grad_norm_. Raises ValueError if the norm is not finite: no scale could mend that.
     """
-    if not validate.number("clip_grad_norm_", "max_norm", max_norm) >= 0:
+    most = validate.number("clip_grad_norm_", "max_norm", max_norm)
+    if not most >= 0:
         raise ValueError(f"clip_grad_norm_: max_norm must not be negative, got {max_norm}")
     gradients = _gradients("clip_grad_norm_", parameters)
+    squares: dict[Backend, list[Array]] = {}  # summed where they are: a GPU is waited for once
     with np.errstate(all="ignore"):
-        total = math.sqrt(sum(float((g.array.astype(np.float64) ** 2).sum()) for g in gradients))
+        for g in gradients:
+            squares.setdefault(g.backend, []).append((g.array.astype(np.float64) ** 2).sum())
+        total = math.sqrt(sum(float(backend.to_numpy(reduce(operator.add, s))) for backend, s in squares.items()))
     if not math.isfinite(total):
         raise ValueError(f"clip_grad_norm_: the gradients' norm is {total}; lower the learning rate or look for NaN")
-    scale = max_norm / (total + 1e-6)
+    scale = most / (total + 1e-6)
     if scale < 1:
         for array in [g._writable() for g in gradients]:
             array[...] *= scale

@@ -329,6 +329,27 @@ def test_state_of_a_version_without_groups_goes_on_bit_for_bit(
         (lambda s: s["param_groups"].append({"params": []}), r"groups have \[2, 0\] parameters, the optimizer's \[2\]"),
         (lambda s: s["param_groups"][0].update(eps=-1), "Adam: the state's group 0: eps must not be negative, got -1"),
         (lambda s: s.pop("param_groups"), "Adam: a state has param_groups and arrays"),
+        (lambda s: s.update(param_groups=None), "Adam: the state's param_groups must be a list, got None"),
+        (lambda s: s.update(param_groups=["lr"]), "Adam: the state's group 0 must be a dict with a list of params"),
+        (lambda s: s["param_groups"][0].update(params=2), "the state's group 0 must be a dict with a list of params"),
+        (lambda s: s["param_groups"][0].update(lr=None), "the state's group 0: lr must be a number, got None"),
+        (lambda s: s["param_groups"][0].update(lr="x"), "the state's group 0: lr must be a number, got 'x'"),
+        (lambda s: s["param_groups"][0].update(betas=None), "group 0: betas must be two numbers .* got None"),
+        (lambda s: s["param_groups"][0].update(betas=[1]), r"group 0: betas must be two numbers .* got \[1\]"),
+        (lambda s: s.update(steps=None), "Adam: the state's steps must be a sequence of ints, got None"),
+        (lambda s: s.update(steps=["a", 1]), "Adam: the state's steps must be a sequence of ints, got"),
+        (lambda s: s.update(steps=[1.5, 1]), "Adam: the state's steps must be a sequence of ints, got"),
+        (lambda s: s.update(steps=[-5, 1]), r"Adam: the state's steps must not be negative, got \[-5, 1\]"),
+        (lambda s: s.update(arrays=None), "Adam: the state's arrays must be a dict, got None"),
+        (lambda s: s.update(arrays=[1]), r"Adam: the state's arrays must be a dict, got \[1\]"),
+        (
+            lambda s: s["arrays"].update({"exp_avg.0": [1, 2, 3]}),
+            r"exp_avg\.0 must be an array of real numbers, got \[",
+        ),
+        (lambda s: s["arrays"].update({"exp_avg.0": np.ones(3, complex)}), r"exp_avg\.0 must be an array of real num"),
+        (lambda s: s["arrays"].update({"exp_avg.0": np.array(["a"] * 3)}), r"exp_avg\.0 must be an array of real num"),
+        (lambda s: s["arrays"].update({0: np.ones(3)}), r"the state's 0 of shape \(3,\) does not fit"),
+        (lambda s: s["arrays"].update({"exp_avg.²": np.ones(3)}), r"the state's exp_avg\.² of shape \(3,\) does not"),
     ],
 )
 def test_state_that_does_not_fit_is_shown_and_changes_nothing(break_it: Any, message: str) -> None:
@@ -341,7 +362,7 @@ def test_state_that_does_not_fit_is_shown_and_changes_nothing(break_it: Any, mes
     state = copy.deepcopy(before)
     state["param_groups"][0]["lr"] = 7.0
     break_it(state)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         optimizer.load_state_dict(state)
     after = optimizer.state_dict()
     assert (after["param_groups"], after["steps"]) == (before["param_groups"], before["steps"])
@@ -356,7 +377,7 @@ def test_state_that_does_not_fit_is_shown_and_changes_nothing(break_it: Any, mes
         (lambda w: optim.Adam([w * 2]), TypeError, "Adam: parameter 0 is not a leaf tensor"),
         (lambda w: optim.SGD([w, w]), ValueError, "SGD: a parameter is given twice"),
         (lambda w: optim.SGD([w], -0.1), ValueError, r"SGD: lr must not be negative, got -0\.1"),
-        (lambda w: optim.SGD([w], math.nan), ValueError, "lr must not be negative, got nan"),
+        (lambda w: optim.SGD([w], math.nan), ValueError, "SGD: lr must be finite, got nan"),
         (lambda w: optim.AdamW([w], weight_decay=-1), ValueError, "AdamW: weight_decay must not be negative, got -1"),
         (lambda w: optim.SGD([w], momentum=-0.5), ValueError, r"momentum must not be negative, got -0\.5"),
         (lambda w: optim.SGD([w], nesterov=True), ValueError, "nesterov needs a momentum and no dampening"),
@@ -364,15 +385,96 @@ def test_state_that_does_not_fit_is_shown_and_changes_nothing(break_it: Any, mes
         (
             lambda w: optim.Adam([w], betas=(0.9, 1.0)),
             ValueError,
-            r"Adam: betas must be in \[0, 1\), got \(0\.9, 1\.0\)",
+            r"Adam: betas must be two numbers in \[0, 1\), got \(0\.9, 1\.0\)",
         ),
         (lambda w: optim.AdamW([w], eps=-1), ValueError, "AdamW: eps must not be negative, got -1"),
         (lambda w: optim.RMSprop([w], alpha=-1), ValueError, "RMSprop: alpha must not be negative, got -1"),
+        (lambda w: optim.SGD([w], momentum=math.inf), ValueError, "SGD: momentum must be finite, got inf"),
+        (lambda w: optim.SGD([w], dampening=math.nan), ValueError, "SGD: dampening must be finite, got nan"),
+        (lambda w: optim.SGD([w], nesterov="no"), TypeError, "SGD: nesterov must be True or False, got 'no'"),
+        (lambda w: optim.Adam([w], betas=None), TypeError, r"Adam: betas must be two numbers in \[0, 1\), got None"),
+        (lambda w: optim.Adam([w], betas=(0.9, None)), TypeError, "Adam: betas must be a number, got None"),
     ],
 )
 def test_optimiser_that_cannot_be_is_refused(make: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make(leaf([1.0]))
+
+
+NUMPY: dict[type[Optimizer], dict[str, Any]] = {
+    optim.SGD: {"lr": np.float64(0.1), "momentum": np.float64(0.9), "nesterov": np.bool_(True)},
+    optim.Adam: {"betas": np.array([0.9, 0.99]), "eps": np.float32(1e-6)},
+    optim.AdamW: {"betas": [np.float64(0.9), np.float64(0.99)], "weight_decay": np.float64(0.3)},
+    optim.RMSprop: {"alpha": np.float64(0.9), "eps": np.float64(1e-6), "momentum": np.float64(0.9)},
+}
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize("kind", NUMPY, ids=lambda kind: kind.__name__)
+def test_numbers_of_numpy_are_the_plain_ones_also_those_that_are_set_by_hand(kind: Any, by_hand: bool) -> None:
+    plain = {name: np.asarray(value).tolist() for name, value in NUMPY[kind].items()}
+    trained = []
+    for options in (NUMPY[kind], plain):
+        x = leaf(np.linspace(-1, 1, 5), "float32")
+        optimizer = kind([x], **({} if by_hand else options))
+        if by_hand:
+            optimizer.param_groups[0].update(options)
+        for step in range(3):
+            set_gradient(x, gradients_at(step, x.shape))
+            optimizer.step()
+        state = optimizer.state_dict()
+        assert {array.dtype for array in state["arrays"].values()} == {np.dtype("float32")}
+        trained.append((x.numpy().tobytes(), repr(state)))
+    assert trained[0] == trained[1]
+    assert all(type(value) in (float, bool, tuple) for value in optimizer.defaults.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        ("lr", None, TypeError, "SGD: group 1: lr must be a number, got None"),
+        ("lr", math.nan, ValueError, "SGD: group 1: lr must be finite, got nan"),
+        ("momentum", -1, ValueError, "SGD: group 1: momentum must not be negative, got -1"),
+        ("nesterov", True, ValueError, "SGD: group 1: nesterov needs a momentum"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_before_any_group_is_stepped(
+    name: str, value: Any, error: type[Exception], message: str
+) -> None:
+    x, y = leaf([1.0]), leaf([1.0])
+    optimizer = optim.SGD([{"params": x}, {"params": y}], 0.1)
+    for p in (x, y):
+        set_gradient(p, [1.0])
+    optimizer.param_groups[1][name] = value
+    with pytest.raises(error, match=message):
+        optimizer.step()
+    assert (x.tolist(), y.tolist()) == ([1], [1])
+
+
+def test_a_setting_that_cannot_be_is_refused_before_a_graph_is_launched() -> None:
+    with gpucnn.use_backend("emulator"):
+        x = gpucnn.ones(2, requires_grad=True)
+        optimizer = optim.Adam([x], 0.1)
+
+        @gpucnn.compile
+        def step(factor: Tensor) -> Tensor:
+            optimizer.zero_grad()
+            loss = (x * factor).sum()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        for _ in range(4):
+            step(gpucnn.ones(2))
+        assert step.reason is None
+        before = x.tolist(), optimizer.steps
+        optimizer.lr = "x"
+        with pytest.raises(TypeError, match="Adam: group 0: lr must be a number, got 'x'"):
+            step(gpucnn.ones(2))
+        assert (x.tolist(), optimizer.steps) == before
+        optimizer.lr = 0.1
+        step(gpucnn.ones(2))
+        assert (step.reason, optimizer.steps) == (None, [5])
 
 
 # -- groups --------------------------------------------------------------------------------------------
@@ -849,7 +951,7 @@ def test_a_group_that_is_added_after_the_schedule_keeps_its_rate() -> None:
         (
             lambda o: optim.ReduceLROnPlateau(o, eps=-1),
             ValueError,
-            "threshold, min_lr and eps must not be negative, got 0",
+            "ReduceLROnPlateau: eps must not be negative, got -1",
         ),
         (lambda o: optim.ReduceLROnPlateau(o).step("x"), TypeError, "metrics must be a number, got 'x'"),
     ],
@@ -923,11 +1025,74 @@ def test_plateau_goes_on_where_it_was_with_its_settings(options: dict[str, Any])
         (lambda o: optim.OneCycleLR(o, 1.0, 0), "total_steps must be positive .* got 0"),
         (lambda o: optim.OneCycleLR(o, 1.0, 5, pct_start=1.5), r"pct_start in 0 … 1, got 5 and 1\.5"),
         (lambda o: optim.WarmUp(optim.StepLR(o, 1), 0), "WarmUp: steps must be at least 1, got 0"),
+        (lambda o: optim.WarmUp(o, 3), r"WarmUp: after must be a gpucnn\.optim\.LRScheduler, got SGD"),
+        (lambda o: optim.OneCycleLR(o, math.nan, 10), "OneCycleLR: max_lr must be finite, got nan"),
+        (lambda o: optim.OneCycleLR(o, -1, 10), "OneCycleLR: max_lr must not be negative, got -1"),
+        (lambda o: optim.OneCycleLR(o, 1, 10, div_factor=1e-320), "max_lr / div_factor must be finite, got inf"),
+        (lambda o: optim.OneCycleLR(o, 1, 10, final_div_factor=1e-320), "/ final_div_factor must be finite, got inf"),
+        (lambda o: optim.CosineAnnealingLR(o, 3, math.nan), "CosineAnnealingLR: eta_min must be finite, got nan"),
+        (lambda o: optim.StepLR(o, 3, -0.5), r"StepLR: gamma must not be negative, got -0\.5"),
+        (lambda o: optim.MultiStepLR(o, [3], math.inf), "MultiStepLR: gamma must be finite, got inf"),
+        (lambda o: optim.ReduceLROnPlateau(o, threshold=math.nan), "threshold must be finite, got nan"),
+        (
+            lambda o: optim.LambdaLR(o, lambda step: -1.0),
+            r"LambdaLR: the learning rate of group 0 after 0 steps must not be negative, got -0\.001",
+        ),
     ],
 )
 def test_schedule_that_cannot_be_is_refused(make: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make(optim.SGD([leaf([1.0])]))
+    optimizer = optim.SGD([leaf([1.0])])
+    with pytest.raises((ValueError, TypeError), match=message):
+        make(optimizer)
+    assert optimizer.lr == 1e-3
+
+
+def test_a_schedule_stays_where_it_is_before_a_step_to_a_rate_that_cannot_be() -> None:
+    optimizer = optim.SGD([leaf([1.0])], 1.0)
+    schedule = optim.ExponentialLR(optimizer, 1e308)
+    schedule.step()
+    with pytest.raises(
+        ValueError, match=r"ExponentialLR: group 0 has no .* after 2 steps: .*, with .*'gamma': 1e\+308"
+    ):
+        schedule.step()
+    assert (optimizer.lr, schedule.last_epoch) == (1e308, 1)
+    other = optim.StepLR(optimizer, 1, 10.0)
+    with pytest.raises(ValueError, match="StepLR: the learning rate of group 0 after 1 steps must be finite, got inf"):
+        other.step()
+    assert (optimizer.lr, other.last_epoch) == (1e308, 0)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (None, "WarmUp: a state has after, this is None"),
+        ({}, "WarmUp: a state has after, this is {}"),
+        ({"after": None}, "OneCycleLR: a state has last_epoch, this is None"),
+        ({"after": {"last_epoch": None}}, "OneCycleLR: the state's last_epoch must be an int, got None"),
+        ({"after": {"last_epoch": -1}}, "OneCycleLR: the state's last_epoch must be at least 0, got -1"),
+        ({"after": {"last_epoch": 99}}, "OneCycleLR: step 99 comes after total_steps=5"),
+        (
+            {"after": {"last_epoch": 0, "base_lr": "a"}},
+            r"OneCycleLR: the state's base_lrs must be numbers, got \['a'\]",
+        ),
+        ({"after": {"last_epoch": 0, "max_lrs": None}}, "OneCycleLR: the state's max_lrs must be numbers, got None"),
+        ({"after": {"last_epoch": 0, "total_steps": "5"}}, "the state's total_steps must be a number, got '5'"),
+        ({"after": {"last_epoch": 0, "max_lrs": [math.nan]}}, "OneCycleLR: the learning rate of group 0 .* got nan"),
+        ({"after": {"last_epoch": 1}, "last_epoch": 99}, "OneCycleLR: step 97 comes after total_steps=5"),
+        ({"after": {"last_epoch": 1}}, "WarmUp: a state has last_epoch"),
+    ],
+)
+def test_state_of_a_schedule_that_cannot_be_changes_nothing(state: Any, message: str) -> None:
+    optimizer = optim.SGD([leaf([1.0])])
+    schedule = optim.WarmUp(optim.OneCycleLR(optimizer, 0.1, 5, pct_start=0.5), 2)
+    schedule.step()
+    optimizer.lr = 0.5
+    before = schedule.state_dict()
+    with pytest.raises((ValueError, TypeError), match=message):
+        schedule.load_state_dict(state)
+    assert (schedule.state_dict(), optimizer.lr) == (before, 0.5)
+    with pytest.raises(ValueError, match="ReduceLROnPlateau: a state has last_epoch, this is None"):
+        optim.ReduceLROnPlateau(optimizer).load_state_dict(None)  # type: ignore[arg-type]
 
 
 def test_a_schedule_of_no_function_or_of_no_numbers_is_refused() -> None:
@@ -985,6 +1150,24 @@ def test_gradients_that_are_not_finite_are_reported_and_left() -> None:
     set_gradient(x, [math.nan])
     with pytest.raises(ValueError, match="norm is nan; lower the learning rate or look for NaN"):
         optim.clip_grad_norm_([x], 1.0)
+
+
+def test_the_norm_is_read_once_and_not_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    with gpucnn.use_backend("emulator"):
+        model, read = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), []
+        backend = model[0].weight.backend
+        (model(gpucnn.ones(2, 4)) ** 2).sum().backward()
+        expected = math.sqrt(sum(float((p.grad.numpy().astype(float) ** 2).sum()) for p in model.parameters()))
+        to_numpy = backend.to_numpy
+        monkeypatch.setattr(backend, "to_numpy", lambda array: read.append(array.shape) or to_numpy(array))
+        assert optim.clip_grad_norm_(model.parameters(), np.float64(1)) == expected
+        assert read == [()]
+        step = gpucnn.compile(lambda x: optim.clip_grad_norm_(model.parameters(), 1.0) and x)
+        with pytest.warns(
+            UserWarning, match="is not captured in a graph, it runs as it is: the step reads values on th"
+        ):
+            for _ in range(3):
+                step(gpucnn.ones(1))
 
 
 @pytest.mark.parametrize("limit", [-1.0, math.nan])
