@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import get_ident
+from typing import Any
 
 # A process writes at least every 30 s (the time limit of a download), so what has not changed for so long is of a dead
 # one. Process numbers would not tell: the folder may be shared with other machines.
@@ -52,6 +53,15 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         raise OSError(error.errno, f"can't write {path}: {error.strerror}") from error  # of the same subclass
+
+
+def checked_path(op: str, name: str, path: Any) -> Path:
+    """The path as a Path. Raises TypeError for what is none, ValueError for what nothing can be called."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{op}: {name} must be a text or a Path, got {type(path).__name__} {path!r:.100}")
+    if "\0" in str(path):
+        raise ValueError(f"{op}: {name} must not have a NUL in it, got {str(path)!r:.100}")
+    return Path(path)
 
 
 def check_writable(path: Path) -> None:

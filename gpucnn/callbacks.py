@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpucnn.amp import GradScaler
-from gpucnn.atomic import check_writable, write_atomically
+from gpucnn.atomic import check_writable, checked_path, write_atomically
 from gpucnn.checkpoint import describe_input, save_model
 from gpucnn.data import Loader
+from gpucnn.functional import validate
 from gpucnn.nn import Module
 from gpucnn.optim import LRScheduler, Optimizer, ReduceLROnPlateau
 
@@ -136,7 +137,8 @@ class Callback:
 
 def _check_monitor(callback: Callback, monitor: str, state: TrainingState) -> None:
     if monitor not in state.columns:
-        hint = "; give fit a held_out loader" if monitor.startswith("held_out") and state.held_out is None else ""
+        held_out = str(monitor).startswith("held_out") and state.held_out is None
+        hint = "; give fit a held_out loader" if held_out else ""
         raise ValueError(f"{callback!r}: there is no {monitor!r}, only {', '.join(state.columns)}{hint}")
 
 
@@ -154,6 +156,8 @@ class EarlyStopping(Callback):
     restore_best: bool = True
 
     def __post_init__(self) -> None:
+        self.patience = validate.integer("EarlyStopping", "patience", self.patience)
+        self.min_delta = validate.number("EarlyStopping", "min_delta", self.min_delta)
         if self.patience < 1 or not self.min_delta >= 0:  # NaN is neither
             raise ValueError(
                 f"EarlyStopping: patience must be at least 1 and min_delta not negative, got {self.patience} and "
@@ -204,6 +208,10 @@ class PlateauSchedule(Callback):
     schedule: ReduceLROnPlateau
     monitor: str = "held_out_loss"
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.schedule, ReduceLROnPlateau):
+            raise TypeError(f"PlateauSchedule: schedule must be an optim.ReduceLROnPlateau, got {self.schedule!r:.100}")
+
     def on_train_begin(self, state: TrainingState) -> None:
         _check_monitor(self, self.monitor, state)
         if self.schedule.optimizer is not state.optimizer:
@@ -232,6 +240,8 @@ class BestModel(Callback):
     monitor: str = "held_out_loss"
 
     def __post_init__(self) -> None:
+        if self.path is not None:
+            checked_path("BestModel", "path", self.path)
         self._best: float | None = None
 
     def on_train_begin(self, state: TrainingState) -> None:
@@ -268,6 +278,9 @@ class CSVLogger(Callback):
 
     path: str | Path
 
+    def __post_init__(self) -> None:
+        checked_path("CSVLogger", "path", self.path)
+
     def on_train_begin(self, state: TrainingState) -> None:
         if state.resumed:
             self._write(state)
@@ -299,6 +312,7 @@ class TensorBoardLogger(Callback):
     folder: str | Path
 
     def __post_init__(self) -> None:
+        checked_path("TensorBoardLogger", "folder", self.folder)
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:

@@ -7,7 +7,6 @@ ever made from it. Files are written whole or not at all.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,13 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from gpucnn import nn
-from gpucnn.atomic import write_atomically
+from gpucnn.atomic import checked_path, write_atomically
 from gpucnn.backends import Backend, get_backend, use_backend
 from gpucnn.data import Loader, Normalize
 from gpucnn.dtypes import bfloat16, named
 from gpucnn.names import is_showable, showable
 from gpucnn.nn import Module, ModuleDict, ModuleList, Sequential
-from gpucnn.optim import LRScheduler, Optimizer, ReduceLROnPlateau, _check_optimizer
+from gpucnn.optim import LRScheduler, Optimizer, ReduceLROnPlateau, WarmUp, _check_optimizer
 from gpucnn.random import Generator, get_generator, use_generator
 from gpucnn.settings import check_description
 from gpucnn.tensor import at_most
@@ -176,9 +175,30 @@ def classes_and_normalise(classes: Sequence[str] | None, normalise: Normalize | 
 # -- files -----------------------------------------------------------------------------------------
 
 
-def _write(path: str | Path, arrays: Arrays, key: str, content: Mapping[str, Any]) -> None:
-    metadata = {key: json.dumps(content)}
-    write_atomically(Path(path), lambda temporary: write_arrays(temporary, arrays, metadata))
+def _write(op: str, path: str | Path, arrays: Arrays, key: str, content: Mapping[str, Any]) -> None:
+    metadata = {key: json.dumps(plain(op, content))}
+    write_atomically(checked_path(op, "path", path), lambda temporary: write_arrays(temporary, arrays, metadata))
+
+
+def plain(op: str, value: Any, name: str = "") -> Any:
+    """The value as JSON can hold it: NumPy's numbers as plain ones. Raises TypeError that names what it can't hold."""
+    if isinstance(value, Mapping):
+        return {
+            _scalar(op, key, f"{name}'s key"): plain(op, item, f"{name}.{key}" if name else str(key))
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [plain(op, item, f"{name}.{i}") for i, item in enumerate(value)]
+    return _scalar(op, value, name)
+
+
+def _scalar(op: str, value: Any, name: str) -> Any:
+    found = value.item() if isinstance(value, np.generic) else value
+    if found is None or isinstance(found, bool | int | float | str):
+        return found
+    raise TypeError(
+        f"{op}: {name}={value!r:.100} is nothing that JSON can hold; it holds numbers, texts, lists and dicts of them"
+    )
 
 
 def write_arrays(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
@@ -187,7 +207,11 @@ def write_arrays(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
     The library's own save_file would do both otherwise.
     """
     # safetensors takes the bytes as they lie in memory, so filters must lie as [K, C, R, S] (order="C")
-    path.write_bytes(save({name: np.asarray(array, order="C") for name, array in arrays.items()}, metadata))
+    dense = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    odd = [f"{name} ({a.dtype})" for name, a in dense.items() if a.dtype.kind not in "biufcV" or a.dtype.itemsize > 8]
+    if odd:
+        raise TypeError(f"arrays in a file must be of numbers of at most 8 bytes, these are not: {', '.join(odd)}")
+    path.write_bytes(save(dense, metadata))
 
 
 def _read(path: Path) -> tuple[Arrays, dict[str, str]]:
@@ -324,17 +348,11 @@ def save_model(
         )
     for name, value in extra.items():
         try:
-            description[name] = json.loads(json.dumps(value, allow_nan=False))
-        except (TypeError, ValueError, RecursionError) as error:
+            description[name] = json.loads(json.dumps(plain("save_model", value, name), allow_nan=False))
+        except (ValueError, RecursionError) as error:
             raise TypeError(f"save_model: {name}={value!r:.100} is nothing that JSON can hold: {error}") from error
     check_description("save_model: ", description)
-    _write(_path("save_model(model, path)", path), _numpy_state(model), _MODEL, description)
-
-
-def _path(call: str, path: str | Path) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"{call}: path must be a text or a Path, got {type(path).__name__} {path!r:.100}")
-    return Path(path)
+    _write("save_model(model, path)", path, _numpy_state(model), _MODEL, description)
 
 
 def load_model(
@@ -349,7 +367,7 @@ def load_model(
     Raises FileNotFoundError, and ValueError if the file is no safetensors file, not whole, or does not fit the model:
     the error names the arrays, and the model has not changed.
     """
-    path = _path("load_model(path)", path)
+    path = checked_path("load_model(path)", "path", path)
     if not isinstance(model, Module | None):
         raise TypeError(f"load_model(path, model): model must be a Module, got {type(model).__name__} {model!r:.100}")
     arrays, metadata = _read(path)
@@ -410,6 +428,7 @@ def save_checkpoint(
     numbers = optimizer.state_dict()
     moments = numbers.pop("arrays")
     content = {
+        "classes": _class_names(optimizer, scheduler),
         "optimizer": numbers,
         "scheduler": None if scheduler is None else scheduler.state_dict(),
         "generator": get_generator(generator).state(),
@@ -418,7 +437,7 @@ def save_checkpoint(
     }
     parts = {"model": _numpy_state(model), "optimizer": moments, "own": arrays or {}}
     every = {f"{part}/{name}": array for part, named in parts.items() for name, array in named.items()}
-    _write(path, every, _CHECKPOINT, content)
+    _write("save_checkpoint", path, every, _CHECKPOINT, content)
 
 
 def load_checkpoint(
@@ -435,8 +454,8 @@ def load_checkpoint(
 
     `check` gets the caller's own state before anything is put back, and raises what it finds wrong in it.
 
-    Raises FileNotFoundError, and ValueError if the file is not a checkpoint or the settings or arrays differ: the error
-    shows both sides, and nothing has changed.
+    Raises FileNotFoundError, and ValueError if the file is not a checkpoint or the settings, the classes of optimizer
+    and schedule, or the arrays differ: the error shows both sides, and nothing has changed.
     """
     _check_parts("load_checkpoint", model, optimizer, scheduler)
     path = Path(path)
@@ -447,7 +466,10 @@ def load_checkpoint(
     wrong = [key for key in ("settings", "optimizer", "generator", "state") if not isinstance(content.get(key), dict)]
     if wrong:
         raise ValueError(f"{path}: its description can't be read: {', '.join(wrong)} must be objects")
-    found = _differences(content["settings"], json.loads(json.dumps(dict(settings or {}))), "")
+    classes = _class_names(optimizer, scheduler)
+    own = json.loads(json.dumps(plain("load_checkpoint", settings or {}, "settings")))
+    found = _differences(content["settings"], own, "")
+    found = found or _differences(content.get("classes", classes), classes, "")  # earlier versions wrote none
     if found:
         more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
         raise ValueError(
@@ -482,6 +504,17 @@ def load_checkpoint(
     return content["state"], parts["own"]
 
 
+def _class_names(optimizer: Optimizer, scheduler: LRScheduler | ReduceLROnPlateau | None) -> dict[str, Any]:
+    def named(schedule: LRScheduler | ReduceLROnPlateau) -> dict[str, Any]:
+        after = {"after": named(schedule.after)} if isinstance(schedule, WarmUp) else {}
+        return {"class": type(schedule).__name__} | after
+
+    return {
+        "optimizer": {"class": type(optimizer).__name__},
+        "scheduler": None if scheduler is None else named(scheduler),
+    }
+
+
 def _check_parts(op: str, model: Any, optimizer: Any, scheduler: Any) -> None:
     if not isinstance(model, Module):
         raise TypeError(f"{op}: model must be a Module, got {type(model).__name__}")
@@ -509,7 +542,7 @@ def _differences(then: Any, now: Any, name: str) -> list[str]:
             for key in names
             for difference in _differences(then.get(key), now.get(key), f"{name}.{key}" if name else key)
         ]
-    if then == now:
+    if then == now or json.dumps(then) == json.dumps(now):  # NaN is not equal to itself, but its text is
         return []
     then, now = (value["class"] if isinstance(value, dict) and "class" in value else value for value in (then, now))
     return [f"{name} was {then!r}, is {now!r}"]

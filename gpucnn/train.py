@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import partial
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from gpucnn import functional as F
 from gpucnn import nn
 from gpucnn.amp import GradScaler, autocast
-from gpucnn.atomic import naming, unfinished
+from gpucnn.atomic import checked_path, naming, unfinished
 from gpucnn.backends import Backend, get_backend
 from gpucnn.backends import precision as computing_in
 from gpucnn.backends.precision import PRECISIONS
@@ -41,7 +41,7 @@ from gpucnn.callbacks import (
     TensorBoardLogger,
     TrainingState,
 )
-from gpucnn.checkpoint import describe, describe_input, load_checkpoint, save_checkpoint, save_model
+from gpucnn.checkpoint import describe, describe_input, load_checkpoint, plain, save_checkpoint, save_model
 from gpucnn.data import Dataset, Loader
 from gpucnn.dtypes import is_floating, named
 from gpucnn.functional import validate
@@ -145,11 +145,15 @@ def fit(
     RuntimeError if another process uses the folder. ValueError for settings that do not fit, or are not those of the
     run to be resumed.
     """
-    _check(
-        model, train, held_out, epochs, optimizer, scheduler, folder, resume, checkpoint_every, accumulate, clip_norm,
-        precision, loss, callbacks,
-    )  # fmt: skip
-    folder = None if folder is None else Path(folder)
+    _check(model, train, held_out, optimizer, scheduler, precision, loss, callbacks)
+    epochs, accumulate = _count("epochs", epochs), _count("accumulate", accumulate)
+    if folder is None and (resume or checkpoint_every):
+        raise ValueError("fit: resume and checkpoint_every need a folder=")
+    folder = None if folder is None else checked_path("fit", "folder", folder)
+    checkpoint_every = None if checkpoint_every is None else _count("checkpoint_every", checkpoint_every)
+    clip_norm = None if clip_norm is None else validate.number("fit", "clip_norm", clip_norm)
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"fit: clip_norm must be positive, got {clip_norm}")
     shown = sys.stderr.isatty() if progress is None else progress
     every_callback = [*callbacks, ProgressBar()] if shown else list(callbacks)
     state = TrainingState(model, optimizer, scheduler, train, held_out, epochs, folder)
@@ -178,14 +182,8 @@ def _check(
     model: Module,
     train: Loader,
     held_out: Loader | None,
-    epochs: int,
     optimizer: Optimizer,
     scheduler: LRScheduler | None,
-    folder: str | Path | None,
-    resume: bool,
-    checkpoint_every: int | None,
-    accumulate: int,
-    clip_norm: float | None,
     precision: str | None,
     loss: Loss,
     callbacks: Sequence[Callback],
@@ -203,22 +201,21 @@ def _check(
             raise TypeError(f"fit: {name} must be a gpucnn.data.Loader, got {type(loader).__name__}")
         if loader is not None and not len(loader):
             raise ValueError(f"fit: {name} has no batches: {loader!r}")
-    for name, count in {"epochs": epochs, "checkpoint_every": checkpoint_every, "accumulate": accumulate}.items():
-        needed = count is not None or name != "checkpoint_every"
-        if needed and (not isinstance(count, int) or count < 1):
-            raise ValueError(f"fit: {name} must be a positive int, got {count!r:.100}")
-    if clip_norm is not None and not validate.number("fit", "clip_norm", clip_norm) > 0:
-        raise ValueError(f"fit: clip_norm must be positive, got {clip_norm}")
     if precision is not None:
         validate.choice("fit", "precision", precision, list(PRECISIONS))
     named(PRECISIONS[precision or "fp32"])  # bfloat16 may be missing
-    if folder is None and (resume or checkpoint_every):
-        raise ValueError("fit: resume and checkpoint_every need a folder=")
     if scheduler is not None and scheduler.optimizer is not optimizer:
         raise ValueError("fit: the scheduler belongs to another optimizer")
     own = {id(parameter) for parameter in model.parameters()}
     if not any(id(parameter) in own for parameter in optimizer.params):
         raise ValueError(f"fit: the optimizer has none of the parameters of this {type(model).__name__}")
+
+
+def _count(name: str, value: Any) -> int:
+    """A positive whole number, also NumPy's. Raises ValueError for anything else: True is no number of epochs."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"fit: {name} must be a positive int, got {value!r:.100}")
+    return int(value)
 
 
 class _Run:
@@ -292,7 +289,7 @@ class _Run:
         state.optimizer.zero_grad()
         with self._autocast():
             output = _output(state.model, images, state.train.dataset)
-            loss = self.loss(output, labels)
+            loss = _checked_loss(self.loss, self.loss(output, labels))
         (loss if scale is None else loss * scale).backward()
         if not self._gradients_are_read():
             state.optimizer.step()
@@ -592,6 +589,10 @@ class _Run:
         wrong = [name for name, value in own.items() if name not in kept or not _alike(kept[name], value)]
         if wrong:
             raise ValueError(f"{self.checkpoint}: the run's own state can't be read: {', '.join(wrong)}")
+        try:
+            GradScaler(enabled=self.scaler.is_enabled()).load_state_dict(kept["scaler"])
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{self.checkpoint}: the run's own state can't be read: {error}") from error
         epochs = self.state.epochs
         if len(kept["rows"]) > epochs:
             raise ValueError(
@@ -603,8 +604,8 @@ class _Run:
             return
         self._check_weights()  # what is saved must be worth going on from
         state = self.state
-        states = [dict(callback.state_dict()) for callback in self.remembering]
-        arrays = {f"{i}.{name}": a for i, s in enumerate(states) for name, a in s.pop("arrays", {}).items()}
+        states = [_state_of(callback) for callback in self.remembering]
+        arrays = {f"{i}.{name}": a for i, s in enumerate(states) for name, a in s.pop("arrays").items()}
         save_checkpoint(
             self.checkpoint,
             model=state.model,
@@ -664,6 +665,15 @@ class _Run:
             "precision": self.precision,
             "callbacks": [_named(callback) for callback in self.remembering],
         }
+
+
+def _state_of(callback: Callback) -> dict[str, Any]:
+    """What the callback wants to be remembered, as a file can hold it, and its arrays, be it none."""
+    op, state = f"fit: the state of {_named(callback)}", callback.state_dict()
+    if not isinstance(state, Mapping) or not isinstance(state.get("arrays", {}), Mapping):
+        raise TypeError(f'{op} must be a dict, and so must its "arrays", got {state!r:.100}')
+    rest = {name: plain(op, value, str(name)) for name, value in state.items() if name != "arrays"}
+    return rest | {"arrays": dict(state.get("arrays", {}))}
 
 
 def _alike(kept: Any, own: Any) -> bool:
@@ -845,7 +855,9 @@ def _backend(model: Module) -> Backend:
 
 def _output(model: Module, images: Tensor, dataset: Dataset | None = None) -> Tensor:
     """What the model makes of images: [N, classes]. Raises ValueError for outputs of another shape."""
-    output: Tensor = model(images)
+    output = model(images)
+    if not isinstance(output, Tensor):
+        raise TypeError(f"the model must return a Tensor [N, classes], got a {type(output).__name__}: {output!r:.100}")
     if output.ndim > 2 and output.shape[2:] == (1,) * (output.ndim - 2):  # as global pooling leaves it
         output = output.flatten(1)
     if output.ndim != 2:
@@ -871,9 +883,18 @@ def _check_loss(op: str, loss: Any) -> None:
 def _loss(loss: Loss, output: Tensor, labels: NDArray[np.int64]) -> Tensor:
     function = loss.func if isinstance(loss, partial) else loss
     if function not in _ELEMENTWISE and not isinstance(function, _ELEMENTWISE_MODULES):
-        return loss(output, labels)
+        return _checked_loss(loss, loss(output, labels))
     one_hot = labels[:, None] == (np.arange(output.shape[1]) if output.shape[1] > 1 else 1)
     return loss(output, Tensor(output.backend.asarray(one_hot.astype(output.dtype)), output.backend))
+
+
+def _checked_loss(loss: Loss, value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"the loss {_named(loss)} must return a Tensor of one element that is computed from the output, as those "
+            f"of gpucnn.functional do, got {value!r:.100}"
+        )
+    return value
 
 
 def _probabilities(model: Module, output: Tensor) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """Files: what is saved comes back bit for bit, and nothing else comes in."""
 
 import json
+import math
 import os
 import struct
 import subprocess
@@ -537,9 +538,43 @@ def test_a_description_with_a_wrong_dtype_is_refused(model_file):
 
 
 def test_what_json_cannot_hold_is_refused_before_a_file_is_written(tmp_path):
-    with pytest.raises(TypeError, match="set is not JSON serializable"):
-        save_model(small_net(), tmp_path / "m", tags={1})
+    parts = trainer("sgd", "none")
+    for save, message in (
+        (
+            lambda: save_model(small_net(), tmp_path / "m", tags={1}),
+            r"save_model: tags=\{1\} is nothing that JSON can hold; it",
+        ),
+        (
+            lambda: save_model(small_net(), tmp_path / "m", a=[{"b": np.ones(2)}]),
+            r"save_model: a\.0\.b=array\(\[1\., 1\.\]\) is nothing that JSON can",
+        ),
+        (
+            lambda: save_model(small_net(), tmp_path / "m", a={(1, 2): 3}),
+            r"save_model: a's key=\(1, 2\) is nothing that",
+        ),
+        (
+            lambda: save_checkpoint(tmp_path / "c", **parts, settings={"a": 1j}),
+            r"save_checkpoint: settings\.a=1j is nothing",
+        ),
+        (lambda: save_checkpoint(tmp_path / "c", **parts, place={2}), r"save_checkpoint: state\.place=\{2\} is noth"),
+        (lambda: save_checkpoint(tmp_path / "c", **parts, arrays={"a": np.array("x")}), r"not: own/a \(<U1\)$"),
+        (lambda: save_model(small_net(), 5), r"save_model\(model, path\): path must be a text or a Path, got int 5"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            save()
     assert os.listdir(tmp_path) == []
+
+
+def test_numbers_of_numpy_are_saved_as_plain_ones_wherever_they_are(tmp_path):
+    save_model(small_net(), tmp_path / "m", top5=np.float32(0.5), sizes=(np.int64(3), {"a": np.bool_(True)}))
+    description = load_model(tmp_path / "m")[1]
+    assert (description["top5"], description["sizes"]) == (0.5, [3, {"a": True}])
+    parts = trainer("sgd", "none")
+    settings = {"a": np.int64(1), "b": [math.nan], 3: np.float64(2)}
+    save_checkpoint(tmp_path / "c", **parts, settings=settings, loss=np.float32(0.25))
+    assert load_checkpoint(tmp_path / "c", **parts, settings=settings)[0] == {"loss": 0.25}
+    with pytest.raises(ValueError, match=r"b was \[nan\], is \[1\.0\]"):
+        load_checkpoint(tmp_path / "c", **parts, settings=settings | {"b": [1.0]})
 
 
 # -- writing ---------------------------------------------------------------------------------------
@@ -776,13 +811,36 @@ def test_nothing_changes_when_the_arrays_do_not_fit(tmp_path):
             wider,
             r"c does not fit Sequential: of another shape: 0\.weight \(4, 2, 3, 2\), the model's is \(5, 2, 3, 2\)",
         ),
-        (other_kind, "SGD: the state's exp_avg"),
+        (other_kind, r"is of a run with other settings: optimizer was 'Adam', is 'SGD'\. Resume with the settings"),
     ):
         before, drawn = state_of(parts["model"]), default_generator.state()
         with pytest.raises(ValueError, match=match):
             load_checkpoint(tmp_path / "c", **parts)
         assert_same_state(state_of(parts["model"]), before)
         assert default_generator.state() == drawn
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ("step", "scheduler was 'WarmUp', is 'StepLR'"),
+        ("none", "scheduler was 'WarmUp', is None"),
+        ("warm steps", r"scheduler\.after was 'CosineAnnealingLR', is 'StepLR'"),
+    ],
+)
+def test_another_schedule_is_refused_before_any_change(tmp_path, monkeypatch, schedule, message):
+    monkeypatch.setitem(SCHEDULES, "warm steps", lambda o: optim.WarmUp(optim.StepLR(o, 10), 3))
+    saved, other = trainer("sgd", "warm up"), trainer("sgd", schedule)
+    train(saved, 2, first=0)
+    save_checkpoint(tmp_path / "c", **saved)
+    rate, weights = other["optimizer"].lr, state_of(other["model"])
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(tmp_path / "c", **other)
+    assert other["optimizer"].lr == rate
+    assert_same_state(state_of(other["model"]), weights)
+    save_checkpoint(tmp_path / "none", **trainer("sgd", "none"))
+    with pytest.raises(ValueError, match="scheduler was None, is 'WarmUp'"):
+        load_checkpoint(tmp_path / "none", **saved)
 
 
 def test_a_model_and_a_checkpoint_are_not_taken_for_each_other(tmp_path):

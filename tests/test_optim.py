@@ -1163,11 +1163,10 @@ def test_the_norm_is_read_once_and_not_in_a_capture(monkeypatch: pytest.MonkeyPa
         assert optim.clip_grad_norm_(model.parameters(), np.float64(1)) == expected
         assert read == [()]
         step = gpucnn.compile(lambda x: optim.clip_grad_norm_(model.parameters(), 1.0) and x)
-        with pytest.warns(
-            UserWarning, match="is not captured in a graph, it runs as it is: the step reads values on th"
-        ):
-            for _ in range(3):
-                step(gpucnn.ones(1))
+        for _ in range(2):
+            step(gpucnn.ones(1))
+        with pytest.warns(UserWarning, match="is not captured in a graph, it runs as it is: the step reads values"):
+            step(gpucnn.ones(1))
 
 
 @pytest.mark.parametrize("limit", [-1.0, math.nan])

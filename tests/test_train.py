@@ -318,6 +318,19 @@ def test_losses_of_the_outputs_shape_get_labels_as_zeros_and_ones(name, outputs)
         ({"epochs": 0}, ValueError, "epochs must be a positive int, got 0"),
         ({"epochs": 1.5}, ValueError, "epochs must be a positive int, got 1.5"),
         ({"epochs": None}, ValueError, "epochs must be a positive int, got None"),
+        ({"epochs": True}, ValueError, "epochs must be a positive int, got True"),
+        ({"epochs": np.bool_(True)}, ValueError, "epochs must be a positive int, got np.True_"),
+        ({"accumulate": True}, ValueError, "accumulate must be a positive int, got True"),
+        ({"checkpoint_every": True, "folder": "x"}, ValueError, "checkpoint_every must be a positive int, got True"),
+        ({"folder": 5}, TypeError, r"fit: folder must be a text or a Path, got int 5"),
+        ({"folder": b"x"}, TypeError, "fit: folder must be a text or a Path, got .* b'x'"),
+        ({"folder": "a\0b"}, ValueError, r"fit: folder must not have a NUL in it, got 'a\\x00b'"),
+        ({"clip_norm": math.nan}, ValueError, "clip_norm must be positive, got nan"),
+        ({"callbacks": [EarlyStopping(monitor=None)]}, ValueError, "there is no None, only epoch, loss, accuracy, lr$"),
+        ({"loss": lambda output, labels: None}, TypeError,
+            "the loss <function <lambda>> must return a Tensor of one element .*, got None"),
+        ({"loss": lambda output, labels: 1.0}, TypeError, r"must return a Tensor of one element .*, got 1\.0"),
+        ({"loss": lambda output, labels: np.float32(1)}, TypeError, r"must return a Tensor .*, got np\.float32"),
         ({"accumulate": 0}, ValueError, "accumulate must be a positive int, got 0"),
         ({"clip_norm": 0.0}, ValueError, "clip_norm must be positive, got 0.0"),
         ({"resume": True}, ValueError, "resume and checkpoint_every need a folder="),
@@ -351,6 +364,57 @@ def test_a_model_whose_output_is_no_table_is_refused():
     model = nn.Sequential(nn.Conv2d(2, 3, 3))
     with pytest.raises(ValueError, match=r"model must return \[N, classes\], got \(4, 3, 4, 3\); put a Flatten"):
         fit(model, Loader(some_data(), 4), epochs=1, optimizer=optim.SGD(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (lambda y: None, "a NoneType: None"),
+        (lambda y: (y, 1), r"a tuple: \(tensor"),
+        (lambda y: y.numpy(), "a ndarray: "),
+    ],
+)
+def test_a_model_whose_output_is_no_tensor_is_told_what_it_returned(returned, told):
+    class Odd(nn.Module):
+        def __init__(self):
+            self.inner = small_net()
+
+        def forward(self, x):
+            return returned(self.inner(x))
+
+    model = Odd()
+    with pytest.raises(TypeError, match=rf"the model must return a Tensor \[N, classes\], got {told}"):
+        fit(model, Loader(some_data(), 4), epochs=1, optimizer=optim.SGD(model.parameters()))
+    with pytest.raises(TypeError, match="the model must return a Tensor"):
+        evaluate(model, Loader(some_data(), 4))
+
+
+def test_a_loss_that_is_no_tensor_is_told_when_measuring_too():
+    with pytest.raises(TypeError, match=r"the loss .* must return a Tensor of one element .*, got 1\.0"):
+        evaluate(small_net(), Loader(some_data(), 4), loss=lambda output, labels: 1.0)
+
+
+def test_settings_that_are_numbers_of_numpy_give_the_bits_and_the_file_of_plain_ones(tmp_path):
+    def run(folder, whole, number, flag):
+        gpucnn.manual_seed(3)
+        model = small_net()
+        train = Loader(some_data(), whole(8), shuffle=flag(True), drop_last=flag(True), seed=whole(4))
+        fit(
+            model, train, epochs=whole(2), accumulate=whole(2), checkpoint_every=whole(1), clip_norm=number(0.5),
+            optimizer=optim.SGD(model.parameters(), number(0.25), momentum=number(0.5), nesterov=flag(True)),
+            held_out=Loader(some_data(9), 4), callbacks=[EarlyStopping(patience=whole(3), min_delta=number(0.25))],
+            folder=folder,
+        )  # fmt: skip
+        return state_of(model)
+
+    plain = run(tmp_path / "plain", int, float, bool)
+    assert_same_state(run(tmp_path / "numpy", np.int64, np.float32, np.bool_), plain)
+    assert_same_state(run(tmp_path / "tensor", np.uint8, gpucnn.tensor, bool), plain)
+    settings = []
+    for name in ("plain", "numpy", "tensor"):
+        with safe_open(tmp_path / name / "checkpoint.safetensors", "numpy") as file:
+            settings.append(json.loads(file.metadata()["gpucnn.checkpoint"])["settings"])
+    assert settings[0] == settings[1] == settings[2]
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
@@ -682,6 +746,18 @@ def test_early_stopping_refuses_odd_settings():
         EarlyStopping(patience=0)
     with pytest.raises(ValueError, match=r"min_delta not negative, got 5 and nan"):
         EarlyStopping(min_delta=math.nan)
+    for make, message in (
+        (lambda: EarlyStopping(patience=None), "EarlyStopping: patience must be an int, got None"),
+        (lambda: EarlyStopping(patience="3"), "EarlyStopping: patience must be an int, got '3'"),
+        (lambda: EarlyStopping(patience=2.5), r"EarlyStopping: patience must be an int, got 2\.5"),
+        (lambda: EarlyStopping(min_delta=None), "EarlyStopping: min_delta must be a number, got None"),
+        (lambda: CSVLogger(None), "CSVLogger: path must be a text or a Path, got .* None"),
+        (lambda: BestModel(5), "BestModel: path must be a text or a Path, got .* 5"),
+        (lambda: TensorBoardLogger(None), "TensorBoardLogger: folder must be a text or a Path, got .* None"),
+        (lambda: PlateauSchedule(3), r"PlateauSchedule: schedule must be an optim\.ReduceLROnPlateau, got 3"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            make()
 
 
 def plateau(model, **options):
@@ -1193,6 +1269,55 @@ def test_a_callback_with_a_state_needs_no_repr_of_its_own_to_go_on(tmp_path):
             callbacks=[counting], folder=tmp_path, resume=epochs == 2,
         )  # fmt: skip
     assert counting.batches == 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        (None, r"must be a dict, and so must its \"arrays\", got None"),
+        (5, "must be a dict, .* got 5"),
+        ({"arrays": 5}, r"must be a dict, .* got \{'arrays': 5\}"),
+        ({"x": {1}}, r": x=\{1\} is nothing that JSON can hold"),
+        ({"arrays": {"a": np.array("x")}}, r"must be of numbers .*: own/0\.a \(<U1\)"),
+    ],
+)
+def test_a_callback_whose_state_cannot_be_kept_is_told_before_the_first_batch(tmp_path, kept, message):
+    class Keeping(Callback):
+        batches = 0
+
+        def on_batch_end(self, state):
+            self.batches += 1
+
+        def state_dict(self):
+            return kept
+
+    model, callback = small_net(), Keeping()
+    with pytest.raises(TypeError, match=message) as caught:
+        fit(
+            model, Loader(some_data(), 8), epochs=1, optimizer=optim.SGD(model.parameters()), callbacks=[callback],
+            folder=tmp_path,
+        )  # fmt: skip
+    assert "Keeping" in str(caught.value) or "own/0.a" in str(caught.value)
+    assert callback.batches == 0
+
+
+def test_a_callback_may_keep_numbers_of_numpy(tmp_path):
+    class Best(Callback):
+        value = np.float32(0.25)
+
+        def state_dict(self):
+            return {"value": self.value}
+
+        def load_state_dict(self, state):
+            self.value = state["value"]
+
+    for resume in (False, True):
+        model, best = small_net(), Best()
+        fit(
+            model, Loader(some_data(), 8), epochs=1 + resume, optimizer=optim.SGD(model.parameters(), 0.1),
+            callbacks=[best], folder=tmp_path, resume=resume,
+        )  # fmt: skip
+    assert best.value == 0.25
 
 
 def grouped_run(folder, *, stop=None, resume=False, lr=0.01, weight_decay=0.0, patience=0, added=False, graph=None):

@@ -53,23 +53,20 @@ class Loader:
                 f"dataset must be a gpucnn.data.Dataset, got {type(dataset).__name__}; Dataset(images [N, H, W, C], "
                 "labels, classes) makes one of arrays"
             )
-        _check_integer("batch_size", batch_size, 1)
-        _check_integer("seed", seed, 0)
-        _check_integer("prefetch", prefetch, 0)
+        self.batch_size = _integer("batch_size", batch_size, 1)
+        self.seed = _integer("seed", seed, 0)
+        self.prefetch = _integer("prefetch", prefetch, 0)
+        self.shuffle = _flag("shuffle", shuffle)
+        self.drop_last = _flag("drop_last", drop_last)
         if augment is not None and not callable(augment):
             raise TypeError(f"augment must be a callable (images [N, H, W, C], generator) -> images, got {augment!r}")
         if normalise is not None and not (isinstance(normalise, Sequence) and len(normalise) == 2):
             raise TypeError(f"normalise must be (mean, std), got {normalise!r}")
         self.dataset = dataset
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.drop_last = drop_last
         self.augment = augment
         self.normalise = None if normalise is None else Normalize(*normalise)
         if self.normalise is not None:
             self.normalise.check_channels(dataset.channels)
-        self.seed = seed
-        self.prefetch = prefetch
         self.current = 0
 
     def __len__(self) -> int:
@@ -87,8 +84,7 @@ class Loader:
 
         While a batch is waited for, ``on_wait()`` is called five times a second; what it raises ends the epoch.
         """
-        _check_integer("epoch", e, 0)
-        _check_integer("start", start, 0)
+        e, start = _integer("epoch", e, 0), _integer("start", start, 0)
         if start > len(self):
             raise ValueError(f"start={start} is past the end: an epoch has {len(self)} batches")
         order = self._generator(e, 0).permutation(len(self.dataset)) if self.shuffle else np.arange(len(self.dataset))
@@ -120,11 +116,19 @@ class Loader:
         return f"Loader({self.dataset!r}, batch_size={self.batch_size}, {len(self)} batches, shuffle={self.shuffle})"
 
 
-def _check_integer(name: str, value: int, least: int) -> None:
+def _integer(name: str, value: Any, least: int) -> int:
+    """A plain int, also of NumPy's, which JSON can't hold. Raises TypeError and ValueError."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    return int(value)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r:.100}")
+    return bool(value)
 
 
 def _check_augmented(images: Any, before: NDArray[np.float32]) -> NDArray[np.float32]:

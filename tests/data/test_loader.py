@@ -279,6 +279,8 @@ def test_two_iterators_run_side_by_side():
         ({"batch_size": True}, TypeError, "batch_size must be an int, got True"),
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ({"prefetch": -1}, ValueError, "prefetch must be at least 0, got -1"),
+        ({"shuffle": "no"}, TypeError, "shuffle must be True or False, got 'no'"),
+        ({"drop_last": None}, TypeError, "drop_last must be True or False, got None"),
         ({"augment": "flip"}, TypeError, r"augment must be a callable .*, got 'flip'"),
         ({"normalise": 0.5}, TypeError, r"normalise must be \(mean, std\), got 0.5"),
         ({"normalise": ((0.1, 0.1, 0.1), (1, 1, 1))}, ValueError, "do not fit images of 2 channels"),
