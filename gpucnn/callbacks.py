@@ -132,7 +132,7 @@ class Callback:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what state_dict returned."""
+        """Go on from what state_dict returned. The model is put back after it."""
 
 
 def _check_monitor(callback: Callback, monitor: str, state: TrainingState) -> None:
@@ -192,8 +192,11 @@ class EarlyStopping(Callback):
         return {"best": self._best, "best_epoch": self._best_epoch, "waited": self._waited, "arrays": self._weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._best, self._best_epoch, self._waited = state["best"], state["best_epoch"], state["waited"]
-        self._weights = state["arrays"]
+        best = validate.number("EarlyStopping", "best", state["best"])
+        epoch, waited = (
+            validate.integer("EarlyStopping", name, state[name], least=0) for name in ("best_epoch", "waited")
+        )
+        self._best, self._best_epoch, self._waited, self._weights = best, epoch, waited, state["arrays"]
 
 
 @dataclass
@@ -265,7 +268,8 @@ class BestModel(Callback):
         return {"best": self._best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._best = state["best"]
+        best = state["best"]
+        self._best = None if best is None else validate.number("BestModel", "best", best)
 
 
 @dataclass

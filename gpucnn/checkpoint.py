@@ -449,10 +449,12 @@ def load_checkpoint(
     generator: Generator | None = None,
     settings: Mapping[str, Any] | None = None,
     check: Callable[[dict[str, Any]], None] = lambda state: None,
+    take: Callable[[dict[str, Any], Arrays], None] = lambda state, arrays: None,
 ) -> tuple[dict[str, Any], Arrays]:
     """Put all back as it was when save_checkpoint(path) ran; returns the caller's own (state, arrays).
 
-    `check` gets the caller's own state before anything is put back, and raises what it finds wrong in it.
+    `check` gets the caller's own state before anything is put back, and raises what it finds wrong in it. `take` gets
+    the caller's own (state, arrays) as the last thing that may fail: what it raises leaves all the rest as it was.
 
     Raises FileNotFoundError, and ValueError if the file is not a checkpoint or the settings, the classes of optimizer
     and schedule, or the arrays differ: the error shows both sides, and nothing has changed.
@@ -497,6 +499,7 @@ def load_checkpoint(
         for name, own in (("optimizer", before[0]), ("scheduler", before[1])):
             _check_numbers(content.get(name), own, name)
         put({**content["optimizer"], "arrays": parts["optimizer"]}, content.get("scheduler"), content["generator"])
+        take(content["state"], parts["own"])
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         put(*before)
         raise ValueError(f"{path}: its state can't be read: {type(error).__name__} {error}") from error

@@ -513,21 +513,19 @@ class _Schedule:
             if isinstance(own, list) and name not in state and earlier in state:
                 given = [state[earlier]]
             if not _alike(given, own):
-                needed = (
-                    "a text" if isinstance(own, str) else "numbers" if isinstance(own, list | tuple) else "a number"
-                )
-                raise TypeError(f"{kind}: the state's {name} must be {needed}, got {given!r:.100}")
+                raise TypeError(f"{kind}: the state's {name} must be of the kind of {own!r:.100}, got {given!r:.100}")
             if isinstance(own, list) and len(given) != len(own):
                 raise ValueError(f"{kind}: the state has {name} {given}, the optimizer {len(own)} groups")
-            loaded[name] = type(own)(given) if isinstance(own, list | tuple) else given  # JSON has no tuples
+            several = tuple if isinstance(own, tuple) else list  # JSON has no tuples
+            loaded[name] = several(given) if isinstance(own, list | tuple) else given
         vars(self).update(loaded)
 
 
 def _alike(given: Any, own: Any) -> bool:
-    """Whether a state's value is of the kind that a schedule's own is: a number, several, or a text."""
+    """Whether a state's value is of the kind that a schedule's own is: a number, a text, or several of such."""
     if isinstance(own, list | tuple):
-        return isinstance(given, list | tuple) and all(isinstance(item, int | float) for item in given)
-    return isinstance(given, str if isinstance(own, str) else int | float)
+        return isinstance(given, list | tuple) and all(_alike(item, own[0]) for item in given if own)
+    return not isinstance(own, int | float | str) or isinstance(given, str if isinstance(own, str) else int | float)
 
 
 def _check_optimizer(op: str, optimizer: Any) -> None:

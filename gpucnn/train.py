@@ -530,13 +530,14 @@ class _Run:
 
     def _resume(self, checkpoint: Path) -> None:
         state = self.state
-        kept, arrays = load_checkpoint(
+        kept, _ = load_checkpoint(
             checkpoint,
             model=state.model,
             optimizer=state.optimizer,
             scheduler=state.scheduler,
             settings=self.settings,
             check=self._check_own,
+            take=self._give_back,
         )
         before, now = (f"the tuning {h}" if h else "their shapes alone" for h in (kept.get("tuning"), self._tuning()))
         if before != now:
@@ -554,9 +555,17 @@ class _Run:
         state.skipped = kept["skipped"]
         self.scaler.load_state_dict(kept["scaler"])
         state.train.current = self.first_epoch + len(state.history)
+
+    def _give_back(self, kept: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+        """To each callback its state. Raises ValueError that names the one which does not take it."""
         for i, (callback, its_state) in enumerate(zip(self.remembering, kept["callbacks"], strict=True)):
             own = {name.removeprefix(f"{i}."): a for name, a in arrays.items() if name.startswith(f"{i}.")}
-            callback.load_state_dict({**its_state, "arrays": own})
+            try:
+                callback.load_state_dict({**its_state, "arrays": own})
+            except Exception as error:
+                raise ValueError(
+                    f"{_named(callback)} does not take back {its_state!r:.100}: {type(error).__name__} {error}"
+                ) from error
 
     def _own(self, callbacks: list[dict[str, Any]]) -> dict[str, Any]:
         """What a checkpoint holds besides the model, the optimizer, the schedule and the random numbers."""

@@ -1073,10 +1073,13 @@ def test_a_schedule_stays_where_it_is_before_a_step_to_a_rate_that_cannot_be() -
         ({"after": {"last_epoch": 99}}, "OneCycleLR: step 99 comes after total_steps=5"),
         (
             {"after": {"last_epoch": 0, "base_lr": "a"}},
-            r"OneCycleLR: the state's base_lrs must be numbers, got \['a'\]",
+            r"the state's base_lrs must be of the kind of \[0\.001\], got \['a'\]",
         ),
-        ({"after": {"last_epoch": 0, "max_lrs": None}}, "OneCycleLR: the state's max_lrs must be numbers, got None"),
-        ({"after": {"last_epoch": 0, "total_steps": "5"}}, "the state's total_steps must be a number, got '5'"),
+        (
+            {"after": {"last_epoch": 0, "max_lrs": None}},
+            r"the state's max_lrs must be of the kind of \[0\.1\], got None",
+        ),
+        ({"after": {"last_epoch": 0, "total_steps": "5"}}, "the state's total_steps must be of the kind of 5, got '5'"),
         ({"after": {"last_epoch": 0, "max_lrs": [math.nan]}}, "OneCycleLR: the learning rate of group 0 .* got nan"),
         ({"after": {"last_epoch": 1}, "last_epoch": 99}, "OneCycleLR: step 97 comes after total_steps=5"),
         ({"after": {"last_epoch": 1}}, "WarmUp: a state has last_epoch"),

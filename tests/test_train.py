@@ -1272,6 +1272,46 @@ def test_a_callback_with_a_state_needs_no_repr_of_its_own_to_go_on(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("state", "error"),
+    [
+        ({}, "KeyError 'best'"),
+        ({"best": "x", "best_epoch": 1, "waited": 0}, "TypeError EarlyStopping: best must be a number, got 'x'"),
+        (
+            {"best": 1.0, "best_epoch": -1, "waited": 0},
+            "ValueError EarlyStopping: best_epoch must be at least 0, got -1",
+        ),
+    ],
+)
+def test_a_callback_that_does_not_take_back_its_state_is_named_and_nothing_has_changed(tmp_path, state, error):
+    def run(resume):
+        optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        scheduler = optim.StepLR(optimizer, 2)
+        try:
+            fit(
+                model, Loader(some_data(), 8), epochs=2, optimizer=optimizer, scheduler=scheduler, folder=tmp_path,
+                callbacks=[EarlyStopping("loss")], resume=resume,
+            )  # fmt: skip
+        finally:
+            states.append(str([optimizer.state_dict(), scheduler.state_dict(), default_generator.state()]))
+
+    states, model = [], small_net()
+    run(resume=False)
+    path = tmp_path / "checkpoint.safetensors"
+    with safe_open(path, "numpy") as file:
+        content, arrays = json.loads(file.metadata()["gpucnn.checkpoint"]), {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+    content["state"]["callbacks"] = [state]
+    path.write_bytes(save(arrays, {"gpucnn.checkpoint": json.dumps(content)}))
+    model = small_net()
+    optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    fresh = str([optimizer.state_dict(), optim.StepLR(optimizer, 2).state_dict(), default_generator.state()])
+    before = state_of(model)
+    with pytest.raises(ValueError, match=rf"its state can't be read: .*EarlyStopping\(.*\) does not take .*: {error}"):
+        run(resume=True)
+    assert_same_state(state_of(model), before)
+    assert states[1] == fresh
+
+
+@pytest.mark.parametrize(
     ("kept", "message"),
     [
         (None, r"must be a dict, and so must its \"arrays\", got None"),
