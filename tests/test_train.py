@@ -1249,6 +1249,27 @@ def test_a_run_whose_own_state_is_damaged_changes_nothing(tmp_path, name, value)
     assert {key: tensor.tolist() for key, tensor in model.state_dict().items()} == before
 
 
+def test_a_loss_scale_that_cannot_be_changes_nothing(tmp_path):
+    def run(model, resume):
+        optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        fit(
+            model, Loader(some_data(), 8), epochs=2, optimizer=optimizer, folder=tmp_path, precision="fp16",
+            resume=resume,
+        )  # fmt: skip
+
+    run(small_net(), resume=False)
+    path = tmp_path / "checkpoint.safetensors"
+    with safe_open(path, "numpy") as file:
+        content, arrays = json.loads(file.metadata()["gpucnn.checkpoint"]), {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+    content["state"]["scaler"]["scale"] = -1
+    path.write_bytes(save(arrays, {"gpucnn.checkpoint": json.dumps(content)}))
+    model = small_net()
+    before = state_of(model)
+    with pytest.raises(ValueError, match=r"the run's own state can't be read: GradScaler: scale must be .*, got -1"):
+        run(model, resume=True)
+    assert_same_state(state_of(model), before)
+
+
 def test_a_callback_with_a_state_needs_no_repr_of_its_own_to_go_on(tmp_path):
     class Counting(Callback):
         batches = 0
