@@ -308,6 +308,8 @@ PICTURES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", "
 def read_image(path: str | Path, *, mode: str = "RGB", size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """A picture file as uint8 [H, W, C], in ``mode`` "RGB" or "L" (gray), resized to ``size`` (H, W) if given.
 
+    A photo is upright, as its EXIF data says that the camera was held.
+
     Raises FileNotFoundError if there is no such file, ValueError naming it if it cannot be read as an 8-bit picture.
     """
     try:
@@ -323,11 +325,12 @@ def read_image(path: str | Path, *, mode: str = "RGB", size: tuple[int, int] | N
             if opened.width * opened.height > MOST_PIXELS:
                 raise ValueError(f"it has {opened.width}×{opened.height} pixels, more than {MOST_PIXELS:,}")
             kind = opened.mode
-            if opened.has_transparency_data:  # as it looks on paper: without this, transparent would mean black
-                paper = Image.new("RGBA", opened.size, "white")
-                picture = Image.alpha_composite(paper, opened.convert("RGBA")).convert(mode)
+            upright = _upright(opened)
+            if upright.has_transparency_data:  # as it looks on paper: without this, transparent would mean black
+                paper = Image.new("RGBA", upright.size, "white")
+                picture = Image.alpha_composite(paper, upright.convert("RGBA")).convert(mode)
             else:
-                picture = opened.convert(mode)
+                picture = upright.convert(mode)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no picture {path}") from None
     except Exception as error:  # a damaged file can raise anything
@@ -338,6 +341,17 @@ def read_image(path: str | Path, *, mode: str = "RGB", size: tuple[int, int] | N
         picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
     pixels = np.asarray(picture)
     return pixels if mode == "RGB" else pixels[..., None]
+
+
+def _upright(picture: Any) -> Any:
+    """A Pillow image turned and mirrored as its EXIF data says; as it is if that is damaged."""
+    from PIL import ImageOps
+
+    picture.load()  # whose own damage is an error
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # a damaged file can raise anything
+        return picture
 
 
 def class_folders(folder: Path) -> list[str]:

@@ -374,6 +374,24 @@ class TestPictures:
         expected[1, 2] = 0
         np.testing.assert_array_equal(read_image(tmp_path / "a.png", mode="L"), expected)
 
+    @pytest.mark.parametrize(
+        ("orientation", "lies"),
+        [(1, lambda a: a), (3, lambda a: np.rot90(a, 2)), (6, np.rot90), (8, lambda a: np.rot90(a, -1)),
+         (2, np.fliplr), (99, lambda a: a)],
+    )  # fmt: skip
+    def test_a_photo_is_upright_as_its_camera_was_held(self, tmp_path, orientation, lies):
+        """`lies`: how the pixels lie in a file that is marked so."""
+        seen = np.random.default_rng(0).integers(0, 256, (5, 3, 3), dtype=np.uint8)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(np.ascontiguousarray(lies(seen))).save(tmp_path / "photo.png", exif=exif)
+        np.testing.assert_array_equal(read_image(tmp_path / "photo.png"), seen)
+
+    def test_damaged_notes_of_a_camera_leave_the_picture(self, tmp_path):
+        seen = np.random.default_rng(0).integers(0, 256, (5, 3, 3), dtype=np.uint8)
+        Image.fromarray(seen).save(tmp_path / "photo.png", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
+        np.testing.assert_array_equal(read_image(tmp_path / "photo.png"), seen)
+
     def test_a_gray_picture_as_rgb_has_three_equal_channels(self, tmp_path):
         pixels = save_picture(tmp_path / "a.png", mode="L")
         np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.repeat(pixels[..., None], 3, 2))
