@@ -523,10 +523,13 @@ class _Run:
         if self.checkpoint.exists() and resume:
             self._resume(self.checkpoint)
             return
-        for path in (self.checkpoint, folder / "model.safetensors"):
+        model = folder / "model.safetensors"
+        for path, what in (
+            (self.checkpoint, "; resume=True goes on with it, or"),
+            (model, ", and no checkpoint of it;"),
+        ):
             if path.exists():
-                remedy = "" if resume else "; resume=True goes on with it"
-                raise FileExistsError(f"{folder} holds a run already ({path.name}){remedy}, or choose another folder")
+                raise FileExistsError(f"{folder} holds a run already ({path.name}){what} choose another folder")
 
     def _resume(self, checkpoint: Path) -> None:
         state = self.state

@@ -1195,7 +1195,7 @@ def test_a_run_is_not_overwritten_silently(tmp_path):
         lively_run(tmp_path)
     assert contents(tmp_path) == kept
     (tmp_path / "checkpoint.safetensors").unlink()
-    with pytest.raises(FileExistsError, match=r"holds a run already \(model\.safetensors\), or choose another folder"):
+    with pytest.raises(FileExistsError, match=r"\(model\.safetensors\), and no checkpoint of it; choose another"):
         lively_run(tmp_path, resume=True)
 
 
