@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whatever happens meanwhile."""
+"""Files that are written whole or not at all, whatever happens meanwhile; and what JSON in them can hold."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import get_ident
 from typing import Any
+
+import numpy as np
 
 # A process writes at least every 30 s (the time limit of a download), so what has not changed for so long is of a dead
 # one. Process numbers would not tell: the folder may be shared with other machines.
@@ -136,3 +138,24 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def plain(op: str, value: Any, name: str = "") -> Any:
+    """The value as JSON can hold it: NumPy's numbers as plain ones. Raises TypeError that names what it can't hold."""
+    if isinstance(value, Mapping):
+        return {
+            _scalar(op, key, f"{name}'s key"): plain(op, item, f"{name}.{key}" if name else str(key))
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [plain(op, item, f"{name}.{i}") for i, item in enumerate(value)]
+    return _scalar(op, value, name)
+
+
+def _scalar(op: str, value: Any, name: str) -> Any:
+    found = value.item() if isinstance(value, np.generic) else value
+    if found is None or isinstance(found, bool | int | float | str):
+        return found
+    raise TypeError(
+        f"{op}: {name}={value!r:.100} is nothing that JSON can hold; it holds numbers, texts, lists and dicts of them"
+    )

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from gpucnn import nn
-from gpucnn.atomic import checked_path, write_atomically
+from gpucnn.atomic import checked_path, plain, write_atomically
 from gpucnn.backends import Backend, get_backend, use_backend
 from gpucnn.data import Loader, Normalize
 from gpucnn.dtypes import bfloat16, named
@@ -178,27 +178,6 @@ def classes_and_normalise(classes: Sequence[str] | None, normalise: Normalize | 
 def _write(op: str, path: str | Path, arrays: Arrays, key: str, content: Mapping[str, Any]) -> None:
     metadata = {key: json.dumps(plain(op, content))}
     write_atomically(checked_path(op, "path", path), lambda temporary: write_arrays(temporary, arrays, metadata))
-
-
-def plain(op: str, value: Any, name: str = "") -> Any:
-    """The value as JSON can hold it: NumPy's numbers as plain ones. Raises TypeError that names what it can't hold."""
-    if isinstance(value, Mapping):
-        return {
-            _scalar(op, key, f"{name}'s key"): plain(op, item, f"{name}.{key}" if name else str(key))
-            for key, item in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [plain(op, item, f"{name}.{i}") for i, item in enumerate(value)]
-    return _scalar(op, value, name)
-
-
-def _scalar(op: str, value: Any, name: str) -> Any:
-    found = value.item() if isinstance(value, np.generic) else value
-    if found is None or isinstance(found, bool | int | float | str):
-        return found
-    raise TypeError(
-        f"{op}: {name}={value!r:.100} is nothing that JSON can hold; it holds numbers, texts, lists and dicts of them"
-    )
 
 
 def write_arrays(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from gpucnn import functional as F
 from gpucnn import nn
 from gpucnn.amp import GradScaler, autocast
-from gpucnn.atomic import checked_path, naming, unfinished
+from gpucnn.atomic import checked_path, naming, plain, unfinished
 from gpucnn.backends import Backend, get_backend
 from gpucnn.backends import precision as computing_in
 from gpucnn.backends.precision import PRECISIONS
@@ -41,7 +41,7 @@ from gpucnn.callbacks import (
     TensorBoardLogger,
     TrainingState,
 )
-from gpucnn.checkpoint import describe, describe_input, load_checkpoint, plain, save_checkpoint, save_model
+from gpucnn.checkpoint import describe, describe_input, load_checkpoint, save_checkpoint, save_model
 from gpucnn.data import Dataset, Loader
 from gpucnn.dtypes import is_floating, named
 from gpucnn.functional import validate
