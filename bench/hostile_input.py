@@ -1243,7 +1243,7 @@ def shuffled(op: str) -> Drawn:
         back = op == "pixel_unshuffle"
         x = t.array((n, c, h * r, w * r) if back else (n, c * r * r, h, w), t.dtype(*SHAPED))
         if t.chance(8):
-            x = t.twisted(x, x[..., :-1], x[:, 1:], x[0])
+            x = t.twisted(x, x[..., :-1], x[:, 1:], np.zeros((2, 3), x.dtype))
 
         def exact(x: Array, r: int) -> Array:
             n, c, h, w = x.shape
