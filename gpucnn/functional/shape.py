@@ -29,6 +29,8 @@ def reshape(input: Tensor, shape: Sequence[int]) -> Tensor:
         or (input.numel() != known if -1 not in wanted else known == 0 or input.numel() % known)
     ):
         raise ValueError(f"reshape: {input.numel()} elements of shape {before} can't take the shape {wanted}")
+    if not input.numel():  # which fit into any shape with a 0, also one that no array can have
+        checked_shape([n for n in wanted if n != -1])
     y = backend.contiguous(input.array.reshape(wanted))
     return record(backend, y, (input, lambda dy: backend.contiguous(dy.reshape(before))))
 

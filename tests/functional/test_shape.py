@@ -173,6 +173,7 @@ WRONG: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ),
     ("split-size", lambda: ones(2, 3).split(0), ValueError, "split_size_or_sections must be at least 1, got 0"),
     ("chunk-none", lambda: ones(2, 3).chunk(0), ValueError, "chunks must be at least 1, got 0"),
+    ("reshape-huge", lambda: ones(0).reshape(0, 2**31, 2**31), ValueError, "there is no array of the shape"),
     ("shuffle", lambda: F.pixel_shuffle(ones(1, 6, 2, 2), 2), ValueError, r"6 channels .*upscale_factor² = 4"),
     ("unshuffle", lambda: F.pixel_unshuffle(ones(1, 1, 4, 3), 2), ValueError, r"downscale_factor=2 .*\(4, 3\)"),
     ("stack-shapes", lambda: F.stack([ones(2, 3), ones(2, 4)]), ValueError, r"\(1, 2, 3\), \(1, 2, 4\)"),
