@@ -538,13 +538,15 @@ def _check_optimizer(op: str, optimizer: Any) -> None:
         )
 
 
-def _for_each_group(op: str, name: str, value: Any, optimizer: Optimizer) -> list[float]:
-    """A number for each group: `value` itself, or its items if it is a list or tuple, which must be as many."""
+def _for_each_group(op: str, name: str, kind: str, value: Any, optimizer: Optimizer) -> list[Any]:
+    """What each group has: `value` itself, or its items if it is a sequence, which must be as many. kind: what one of
+    them is, for an error."""
+    _check_optimizer(op, optimizer)
     groups = len(optimizer.param_groups)
-    values = list(value) if isinstance(value, list | tuple) else [value] * groups
+    values = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * groups
     if len(values) != groups:
-        raise ValueError(f"{op}: {name} must be a number or one for each of the {groups} groups, got {value}")
-    return [_number(op, name, item) for item in values]
+        raise ValueError(f"{op}: {name} must be {kind} or one for each of the {groups} groups, got {value!r:.100}")
+    return values
 
 
 class LRScheduler(_Schedule, ABC):
@@ -654,17 +656,10 @@ class LambdaLR(LRScheduler):
     def __init__(
         self, optimizer: Optimizer, lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]]
     ) -> None:
-        _check_optimizer("LambdaLR", optimizer)
-        groups = len(optimizer.param_groups)
-        self._lr_lambdas = list(lr_lambda) if isinstance(lr_lambda, Sequence) else [lr_lambda] * groups
+        self._lr_lambdas = _for_each_group("LambdaLR", "lr_lambda", "a function", lr_lambda, optimizer)
         for function in self._lr_lambdas:
             if not callable(function):
                 raise TypeError(f"LambdaLR: lr_lambda must be a function of the step, got {function!r:.100}")
-        if len(self._lr_lambdas) != groups:
-            raise ValueError(
-                f"LambdaLR: lr_lambda must be a function or one for each of the {groups} groups, got "
-                f"{len(self._lr_lambdas)}"
-            )
         super().__init__(optimizer)
 
     def lr_at(self, epoch: int, group: int = 0) -> float:
@@ -703,7 +698,6 @@ class OneCycleLR(LRScheduler):
         div_factor: float = 25.0,
         final_div_factor: float = 1e4,
     ) -> None:
-        _check_optimizer("OneCycleLR", optimizer)
         names = ("pct_start", "div_factor", "final_div_factor")
         pct_start, div_factor, final_div_factor = (
             _number("OneCycleLR", name, value)
@@ -718,7 +712,8 @@ class OneCycleLR(LRScheduler):
             raise ValueError(
                 f"OneCycleLR: total_steps must be positive and pct_start in 0 … 1, got {total_steps} and {pct_start}"
             )
-        self.max_lrs = _for_each_group("OneCycleLR", "max_lr", max_lr, optimizer)
+        most = _for_each_group("OneCycleLR", "max_lr", "a number", max_lr, optimizer)
+        self.max_lrs = [_number("OneCycleLR", "max_lr", lr) for lr in most]
         self.total_steps, self.pct_start = total_steps, pct_start
         self.initial_lrs = [_number("OneCycleLR", "max_lr / div_factor", lr / div_factor) for lr in self.max_lrs]
         self.min_lrs = [
@@ -815,7 +810,8 @@ class ReduceLROnPlateau(_Schedule):
             validate.integer(op, name, value, least=0)
             for name, value in {"patience": patience, "cooldown": cooldown}.items()
         )
-        self.min_lrs = _for_each_group(op, "min_lr", min_lr, optimizer)
+        least = _for_each_group(op, "min_lr", "a number", min_lr, optimizer)
+        self.min_lrs = [_number(op, "min_lr", lr) for lr in least]
         self.best = math.inf if mode == "min" else -math.inf
         self.num_bad_epochs = self.cooldown_counter = 0
 

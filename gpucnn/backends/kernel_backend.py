@@ -334,19 +334,22 @@ class KernelBackend(Backend):
         *arguments: Array | None,
         constants: dict[str, Any] | None = None,
         most: int = 64,
+        images: tuple[int, ...] = (),
     ) -> tuple[list[Array], int, int]:
         """Launch a kernel made of column_sum: (its results [parts, columns], at most `most` parts, length of a part).
 
-        The length is a multiple of 8, so that eight rows can be one term.
+        The length is a multiple of 8, so that eight rows can be one term. images: (N,) where each of N images has such
+        rows and results [N, parts, columns] of its own.
         """
         width = 8 if columns <= 8 else 32
-        tiles = ceil_div(columns, width)
+        tiles = math.prod(images) * ceil_div(columns, width)
         length = 8 * ceil_div(parts_of(rows, tiles, most=most)[0], 8)
         parts = ceil_div(rows, length)
         first: Array = arguments[0]
-        out = [self.xp.empty((parts, columns), _arithmetic(first.dtype)) for _ in range(results)]
+        out = [self.xp.empty((*images, parts, columns), _arithmetic(first.dtype)) for _ in range(results)]
         of_all, grid = _scalar(first) | {"COLUMNS": width} | (constants or {}), (tiles * parts, 1, 1)
-        self.device.launch(file, name, of_all, grid, (256, 1, 1), *arguments, *out, rows, columns, parts, length)
+        numbers = (*images, rows, columns, parts, length)
+        self.device.launch(file, name, of_all, grid, (256, 1, 1), *arguments, *out, *numbers)
         return out, parts, length
 
     def _sum_parts(self, terms: Array, parts: int, total: Array) -> None:
@@ -637,10 +640,10 @@ class KernelBackend(Backend):
         """`_columns` of a kernel of batch_norm.cu with two results, in more parts: they are few blocks."""
         return self._columns("batch_norm.cu", name, rows, c, 2, *arguments, constants=constants, most=256)
 
-    def _combine(self, name: str, x: Array, c: int, *arguments: Any, results: int = 1) -> None:
-        """Launch a kernel of batch_norm.cu that sums up parts: made of column_sum too, with many lanes for few rows."""
+    def _combine(self, file: str, name: str, x: Array, c: int, *arguments: Any, results: int = 1) -> None:
+        """Launch a kernel that sums up parts: made of column_sum too, with many lanes for few rows."""
         constants, grid = _scalar(x) | {"COLUMNS": 8}, (ceil_div(c, 8) * results, 1, 1)
-        self.device.launch("batch_norm.cu", name, constants, grid, (256, 1, 1), *arguments)
+        self.device.launch(file, name, constants, grid, (256, 1, 1), *arguments)
 
     def batch_norm_statistics(self, x: Array) -> tuple[Array, Array]:
         c = x.shape[1]
@@ -658,7 +661,7 @@ class KernelBackend(Backend):
             together = ceil_div(parts, every)
             of_them = [self.xp.empty((together, c), means.dtype) for _ in range(2)]
             arguments = (storage, means, squares, *of_them, x.size // c, c, parts, length, every)
-            self._combine("batch_norm_statistics_combine", x, c, *arguments, results=together)
+            self._combine("batch_norm.cu", "batch_norm_statistics_combine", x, c, *arguments, results=together)
             (means, squares), parts, length = of_them, together, length * every
         return means[0], squares[0]
 
@@ -739,7 +742,9 @@ class KernelBackend(Backend):
         rows = x.size // c
         (sums, products), parts, _ = self._norm_sums("batch_norm_backward_sums", rows, c, *arguments, constants=kind)
         dweight, dbias = self.xp.empty(c, dtype), self.xp.empty(c, dtype)
-        self._combine("batch_norm_backward_combine", x, c, sums, products, invstd, dweight, dbias, c, parts)
+        self._combine(
+            "batch_norm.cu", "batch_norm_backward_combine", x, c, sums, products, invstd, dweight, dbias, c, parts
+        )
         if of_r is not None:
             dy, kind = of_r, _kind(None)  # dy times the slope, which is known now
         inputs, constants = (dy, x, mean, invstd, weight, bias, dweight, dbias), kind | {"TRAINING": int(training)}
@@ -749,28 +754,9 @@ class KernelBackend(Backend):
     # -- instance normalisation ---------------------------------------------------------------------------------------
 
     def _instance_sums(self, name: str, x: Array, *arguments: Array) -> tuple[list[Array], int, int]:
-        """Launch a kernel of instance_norm.cu made of column_sum: (its two results [N, parts, C], parts of each image,
-        length of a part). As in `_columns` the length is a multiple of 8."""
+        """The two results of a kernel of instance_norm.cu made of column_sum: see `_columns`."""
         n, c = x.shape[:2]
-        pixels = x.size // (n * c)
-        width = 8 if c <= 8 else 32
-        blocks = n * ceil_div(c, width)
-        length = 8 * ceil_div(parts_of(pixels, blocks, most=256)[0], 8)
-        parts = ceil_div(pixels, length)
-        out = [self.xp.empty((n, parts, c), _arithmetic(x.dtype)) for _ in range(2)]
-        constants, grid, numbers = (
-            _scalar(x) | {"COLUMNS": width},
-            (blocks * parts, 1, 1),
-            (n, pixels, c, parts, length),
-        )
-        self.device.launch("instance_norm.cu", name, constants, grid, (256, 1, 1), *arguments, *out, *numbers)
-        return out, parts, length
-
-    def _instance_combine(self, name: str, x: Array, *arguments: Any) -> None:
-        """Launch a kernel of instance_norm.cu that sums up the parts of each image, with many lanes for few parts."""
-        n, c = x.shape[:2]
-        constants, grid = _scalar(x) | {"COLUMNS": 8}, (n * ceil_div(c, 8), 1, 1)
-        self.device.launch("instance_norm.cu", name, constants, grid, (256, 1, 1), *arguments)
+        return self._columns("instance_norm.cu", name, x.size // (n * c), c, 2, *arguments, most=256, images=(n,))
 
     def instance_norm_statistics(self, x: Array) -> tuple[Array, Array]:
         n, c = x.shape[:2]
@@ -781,7 +767,7 @@ class KernelBackend(Backend):
         (means, squares), parts, length = self._instance_sums("instance_norm_statistics", x, storage)
         mean, variance = self.xp.empty((n, c), dtype), self.xp.empty((n, c), dtype)
         arguments, numbers = (storage, means, squares, mean, variance), (n, x.size // (n * c), c, parts, length)
-        self._instance_combine("instance_norm_statistics_combine", x, *arguments, *numbers)
+        self._combine("instance_norm.cu", "instance_norm_statistics_combine", x, c, *arguments, *numbers, results=n)
         return mean, variance
 
     def instance_norm_forward(
@@ -808,7 +794,7 @@ class KernelBackend(Backend):
         (sums, products), parts, _ = self._instance_sums("instance_norm_backward_sums", x, of_dy, of_x, mean)
         dweights, dbiases = self.xp.empty((n, c), dtype), self.xp.empty((n, c), dtype)
         arguments = (sums, products, invstd, dweights, dbiases, n, c, parts)
-        self._instance_combine("instance_norm_backward_combine", x, *arguments)
+        self._combine("instance_norm.cu", "instance_norm_backward_combine", x, c, *arguments, results=n)
         inputs = (of_dy, of_x, mean, invstd, weight, dweights, dbiases)
         self._by_channels("instance_norm.cu", "instance_norm_backward", {}, inputs, storage, n, h * w, c)
         return dx, self._sum_of_parts(dweights, n, dtype), self._sum_of_parts(dbiases, n, dtype)

@@ -79,10 +79,7 @@ class RandomHorizontalFlip:
 
     def __call__(self, images: Images, generator: np.random.Generator) -> Images:
         _check(images)
-        flipped = generator.random(len(images)) < self.p
-        result = images.copy()
-        result[flipped] = images[flipped, :, ::-1]
-        return result
+        return _in_some(images, self.p, generator, lambda some: some[:, :, ::-1])
 
 
 @dataclass(frozen=True)
@@ -96,10 +93,7 @@ class RandomVerticalFlip:
 
     def __call__(self, images: Images, generator: np.random.Generator) -> Images:
         _check(images)
-        flipped = generator.random(len(images)) < self.p
-        result = images.copy()
-        result[flipped] = images[flipped, ::-1]
-        return result
+        return _in_some(images, self.p, generator, lambda some: some[:, ::-1])
 
 
 @dataclass(frozen=True)
@@ -304,10 +298,7 @@ class RandomGrayscale:
     def __call__(self, images: Images, generator: np.random.Generator) -> Images:
         _check(images)
         _check_colours(images)
-        gray = generator.random(len(images)) < self.p
-        result = images.copy()
-        result[gray] = _gray(images[gray])
-        return result
+        return _in_some(images, self.p, generator, _gray)
 
 
 @dataclass(frozen=True)
@@ -467,6 +458,14 @@ def warp(images: Images, matrices: NDArray[np.float64], fill: float = 0.0) -> Im
         lower *= part_y
         upper += lower
     return upper.reshape(n, h, w, c)
+
+
+def _in_some(images: Images, p: float, generator: np.random.Generator, change: Callable[[Images], Images]) -> Images:
+    """The images, each changed with probability ``p``."""
+    chosen = generator.random(len(images)) < p
+    result = images.copy()
+    result[chosen] = change(images[chosen])
+    return result
 
 
 Span = tuple[NDArray[np.int64], NDArray[np.int64]]  # [N] first pixels, [N] numbers of pixels

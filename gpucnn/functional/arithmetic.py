@@ -36,9 +36,10 @@ def _sum_to(backend: Backend, gradient: Array, shape: tuple[int, ...]) -> Array:
 
 def _promoted(a: Any, b: Any) -> Sequence[Any]:
     """Both operands, tensors of one half or full type if both are; NumPy's array beside a tensor becomes one too."""
-    beside = next((value.backend for value in (a, b) if isinstance(value, Tensor)), None)
-    if beside is not None:
-        a, b = (tensor(v, backend=beside) if isinstance(v, np.ndarray) else v for v in (a, b))
+    if isinstance(a, Tensor) and isinstance(b, np.ndarray):
+        b = tensor(b, backend=a.backend)
+    elif isinstance(b, Tensor) and isinstance(a, np.ndarray):
+        a = tensor(a, backend=b.backend)
     return promoted([a, b])
 
 

@@ -237,21 +237,22 @@ class AdaptiveMaxPool2d(Module):
 # -- activations -----------------------------------------------------------------------------------
 
 
-class ReLU(Module):
-    """`functional.relu`."""
+class _Activation(Module):
+    """Takes PyTorch's `inplace`, which changes nothing."""
 
     def __init__(self, inplace: bool = False) -> None:
         self.inplace = inplace
+
+
+class ReLU(_Activation):
+    """`functional.relu`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.relu(input)
 
 
-class ReLU6(Module):
+class ReLU6(_Activation):
     """`functional.relu6`."""
-
-    def __init__(self, inplace: bool = False) -> None:
-        self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
         return F.relu6(input)
@@ -298,31 +299,22 @@ class GELU(Module):
         return F.gelu(input, self.approximate)
 
 
-class SiLU(Module):
+class SiLU(_Activation):
     """`functional.silu`."""
-
-    def __init__(self, inplace: bool = False) -> None:
-        self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
         return F.silu(input)
 
 
-class Hardswish(Module):
+class Hardswish(_Activation):
     """`functional.hardswish`."""
-
-    def __init__(self, inplace: bool = False) -> None:
-        self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
         return F.hardswish(input)
 
 
-class Hardsigmoid(Module):
+class Hardsigmoid(_Activation):
     """`functional.hardsigmoid`."""
-
-    def __init__(self, inplace: bool = False) -> None:
-        self.inplace = inplace
 
     def forward(self, input: Tensor) -> Tensor:
         return F.hardsigmoid(input)
@@ -395,7 +387,23 @@ class Dropout2d(Dropout):
 # -- normalisation ---------------------------------------------------------------------------------
 
 
-class _BatchNorm(Module):
+class _NormOfChannels(Module):
+    """A weight and a bias for each channel, and its running statistics."""
+
+    def __init__(
+        self, num_features: int, eps: float, momentum: float | None, affine: bool, track_running_stats: bool
+    ) -> None:
+        _positive(type(self).__name__, num_features=num_features)
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.affine, self.track_running_stats = affine, track_running_stats
+        self.weight = Parameter(ones(num_features)) if affine else None
+        self.bias = Parameter(zeros(num_features)) if affine else None
+        self.running_mean = Buffer(zeros(num_features)) if track_running_stats else None
+        self.running_var = Buffer(ones(num_features)) if track_running_stats else None
+        self.num_batches_tracked = Buffer(zeros((), dtype=np.int64)) if track_running_stats else None
+
+
+class _BatchNorm(_NormOfChannels):
     _ndim: int
 
     def __init__(
@@ -406,14 +414,7 @@ class _BatchNorm(Module):
         affine: bool = True,
         track_running_stats: bool = True,
     ) -> None:
-        _positive(type(self).__name__, num_features=num_features)
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
-        self.affine, self.track_running_stats = affine, track_running_stats
-        self.weight = Parameter(ones(num_features)) if affine else None
-        self.bias = Parameter(zeros(num_features)) if affine else None
-        self.running_mean = Buffer(zeros(num_features)) if track_running_stats else None
-        self.running_var = Buffer(ones(num_features)) if track_running_stats else None
-        self.num_batches_tracked = Buffer(zeros((), dtype=np.int64)) if track_running_stats else None
+        super().__init__(num_features, eps, momentum, affine, track_running_stats)
 
     def forward(
         self,
@@ -466,7 +467,7 @@ class BatchNorm2d(_BatchNorm):
     _ndim = 4
 
 
-class InstanceNorm2d(Module):
+class InstanceNorm2d(_NormOfChannels):
     """`functional.instance_norm` of [N, C, H, W]: statistics of each image, or running ones in evaluation mode if they
     are tracked."""
 
@@ -478,14 +479,7 @@ class InstanceNorm2d(Module):
         affine: bool = False,
         track_running_stats: bool = False,
     ) -> None:
-        _positive("InstanceNorm2d", num_features=num_features)
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
-        self.affine, self.track_running_stats = affine, track_running_stats
-        self.weight = Parameter(ones(num_features)) if affine else None
-        self.bias = Parameter(zeros(num_features)) if affine else None
-        self.running_mean = Buffer(zeros(num_features)) if track_running_stats else None
-        self.running_var = Buffer(ones(num_features)) if track_running_stats else None
-        self.num_batches_tracked = Buffer(zeros((), dtype=np.int64)) if track_running_stats else None
+        super().__init__(num_features, eps, momentum, affine, track_running_stats)
 
     def forward(self, input: Tensor) -> Tensor:
         validate.rank("InstanceNorm2d", "input", input, 4, "[N, C, H, W]")
