@@ -70,12 +70,13 @@ def correlate(x: Array, w: Array, epilogue: Epilogue, window: Window, groups: in
         return
     columns = Columns(x, window, (p, q), k, groups)
     filters = columns.banded(w)
-    if epilogue.scale is not None and groups == 1 and filters.size <= y.size:
-        filters = filters * repeated(epilogue.scale, columns.side)
-        epilogue = epilogue._replace(scale=None)
     ones = False
-    if columns.copies and groups == 1 and epilogue.b is not None and epilogue.scale is None:
-        ones = True  # the bias as one more term of each sum
+    if groups == 1 and filters.size <= y.size:  # what is done to the filters then takes less than doing it to y
+        if epilogue.scale is not None:
+            filters = filters * repeated(epilogue.scale, columns.side)
+            epilogue = epilogue._replace(scale=None)
+        ones = columns.copies and epilogue.b is not None
+    if ones:  # the bias as one more term of each sum
         filters = np.concatenate([filters, repeated(epilogue.b, columns.side)[None, None]], axis=1)
         epilogue = epilogue._replace(b=None)
     # Where many filters meet few pixels, each part of the filters is a job of its own.

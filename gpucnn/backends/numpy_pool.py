@@ -1,15 +1,17 @@
-"""Pooling in NumPy, in blocks of images over the cores. No loop runs over pixels: each tap of the window is one strided
-view of the plane, and sums and maxima go first down the columns, in long runs, then along the rows.
+"""Pooling in NumPy, in blocks of images over the cores, or of rows. No loop runs over pixels: each tap of the window is
+one strided view of the plane, and sums and maxima go first down the columns, in long runs, then along the rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
 from gpucnn.backends.base import Array, Divisor
-from gpucnn.backends.numpy_columns import channels_last
+from gpucnn.backends.numpy_columns import channels_last, even
 from gpucnn.backends.numpy_elementwise import pixels, select
 from gpucnn.backends.numpy_parallel import cut, scratch, workers
 from gpucnn.geometry import Size, Window
@@ -79,6 +81,25 @@ class Frames:
             ufunc(y, lines[:, :, self.columns(i)], out=y)
 
 
+def strips(window: Window, size: Size, out: Size, n: int, c: int) -> Iterator[tuple[slice, slice, slice, Frames]]:
+    """(images, rows of x, rows of y, their frames): blocks of images, or strips of each where an image is large."""
+    whole = Frames(window, size, out, n, c)
+    parts = cut(out[0], even(whole.height * whole.width * c // BLOCK))
+    if len(parts) <= 1:
+        for block in whole.blocks:
+            yield block, slice(0, size[0]), slice(0, out[0]), whole
+        return
+    top, _, left, right = window.padding
+    for i in range(n):
+        for rows in parts:
+            first = rows.start * window.stride[0] - top
+            end = (rows.stop - 1) * window.stride[0] + window.extent[0] - top
+            inside = slice(min(max(first, 0), size[0]), max(min(end, size[0]), 0))
+            strip = replace(window, padding=(max(-first, 0), max(end - size[0], 0), left, right))
+            frames = Frames(strip, (inside.stop - inside.start, size[1]), (rows.stop - rows.start, out[1]), 1, c)
+            yield slice(i, i + 1), inside, rows, frames
+
+
 # -- max and min -------------------------------------------------------------------------------------------------------
 
 
@@ -88,20 +109,20 @@ def max_pool2d_forward(
     n, c, h, w = x.shape
     out = window.output_size((h, w))
     x = channels_last(x)
-    frames = Frames(window, (h, w), out, n, c)
+    blocks = list(strips(window, (h, w), out, n, c))
     y = np.empty((n, *out, c), x.dtype)
     tap = np.empty(y.shape, np.uint8 if window.taps <= 256 else np.int32) if need_tap else None
     worst, best = (-np.inf, np.maximum) if mode == "max" else (np.inf, np.minimum)
 
     def job(i: int) -> None:
-        block = frames.blocks[i]
-        frame = frames.laid(x[block], worst)
+        images, inside, rows, frames = blocks[i]
+        frame = frames.laid(x[images, inside], worst)
         if tap is None:
-            frames.reduce(frame, best, y[block])
+            frames.reduce(frame, best, y[images, rows])
         else:
-            winners(frames, frame, mode, y[block], tap[block])
+            winners(frames, frame, mode, y[images, rows], tap[images, rows])
 
-    workers.run(job, len(frames.blocks))
+    workers.run(job, len(blocks))
     return y.transpose(0, 3, 1, 2), None if tap is None else tap.transpose(0, 3, 1, 2)
 
 

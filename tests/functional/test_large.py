@@ -134,13 +134,14 @@ def windows(x: Array, kernel: Any, stride: Any, padding: Any, fill: float) -> Ar
 @pytest.mark.parametrize(("kernel", "stride", "padding"), POOLINGS)
 @pytest.mark.parametrize(("op", "worst"), [("max_pool2d", -np.inf), ("min_pool2d", np.inf)])
 @pytest.mark.parametrize("special", [None, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(5, 16, 64, 61), (2, 16, 261, 129)])
 def test_large_extremes_and_their_gradients(
-    kernel: Any, stride: Any, padding: Any, op: str, worst: float, special: float | None, backend: str
+    shape: Any, kernel: Any, stride: Any, padding: Any, op: str, worst: float, special: float | None, backend: str
 ) -> None:
-    """Small integers are full of ties; `special` is one element of the fourth image."""
-    x = np.random.default_rng(0).integers(-3, 4, (5, 16, 64, 61)).astype(np.float32)
+    """Small integers are full of ties; `special` is one element of the last image."""
+    x = np.random.default_rng(0).integers(-3, 4, shape).astype(np.float32)
     if special is not None:
-        x[3, 7, 31, 9] = special
+        x[-1, 7, 31, 9] = special
     under = windows(x, kernel, stride, padding, worst)
     with np.errstate(invalid="ignore"):
         taps = under.argmax(-1) if op == "max_pool2d" else under.argmin(-1)
@@ -149,9 +150,9 @@ def test_large_extremes_and_their_gradients(
     assert_within(y, expected.astype(np.float64), 0.0)
     n, c, p, q = np.indices(taps.shape)
     rows, columns = p * stride[0] + taps // kernel[1], q * stride[1] + taps % kernel[1]
-    frame = np.zeros((5, 16, 64 + 2 * padding[0], 61 + 2 * padding[1]), np.float32)
+    frame = np.zeros((*shape[:2], shape[2] + 2 * padding[0], shape[3] + 2 * padding[1]), np.float32)
     np.add.at(frame, (n, c, rows, columns), u)
-    inside = frame[:, :, padding[0] : padding[0] + 64, padding[1] : padding[1] + 61]
+    inside = frame[:, :, padding[0] : padding[0] + shape[2], padding[1] : padding[1] + shape[3]]
     np.testing.assert_array_equal(dx, inside)
     without_tape = getattr(F, op)(gpucnn.tensor(x, backend=backend), kernel, stride, padding)
     np.testing.assert_array_equal(without_tape.numpy(), y)
