@@ -22,6 +22,10 @@ def pair(value: int | Sequence[int], name: str, minimum: int) -> Size:
     """An int or (height, width) as a pair of ints, each at least `minimum`."""
     if type(value) is int and minimum <= value <= MOST:
         return value, value
+    if type(value) is tuple and len(value) == 2:  # as layers hold it: numbers.Integral takes far longer
+        first, second = value
+        if type(first) is type(second) is int and minimum <= min(value) and max(value) <= MOST:
+            return first, second
     values = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(values) != 2 or not all(
         isinstance(v, Integral) and not isinstance(v, bool) and v >= minimum for v in values

@@ -18,7 +18,7 @@ from gpucnn.backends import NO_TAP
 from gpucnn.dtypes import is_half
 from gpucnn.functional.casting import is_autocast_enabled
 from gpucnn.functional.convolution import MOST_WEIGHTS
-from gpucnn.geometry import Window
+from gpucnn.geometry import Window, pair
 from gpucnn.nn.layers import BatchNorm1d, BatchNorm2d, Conv2d, MaxPool2d, ReLU
 from gpucnn.nn.module import Module
 from gpucnn.tensor import Tensor, is_grad_enabled
@@ -102,13 +102,12 @@ def pools_along(conv: Module, behind: list[Module]) -> bool:
     """
     if not (starts([conv], Conv2d) and starts(behind, MaxPool2d) and _always_reads(behind[0])):
         return False
-    channels, pool = conv.weight.shape[1], behind[0]  # type: ignore[attr-defined]
+    weight, pool = conv.weight, behind[0]  # type: ignore[attr-defined]
+    if weight.shape[1] > weight.backend.pools_along or math.prod(weight.shape[1:]) > MOST_WEIGHTS:
+        return False
     window = Window.of(pool.kernel_size, pool.stride, 0, pool.dilation)  # type: ignore[attr-defined]
-    return (
-        channels <= conv.weight.backend.pools_along  # type: ignore[attr-defined]
-        and math.prod(conv.weight.shape[1:]) <= MOST_WEIGHTS  # type: ignore[attr-defined]
-        and window.taps <= NO_TAP
-        and all(stride >= extent for stride, extent in zip(window.stride, window.extent, strict=True))
+    return window.taps <= NO_TAP and all(
+        stride >= extent for stride, extent in zip(window.stride, window.extent, strict=True)
     )
 
 
@@ -117,7 +116,7 @@ def _always_reads(pool: Module) -> bool:
 
     One with gaps may lie wholly in the padding: its −∞ would be 0 if a ReLU came after.
     """
-    gaps = Window.of(pool.kernel_size, None, 0, pool.dilation).dilation != (1, 1)  # type: ignore[attr-defined]
+    gaps = pair(pool.dilation, "dilation", 1) != (1, 1)  # type: ignore[attr-defined]
     return not pool.return_indices and (not gaps or pool.padding == 0)  # type: ignore[attr-defined]
 
 
