@@ -654,6 +654,10 @@ def gelu(t: Trial) -> Call:
     return Call("gelu", (one(t),), {"approximate": t.twisted(t.pick("none", "tanh"), "x", None, 1)}, testing.activated)
 
 
+def _reciprocal(x: Array) -> Array:
+    return 1 / (x.astype(np.float32) if x.dtype.kind in "iub" else x)
+
+
 def _softplus(x: Array, beta: float = 1.0, threshold: float = 20.0) -> Any:
     return scalar(reference.softplus)(x, beta, math.inf)  # exact above the threshold too: docs/differences.md
 
@@ -1482,6 +1486,253 @@ def _classified(exact: Callable[..., Any], x: Array, target: Any, **arguments: A
     return scalar(exact)(x, labels, **arguments)
 
 
+# what is made of other functions: values alone, and roughly
+
+Arguments = tuple[Any, ...]
+
+
+def roughly(
+    op: str, draw: Callable[[Trial], Arguments], exact: Callable[..., Any], call: Callable[..., Any] | None = None
+) -> Entry:
+    """A function whose results, one or several, are NumPy's but for 400 roundings; its gradients have their shapes."""
+
+    def entry(t: Trial) -> None:
+        t.values = "tame" if t.values in ("huge", "tiny") else t.values
+        given = draw(t)
+        tensors = [on(t, np.array(v)) if isinstance(v, np.ndarray) else v for v in given]
+        leaves = [v.requires_grad_() for v in tensors if isinstance(v, Tensor) and is_floating(v.dtype)]
+        no_tensor = call is None and t.strange and t.chance(8)
+        if no_tensor:
+            tensors[0] = t.pick(*THINGS)
+            t.odd.append("no tensor")
+        found = t.call(call or getattr(F, op), *tensors)
+        if found is Refused or no_tensor:
+            return
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            right = exact(*(in_float64(v) if isinstance(v, np.ndarray) else v for v in given))
+        made, wanted = (list(value) if isinstance(value, tuple) else [value] for value in (found, right))
+        promise(len(made) == len(wanted), f"{op}: {len(made)} results")
+        for mine, expected in zip(made, map(np.asarray, wanted), strict=True):
+            values = np.asarray(mine.numpy() if isinstance(mine, Tensor) else mine)
+            promise(values.shape == expected.shape, f"{op}: {values.shape}, expected {expected.shape}")
+            error = 400 * unit_roundoff(values.dtype) if is_floating(values.dtype) else 0.0
+            close = np.isclose(values.astype(float), expected.astype(float), error, error, equal_nan=True)
+            promise(bool(close.all()), f"{op}: {values!r}, expected {expected!r}")
+        if leaves and made and isinstance(made[0], Tensor) and made[0].requires_grad:
+            made[0].sum().backward()
+            promise(all(v.grad is None or v.grad.shape == v.shape for v in leaves), f"{op}: a gradient's shape")
+
+    return entry
+
+
+def axes_of(t: Trial, dtypes: Sequence[str] = ()) -> Arguments:
+    x = one(t, dtypes=dtypes)
+    t.odd += ["empty"] * (not x.size)
+    return x, t.twisted(t.pick(None, *range(-x.ndim, x.ndim)), x.ndim, "x", 1.5, (0, 0)), t.pick(True, False)
+
+
+def an_axis_of(t: Trial) -> Arguments:
+    x = one(t, 1)
+    t.odd += ["empty"] * (not x.size)
+    return x, t.twisted(t.whole(-x.ndim, x.ndim - 1), x.ndim, "x", 1.5, (0, 0)), t.pick(True, False)
+
+
+def moment(op: str, call: Callable[..., Any]) -> Entry:
+    def exact(x: Array, dim: Any, keepdim: bool) -> Any:
+        return getattr(np, op)(x, axis=dim, ddof=0, keepdims=keepdim)
+
+    return roughly(op, axes_of, exact, lambda x, dim, keepdim: call(x, dim, correction=0, keepdim=keepdim))
+
+
+def powers(t: Trial) -> Arguments:
+    x, dim, keepdim = axes_of(t)
+    return x, t.twisted(2, *ODD_FLOATS), dim, keepdim
+
+
+def _norm(x: Array, p: Any, dim: Any, keepdim: bool) -> Any:
+    return np.sum(np.abs(x) ** p, axis=dim, keepdims=keepdim) ** (1 / p)
+
+
+def _logsumexp(x: Array, dim: Any, keepdim: bool) -> Any:
+    peak = np.clip(x.max(dim, keepdims=True), -1e300, 1e300)
+    total = np.log(np.exp(x - peak).sum(dim, keepdims=True)) + peak
+    return total if keepdim else total.squeeze(dim)
+
+
+def by_name(name: str, exact: Any) -> Drawn:
+    """A comparison, as a function of its own."""
+
+    def draw(t: Trial) -> Call:
+        drawn = compare(t)
+        return replace(drawn, op=name, inputs=drawn.inputs[1:], exact=exact)
+
+    return draw
+
+
+def looked_through(op: str) -> Drawn:
+    return lambda t: Call(op, (one(t, dtypes=SHAPED),), {}, None, getattr(np, op))
+
+
+def logic(op: str) -> Drawn:
+    """Of tensors of any types."""
+
+    def draw(t: Trial) -> Call:
+        first, second = pair_of_shapes(t)
+        a, b = t.array(first, t.dtype(*OTHERS)), t.array(second, t.dtype(*OTHERS))
+        return Call(op, (a, b), {}, None, getattr(np, op))
+
+    return draw
+
+
+def bitwise(op: str) -> Drawn:
+    def draw(t: Trial) -> Call:
+        first, second = pair_of_shapes(t)
+        dtype = t.twisted(t.pick("bool", "int64", "uint8"), "float32")
+        other = t.array(second, t.twisted(dtype, *OTHERS))
+        if t.chance(4) and dtype != "float32":
+            other = t.twisted(True if dtype == "bool" else 3, *ODD_FLOATS)
+        return Call(op, (t.array(first, dtype), other), {}, None, getattr(np, op))
+
+    return draw
+
+
+def inverted(t: Trial) -> Call:
+    dtype = t.twisted(t.pick("bool", "int64", "uint8"), "float32")
+    return Call("bitwise_not", (t.array(t.shape(), dtype),), {}, None, np.invert)
+
+
+def alike_pairs(t: Trial) -> Arguments:
+    shape, dtype = t.shape(), t.dtype(*OTHERS)
+    x = t.array(shape, dtype)
+    other = x if t.chance(3) else t.array(t.twisted(shape, (3, 2, 2)), dtype)
+    t.odd += ["shapes"] * (other.shape != x.shape)
+    return x, other
+
+
+def ordered(t: Trial, x: Array | None = None) -> Arguments:
+    x = one(t, dtypes=SHAPED) if x is None else x
+    dim = t.twisted(t.pick(*range(-x.ndim, x.ndim)) if x.ndim else -1, x.ndim, *ODD_NUMBERS)
+    return x, dim, t.pick(True, False)
+
+
+def _order(x: Array, dim: Any, descending: bool) -> Array:
+    if not x.ndim:
+        return np.zeros((), np.int64)
+    ranks = np.unique(x, return_inverse=True)[1].reshape(x.shape)  # NaN last
+    ranks = np.where(np.isnan(x), x.size, ranks) if x.dtype.kind == "f" else ranks
+    return np.argsort(-ranks if descending else ranks, axis=dim, kind="stable")
+
+
+def _sorted(x: Array, dim: Any, descending: bool) -> tuple[Array, Array]:
+    order = _order(x, dim, descending)
+    return (np.take_along_axis(x, order, dim) if x.ndim else x), order
+
+
+def best(t: Trial) -> Arguments:
+    x, dim, largest = ordered(t, one(t, 1, dtypes=SHAPED))
+    length = x.shape[dim] if isinstance(dim, int) and -x.ndim <= dim < x.ndim else 1
+    return x, t.twisted(t.whole(0, length), length + 1, *ODD_NUMBERS), dim, largest
+
+
+def _best(x: Array, k: Any, dim: Any, largest: bool) -> tuple[Array, Array]:
+    order = np.take(_order(x, dim, largest), range(int(k)), dim)
+    return np.take_along_axis(x, order, dim), order
+
+
+def chosen_places(t: Trial, whole: bool) -> Arguments:
+    """x, an axis, and places along it: of `index_select`, or for each element as in `gather`."""
+    x = one(t, 1, dtypes=SHAPED)
+    dim = t.whole(-x.ndim, x.ndim - 1)
+    shape = (t.whole(0, 3),) if whole else (*x.shape[: dim % x.ndim], t.whole(0, 3), *x.shape[dim % x.ndim + 1 :])
+    shape = t.twisted(shape, (2, 2, 2, 2, 2), ())
+    shape = shape if x.shape[dim] else tuple(0 for _ in shape)
+    t.odd += ["empty"] * (not x.size)
+    places = np.random.default_rng(t.whole(0, 99)).integers(0, max(x.shape[dim], 1), shape)
+    return x, t.twisted(dim, x.ndim, "x", None), t.twisted(places, places - 1, places + 9, places * 1.5, places > 0)
+
+
+def _gathered(x: Array, dim: int, places: Array) -> Array:
+    grid: list[Any] = list(np.ogrid[tuple(slice(n) for n in places.shape)])
+    grid[dim] = places.astype(int)
+    return x[tuple(grid)]
+
+
+def matrices(stack: bool) -> Callable[[Trial], Arguments]:
+    def draw(t: Trial) -> Arguments:
+        b, m, k, n = (t.length() for _ in range(4))
+        leading = (b,) if stack else ()
+        dtype = t.dtype()
+        t.values = "tame"
+        shapes = (*leading, m, k), t.twisted((*leading, k, n), (k,), (1, 1, k, n), (*leading, k + 1, n))
+        return t.array(shapes[0], dtype), t.array(shapes[1], dtype)
+
+    return draw
+
+
+def class_numbers(t: Trial) -> Arguments:
+    labels = np.random.default_rng(t.whole(0, 99)).integers(0, 3, t.shape(0, 3))
+    t.odd += ["empty"] * (not labels.size)
+    odd = (labels - 1, labels * 0.5, labels + 2**40)
+    sizes = tuple(n for n in ODD_NUMBERS if not isinstance(n, int) or n < 2**31)
+    return t.twisted(labels, *odd), t.twisted(t.pick(-1, 3, 5), 0, 2, *sizes)
+
+
+def _one_hot(labels: Array, classes: Any) -> Array:
+    return np.asarray(labels[..., None] == np.arange(labels.max() + 1 if classes == -1 else int(classes)))
+
+
+def vectors(t: Trial) -> Arguments:
+    shape, dtype = t.shape(2, 3), t.dtype()
+    t.values = "tame"
+    return t.array(shape, dtype), t.array(shape, dtype)
+
+
+def _cosine(a: Array, b: Array) -> Any:
+    lengths = [np.maximum(np.sqrt(np.square(v).sum(1)), 1e-8) for v in (a, b)]
+    return (a * b).sum(1) / lengths[0] / lengths[1]
+
+
+def masked(t: Trial) -> Arguments:
+    first, second = pair_of_shapes(t)
+    value = t.twisted(t.pick(2.0, -1.0), *(v for v in ODD_FLOATS if v not in (1e308, 1e-320)))
+    return t.array(first, t.dtype()), t.array(second, t.twisted("bool", "int64")), value
+
+
+def few_axes(t: Trial) -> Arguments:
+    x = one(t, 0, 3, dtypes=SHAPED)
+    t.odd += ["axes"] * (x.ndim > 2)
+    return (x,)
+
+
+def tiled(t: Trial) -> Arguments:
+    x = one(t, 0, 3, dtypes=SHAPED)
+    times = [t.whole(0, 2) for _ in range(x.ndim + t.whole(0, 1))]
+    return x, t.twisted(times, [-1], [2**40, 2**40], ["x"], None, [0.5])
+
+
+def flipped(t: Trial) -> Arguments:
+    x = one(t, 1, dtypes=SHAPED)
+    dims = [d for d in range(x.ndim) if t.chance(2)]
+    return x, t.twisted(dims, [x.ndim], [0, 0], ["x"], None, [1.5])
+
+
+def _parts(x: Array, dim: Any) -> tuple[Array, ...]:
+    return tuple(np.moveaxis(x, dim, 0))
+
+
+def unbound(t: Trial) -> Arguments:
+    x = one(t, 1, dtypes=SHAPED)
+    return x, t.twisted(t.whole(-x.ndim, x.ndim - 1), x.ndim, "x", None)
+
+
+def shaped_as(t: Trial) -> Arguments:
+    x = one(t, dtypes=SHAPED)
+    other = t.array(t.twisted(x.shape, (7,), (*x.shape, 2)), "float32")
+    t.odd += ["shapes"] * (other.shape != x.shape)
+    return x, other
+
+
 OPS: dict[str, Drawn | Entry] = {
     "relu": elementwise("relu", testing.selected),
     "relu6": elementwise("relu6", testing.selected),
@@ -1572,7 +1823,51 @@ OPS: dict[str, Drawn | Entry] = {
     "l1_loss": two_alike("l1_loss"),
     "smooth_l1_loss": two_alike("smooth_l1_loss", beta=0.5),
     "half_squared_error": two_alike("half_squared_error"),
+    "sign": elementwise("sign", None, lambda x: np.where(np.isnan(x), 0, np.sign(x))),
+    "floor": elementwise("floor", None, np.floor),
+    "ceil": elementwise("ceil", None, np.ceil),
+    "round": elementwise("round", None, np.rint),
+    "square": elementwise("square", testing.relative(4), np.square),
+    "reciprocal": elementwise("reciprocal", testing.relative(4), _reciprocal),
+    "rsqrt": elementwise("rsqrt", testing.relative(16), lambda x: 1 / np.sqrt(x)),
+    "eq": by_name("eq", np.equal),
+    "ne": by_name("ne", np.not_equal),
+    "lt": by_name("lt", np.less),
+    "le": by_name("le", np.less_equal),
+    "gt": by_name("gt", np.greater),
+    "ge": by_name("ge", np.greater_equal),
+    **{name: looked_through(name) for name in ("isnan", "isinf", "isfinite", "logical_not")},
+    **{name: logic(name) for name in ("logical_and", "logical_or", "logical_xor")},
+    **{name: bitwise(name) for name in ("bitwise_and", "bitwise_or", "bitwise_xor")},
+    "bitwise_not": inverted,
 }
+# How the arguments are drawn, and what comes out.
+ROUGH: dict[str, tuple[Callable[[Trial], Arguments], Callable[..., Any]]] = {
+    "isclose": (alike_pairs, np.isclose),
+    "allclose": (alike_pairs, np.allclose),
+    "equal": (alike_pairs, np.array_equal),
+    "any": (partial(axes_of, dtypes=SHAPED), lambda x, dim, keep: np.any(x, axis=dim, keepdims=keep)),
+    "all": (partial(axes_of, dtypes=SHAPED), lambda x, dim, keep: np.all(x, axis=dim, keepdims=keep)),
+    "norm": (powers, _norm),
+    "logsumexp": (an_axis_of, _logsumexp),
+    "normalize": (lambda t: vectors(t)[:1], lambda x: x / np.maximum(_norm(x, 2, 1, True), 1e-12)),
+    "cosine_similarity": (vectors, _cosine),
+    "sort": (ordered, _sorted),
+    "argsort": (ordered, _order),
+    "topk": (best, _best),
+    "gather": (partial(chosen_places, whole=False), _gathered),
+    "index_select": (partial(chosen_places, whole=True), lambda x, dim, places: np.take(x, places, dim)),
+    "masked_fill": (masked, lambda x, mask, value: np.where(mask, value, x)),
+    "flip": (flipped, lambda x, dims: np.flip(x, tuple(dims))),
+    "tile": (tiled, np.tile),
+    "t": (few_axes, np.transpose),
+    "unbind": (unbound, _parts),
+    "mm": (matrices(stack=False), np.matmul),
+    "bmm": (matrices(stack=True), np.matmul),
+    "one_hot": (class_numbers, _one_hot),
+}
+OPS |= {name: roughly(name, draw, exact) for name, (draw, exact) in ROUGH.items()}
+OPS |= {name: moment(name, partial(getattr(F, name))) for name in ("var", "std")}
 
 
 def op(name: str, function: Callable[..., Any] | None = None) -> Entry:
@@ -1788,12 +2083,36 @@ def alike(t: Trial) -> None:
     x = on(t, one(t, dtypes=SHAPED))
     t.odd += ["integers"] * (not is_floating(x.dtype))
     given = t.twisted(x, *THINGS)
-    for name in ("zeros_like", "ones_like", "rand_like", "randn_like"):
+    for name in ("zeros_like", "ones_like", "empty_like", "rand_like", "randn_like"):
         found = t.call(getattr(gpucnn, name), given)
         promise(found is Refused or (found.shape == x.shape and found.dtype == x.dtype), f"{name}: {found!r}")
     dtype = t.twisted(None, *ODD_DTYPES)
     found = t.call(gpucnn.full_like, given, t.twisted(2, *ODD_FLOATS, 2**70, "x"), dtype=dtype)
     promise(found is Refused or found.shape == x.shape, f"full_like: {found!r}")
+
+
+def counted_off(t: Trial) -> None:
+    """arange and the others, of odd numbers too: as many as NumPy makes, or refused."""
+    numbers = tuple(n for n in ODD_FLOATS if n != 2**70)
+    ends = [t.twisted(t.pick(0, 1, 2.5, 7, -3), *numbers) for _ in range(2)]
+    step = t.twisted(t.pick(1, 2, 0.5, -1), *numbers)
+    t.odd.append("step")
+    found = t.call(gpucnn.arange, *ends, step)
+    if found is not Refused:
+        with np.errstate(all="ignore"):
+            count = max(math.ceil((float(ends[1]) - float(ends[0])) / float(step)), 0)
+        promise(found.shape == (count,) and found.dtype.kind in "if", f"arange: {found!r}")
+    sizes = tuple(n for n in ODD_NUMBERS if not isinstance(n, int) or n < 2**31)
+    steps = t.twisted(5, *sizes)
+    found = t.call(gpucnn.linspace, *ends, steps)
+    promise(found is Refused or found.shape == (steps,), f"linspace: {found!r}")
+    found = t.call(gpucnn.eye, steps, t.twisted(None, *sizes))
+    promise(found is Refused or found.sum().item() == min(found.shape), f"eye: {found!r}")
+    found = t.call(gpucnn.randperm, steps)
+    promise(found is Refused or sorted(found.tolist()) == list(range(found.numel())), f"randperm: {found!r}")
+    low, high = t.twisted(0, *ODD_NUMBERS), t.twisted(5, *ODD_NUMBERS)
+    found = t.call(gpucnn.randint, low, high, t.twisted((2, 3), *sizes))
+    promise(found is Refused or all(low <= n < high for n in found.numpy().ravel()), f"randint: {found!r}")
 
 
 def moved(t: Trial) -> None:
@@ -2649,10 +2968,15 @@ METHODS = (
     "mean", "permute", "pow", "relu", "reshape", "sigmoid", "softmax", "sqrt", "squeeze", "sum", "tanh", "to",
     "transpose", "unflatten", "unsqueeze",
 )  # fmt: skip
+MORE_METHODS = (
+    "add", "ceil", "div", "eq", "floor", "ge", "gt", "isfinite", "isinf", "isnan", "le", "logical_and", "logical_not",
+    "logical_or", "logical_xor", "lt", "maximum", "minimum", "mul", "ne", "neg", "reciprocal", "round", "rsqrt", "sign",
+    "square", "sub",
+)  # fmt: skip
 LOOKS = (
     "__array__", "__bool__", "__deepcopy__", "__float__", "__format__", "__index__", "__int__", "__iter__", "__len__",
-    "__repr__", "_repr_html_", "bfloat16", "clone", "contiguous", "data", "detach", "dim", "double", "dtype", "float",
-    "grad", "half", "is_leaf", "item", "long", "ndim", "numel", "numpy", "shape", "size", "tolist",
+    "__repr__", "_repr_html_", "bfloat16", "bool", "clone", "contiguous", "data", "detach", "dim", "double", "dtype",
+    "float", "grad", "half", "int", "is_leaf", "item", "long", "ndim", "numel", "numpy", "shape", "size", "tolist",
 )  # fmt: skip
 IN_PLACE = {
     "add": operator.iadd, "sub": operator.isub, "mul": operator.imul, "div": operator.itruediv
@@ -2691,6 +3015,30 @@ ENTRIES: dict[str, Entry] = (
     {f"functional.{name}": op(name) for name in OPS}
     | {f"Tensor.{name}": method(name) for name in METHODS}
     | {f"Tensor.{name}": entry for name, entry in OPERATORS.items()}
+    | {f"Tensor.{name}": method(name) for name in MORE_METHODS}
+    | {
+        f"Tensor.{name}": roughly(name, draw, exact, lambda x, *rest, name=name: getattr(x, name)(*rest))
+        for name, (draw, exact) in ROUGH.items()
+        if hasattr(Tensor, name)
+    }
+    | {f"Tensor.{name}": moment(name, getattr(Tensor, name)) for name in ("var", "std")}
+    | {"Tensor.__and__": op("bitwise_and", operator.and_), "Tensor.__rand__": op("bitwise_and", lambda a, b: b & a)}
+    | {"Tensor.__or__": op("bitwise_or", operator.or_), "Tensor.__ror__": op("bitwise_or", lambda a, b: b | a)}
+    | {"Tensor.__xor__": op("bitwise_xor", operator.xor), "Tensor.__rxor__": op("bitwise_xor", lambda a, b: b ^ a)}
+    | {"Tensor.__invert__": op("bitwise_not", operator.invert)}
+    | {"Tensor.T": roughly("T", few_axes, np.transpose, lambda x: x.T)}
+    | {"Tensor.mT": roughly("mT", lambda t: (one(t, 2),), lambda x: np.swapaxes(x, -1, -2), lambda x: x.mT)}
+    | {
+        "Tensor.where": op("where", lambda condition, x, y: x.where(condition, y)),
+        "Tensor.clip": op("clamp", Tensor.clip),
+    }
+    | {"Tensor.repeat": roughly("repeat", tiled, np.tile, Tensor.repeat)}
+    | {
+        f"Tensor.{name}": roughly(name, shaped_as, lambda x, y: x.reshape(y.shape), getattr(Tensor, name))
+        for name in ("view_as", "reshape_as")
+    }
+    | {"Tensor.expand_as": roughly("expand_as", shaped_as, lambda x, y: np.broadcast_to(x, y.shape), Tensor.expand_as)}
+    | {f"gpucnn.{name}": op(name) for name in OPS if name in gpucnn.__all__}
     | dict.fromkeys([f"Tensor.__{name}__" for name in ("eq", "ne", "lt", "le", "gt", "ge")], compared)
     | dict.fromkeys([f"Tensor.{name}" for name in LOOKS], looked_at)
     | dict.fromkeys(["Tensor.__dlpack__", "Tensor.__dlpack_device__", "gpucnn.from_dlpack"], interchanged)
@@ -2703,7 +3051,8 @@ ENTRIES: dict[str, Entry] = (
     | {"Tensor.__itruediv__": in_place("div", operator.itruediv)}
     | dict.fromkeys(["Tensor.clamp_", "Tensor.fill_", "Tensor.zero_"], limited)
     | {"Tensor.view": op("reshape", lambda x, shape: x.view(shape))}
-    | dict.fromkeys([f"gpucnn.{name}_like" for name in ("full", "zeros", "ones", "rand", "randn")], alike)
+    | dict.fromkeys([f"gpucnn.{name}_like" for name in ("full", "zeros", "ones", "empty", "rand", "randn")], alike)
+    | dict.fromkeys([f"gpucnn.{name}" for name in ("arange", "linspace", "eye", "randint", "randperm")], counted_off)
     | {
         "gpucnn.tensor": made(gpucnn.tensor),
         "gpucnn.as_tensor": made(gpucnn.as_tensor),
@@ -2711,10 +3060,9 @@ ENTRIES: dict[str, Entry] = (
         "gpucnn.full": filled(gpucnn.full, value=True),
         "gpucnn.ones": filled(gpucnn.ones),
         "gpucnn.zeros": filled(gpucnn.zeros),
+        "gpucnn.empty": filled(gpucnn.empty),
         "gpucnn.rand": filled(gpucnn.rand, dtypes=False),
         "gpucnn.randn": filled(gpucnn.randn, dtypes=False),
-        "gpucnn.cat": op("cat"),
-        "gpucnn.stack": op("stack"),
         "gpucnn.GradScaler": scalers,
     }
     | dict.fromkeys(["gpucnn.Generator", "gpucnn.manual_seed"], generators)

@@ -20,6 +20,7 @@ from safetensors.numpy import save
 from gpucnn import nn
 from gpucnn.atomic import checked_path, plain, write_atomically
 from gpucnn.backends import Backend, get_backend, use_backend
+from gpucnn.creation import at_most
 from gpucnn.data import Loader, Normalize
 from gpucnn.dtypes import bfloat16, named
 from gpucnn.names import is_showable, showable
@@ -27,7 +28,6 @@ from gpucnn.nn import Module, ModuleDict, ModuleList, Sequential
 from gpucnn.optim import LRScheduler, Optimizer, ReduceLROnPlateau, WarmUp, _check_optimizer
 from gpucnn.random import Generator, get_generator, use_generator
 from gpucnn.settings import check_description
-from gpucnn.tensor import at_most
 
 Arrays = dict[str, NDArray[Any]]
 Description = dict[str, Any]

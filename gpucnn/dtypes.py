@@ -1,4 +1,4 @@
-"""The floating types of a tensor. bfloat16 is the package ml_dtypes', which is imported when it is first asked for."""
+"""The element types of a tensor: NumPy's, and bfloat16 of ml_dtypes, which is imported when it is first asked for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ DType = np.dtype[Any]
 float16: DType = np.dtype(np.float16)
 float32: DType = np.dtype(np.float32)
 float64: DType = np.dtype(np.float64)
+int8: DType = np.dtype(np.int8)
+int16: DType = np.dtype(np.int16)
+int32: DType = np.dtype(np.int32)
+int64: DType = np.dtype(np.int64)
+uint8: DType = np.dtype(np.uint8)
 
 HALVES = ("float16", "bfloat16")
 

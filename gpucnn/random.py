@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 
 from gpucnn.backends import Backend, get_backend
+from gpucnn.dtypes import named
 from gpucnn.functional import validate
 from gpucnn.live import CaptureError
-from gpucnn.tensor import Scoped, Tensor, _size, checked_shape, tensor
+from gpucnn.tensor import Scoped, Tensor, _size, checked_dtype, checked_shape, tensor
 
 _lock = threading.Lock()  # of the positions in the streams
 if hasattr(os, "register_at_fork"):  # else a child of a process with threads could find it locked for good
@@ -154,3 +155,33 @@ def randn_like(input: Tensor, *, generator: Generator | None = None, requires_gr
 def _like(op: str, input: Tensor, draw: Callable[..., Tensor], generator: Generator | None) -> Tensor:
     validate.floating(op, input=input)
     return draw(input.shape, generator=generator, backend=input.backend).to(input.dtype)
+
+
+def randint(
+    low: int,
+    high: Any = None,
+    size: Any = None,
+    *,
+    generator: Generator | None = None,
+    dtype: Any = np.int64,
+    backend: str | Backend | None = None,
+) -> Tensor:
+    """Integers from `low` to high − 1, all alike: randint(low, high, size), or randint(high, size) from 0."""
+    if size is None:
+        low, high, size = 0, low, high
+    if size is None:
+        raise TypeError(f"randint: it needs a size, such as randint({high!r:.20}, (2, 3))")
+    first, end = validate.integer("randint", "low", low, -(2**63)), validate.integer("randint", "high", high)
+    if not first < end <= 2**63:
+        raise ValueError(f"randint: high must be above low and at most 2**63, got low={low} and high={high}")
+    shape = checked_shape(size if isinstance(size, Sequence) else (size,))
+    values = _host(generator, backend).integers(first, end, shape)
+    return tensor(values, checked_dtype(named(dtype)), backend=backend)
+
+
+def randperm(
+    n: int, *, generator: Generator | None = None, dtype: Any = np.int64, backend: str | Backend | None = None
+) -> Tensor:
+    """The numbers 0 … n − 1 in random order."""
+    (count,) = checked_shape([validate.integer("randperm", "n", n, 0)])
+    return tensor(_host(generator, backend).permutation(count), checked_dtype(named(dtype)), backend=backend)

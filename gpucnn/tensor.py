@@ -251,7 +251,7 @@ class Tensor:
     __slots__ = ("__weakref__", "_leaf", "_node", "array", "backend")
     __array_ufunc__ = None  # numpy leaves `array * tensor` to Tensor.__rmul__
 
-    def __init__(self, array: Array, backend: Backend, requires_grad: bool = False) -> None:
+    def __init__(self, array: Array, backend: Backend, requires_grad: builtins.bool = False) -> None:
         self.array = array
         self.backend = backend
         self._node: Node | None = None
@@ -262,13 +262,13 @@ class Tensor:
     # -- what it is ------------------------------------------------------------------------------------
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[builtins.int, ...]:
         """The length of each axis."""
         shape: tuple[int, ...] = self.array.shape
         return shape
 
     @property
-    def ndim(self) -> int:
+    def ndim(self) -> builtins.int:
         """The number of axes."""
         return len(self.array.shape)
 
@@ -278,25 +278,25 @@ class Tensor:
         dtype: np.dtype[Any] = self.array.dtype
         return dtype
 
-    def size(self, dim: int | None = None) -> Any:
+    def size(self, dim: builtins.int | None = None) -> Any:
         """The shape, or the length of axis `dim`."""
         return self.shape if dim is None else self.shape[validate.axis("size", dim, self.ndim)]
 
-    def dim(self) -> int:
+    def dim(self) -> builtins.int:
         """The number of axes."""
         return self.ndim
 
-    def numel(self) -> int:
+    def numel(self) -> builtins.int:
         """The number of elements."""
         return int(self.array.size)
 
     @property
-    def requires_grad(self) -> bool:
+    def requires_grad(self) -> builtins.bool:
         """Whether `backward` computes a gradient for this tensor or what it was made of."""
         return self._node is not None
 
     @requires_grad.setter
-    def requires_grad(self, value: bool) -> None:
+    def requires_grad(self, value: builtins.bool) -> None:
         if not self.is_leaf:
             raise RuntimeError("requires_grad can be set only on a leaf; use detach() to get one")
         if not value:
@@ -307,13 +307,13 @@ class Tensor:
             self._leaf = self._leaf or Node(self.backend, [])
             self._node = self._leaf
 
-    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+    def requires_grad_(self, requires_grad: builtins.bool = True) -> Tensor:
         """Set requires_grad in place; returns self."""
         self.requires_grad = requires_grad
         return self
 
     @property
-    def is_leaf(self) -> bool:
+    def is_leaf(self) -> builtins.bool:
         """Whether it was made by the user rather than by a recorded operation."""
         return self._node is None or self._node.edges == []
 
@@ -358,7 +358,7 @@ class Tensor:
 
         return tensor_html(self)
 
-    def __len__(self) -> int:
+    def __len__(self) -> builtins.int:
         if not self.ndim:
             raise TypeError("len() of a tensor without axes")
         return self.shape[0]
@@ -366,7 +366,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    def __bool__(self) -> bool:
+    def __bool__(self) -> builtins.bool:
         if self.numel() != 1:
             raise ValueError(
                 f"only a tensor of one element is true or false, this one has shape {self.shape}; ask for the sum(), "
@@ -374,7 +374,7 @@ class Tensor:
             )
         return bool(self.item())
 
-    def __index__(self) -> int:
+    def __index__(self) -> builtins.int:
         if self.dtype.kind not in "iu" or self.numel() != 1:
             raise TypeError(f"only one integer is an index, this is {self.dtype} of shape {self.shape}")
         return int(self.item())
@@ -382,7 +382,7 @@ class Tensor:
     def __float__(self) -> builtins.float:
         return builtins.float(self.item())
 
-    def __int__(self) -> int:
+    def __int__(self) -> builtins.int:
         return int(self.item())
 
     # -- values out ------------------------------------------------------------------------------------
@@ -392,7 +392,7 @@ class Tensor:
         values: np.ndarray[Any, Any] = self.backend.to_numpy(self.array)
         return values
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+    def __array__(self, dtype: Any = None, copy: builtins.bool | None = None) -> np.ndarray[Any, Any]:
         """What numpy.asarray(tensor) calls; shares memory. As in PyTorch, a gradient or a GPU is not left silently."""
         if self.requires_grad:
             raise RuntimeError(
@@ -410,9 +410,9 @@ class Tensor:
         self,
         *,
         stream: Any = None,
-        max_version: tuple[int, int] | None = None,
-        dl_device: tuple[int, int] | None = None,
-        copy: bool | None = None,
+        max_version: tuple[builtins.int, builtins.int] | None = None,
+        dl_device: tuple[builtins.int, builtins.int] | None = None,
+        copy: builtins.bool | None = None,
     ) -> Any:
         """This memory for another library: what from_dlpack of NumPy, CuPy, PyTorch and JAX calls (DLPack).
 
@@ -427,7 +427,7 @@ class Tensor:
         asked = {"stream": stream, "max_version": max_version, "dl_device": dl_device, "copy": copy}
         return self.array.__dlpack__(**{name: value for name, value in asked.items() if value is not None})
 
-    def __dlpack_device__(self) -> tuple[int, int]:
+    def __dlpack_device__(self) -> tuple[builtins.int, builtins.int]:
         """(DLPack's number for the kind of memory, which of them): (1, 0) is the host, (2, i) is CUDA GPU i."""
         kind, number = self.array.__dlpack_device__()
         return int(kind), int(number)
@@ -497,6 +497,14 @@ class Tensor:
         """As bfloat16."""
         return F.to(self, bfloat16())
 
+    def int(self) -> Tensor:
+        """As int32."""
+        return F.to(self, "int32")
+
+    def bool(self) -> Tensor:
+        """As bool: whether each element is other than 0."""
+        return F.to(self, "bool")
+
     def long(self) -> Tensor:
         """As int64."""
         return F.to(self, np.int64)
@@ -546,7 +554,7 @@ class Tensor:
         self.requires_grad = requires_grad
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+    def __deepcopy__(self, memo: dict[builtins.int, Any]) -> Self:
         if not self.is_leaf:
             raise RuntimeError("only a leaf can be deep-copied; use detach() first")
         twin = type(self).__new__(type(self))
@@ -555,7 +563,7 @@ class Tensor:
 
     # -- gradients -------------------------------------------------------------------------------------
 
-    def backward(self, gradient: Tensor | None = None, retain_graph: bool = False) -> None:
+    def backward(self, gradient: Tensor | None = None, retain_graph: builtins.bool = False) -> None:
         """Add d(self)/d(leaf) to the grad of every leaf that this tensor was made of.
 
         gradient: what to start with, of this tensor's shape; 1 by default, for a tensor of one element. The graph is
@@ -639,7 +647,7 @@ class Tensor:
     def __itruediv__(self, other: Any) -> Tensor:
         return self.div_(other) if self._is_variable() else self / other
 
-    def _is_variable(self) -> bool:
+    def _is_variable(self) -> builtins.bool:
         """Whether `x += 1` changes the tensor itself, which the tape would not know: a leaf that requires a gradient,
         a parameter, a buffer. Of others it makes new ones."""
         return self.is_leaf and self.requires_grad
@@ -652,6 +660,24 @@ class Tensor:
 
     def __matmul__(self, other: Tensor) -> Tensor:
         return F.matmul(self, other)
+
+    def __and__(self, other: Any) -> Tensor:
+        return F.bitwise_and(self, other)
+
+    __rand__ = __and__
+
+    def __or__(self, other: Any) -> Tensor:
+        return F.bitwise_or(self, other)
+
+    __ror__ = __or__
+
+    def __xor__(self, other: Any) -> Tensor:
+        return F.bitwise_xor(self, other)
+
+    __rxor__ = __xor__
+
+    def __invert__(self) -> Tensor:
+        return F.bitwise_not(self)
 
     def __eq__(self, other: object) -> Any:
         return NotImplemented if other is None else F.compare("equal", self, other)
@@ -747,6 +773,78 @@ class Tensor:
         """`functional.matmul`."""
         return F.matmul(self, other)
 
+    def mm(self, mat2: Tensor) -> Tensor:
+        """`functional.mm`."""
+        return F.mm(self, mat2)
+
+    def bmm(self, mat2: Tensor) -> Tensor:
+        """`functional.bmm`."""
+        return F.bmm(self, mat2)
+
+    def add(self, other: Any) -> Tensor:
+        """`functional.add`."""
+        return F.add(self, other)
+
+    def sub(self, other: Any) -> Tensor:
+        """`functional.sub`."""
+        return F.sub(self, other)
+
+    def mul(self, other: Any) -> Tensor:
+        """`functional.mul`."""
+        return F.mul(self, other)
+
+    def div(self, other: Any) -> Tensor:
+        """`functional.div`."""
+        return F.div(self, other)
+
+    def neg(self) -> Tensor:
+        """`functional.neg`."""
+        return F.neg(self)
+
+    def square(self) -> Tensor:
+        """`functional.square`."""
+        return F.square(self)
+
+    def reciprocal(self) -> Tensor:
+        """`functional.reciprocal`."""
+        return F.reciprocal(self)
+
+    def rsqrt(self) -> Tensor:
+        """`functional.rsqrt`."""
+        return F.rsqrt(self)
+
+    def sign(self) -> Tensor:
+        """`functional.sign`."""
+        return F.sign(self)
+
+    def floor(self) -> Tensor:
+        """`functional.floor`."""
+        return F.floor(self)
+
+    def ceil(self) -> Tensor:
+        """`functional.ceil`."""
+        return F.ceil(self)
+
+    def round(self) -> Tensor:
+        """`functional.round`."""
+        return F.round(self)
+
+    def maximum(self, other: Tensor) -> Tensor:
+        """`functional.maximum`."""
+        return F.maximum(self, other)
+
+    def minimum(self, other: Tensor) -> Tensor:
+        """`functional.minimum`."""
+        return F.minimum(self, other)
+
+    def where(self, condition: Tensor, other: Any) -> Tensor:
+        """This tensor where `condition` is true, else other: `functional.where`."""
+        return F.where(condition, self, other)
+
+    def masked_fill(self, mask: Tensor, value: builtins.float) -> Tensor:
+        """`functional.masked_fill`."""
+        return F.masked_fill(self, mask, value)
+
     def pow(self, exponent: Any) -> Tensor:
         """`functional.pow`."""
         return F.pow(self, exponent)
@@ -771,6 +869,8 @@ class Tensor:
         """`functional.clamp`."""
         return F.clamp(self, min, max)
 
+    clip = clamp
+
     def relu(self) -> Tensor:
         """`functional.relu`."""
         return F.relu(self)
@@ -783,45 +883,176 @@ class Tensor:
         """`functional.tanh`."""
         return F.tanh(self)
 
-    def softmax(self, dim: int) -> Tensor:
+    def softmax(self, dim: builtins.int) -> Tensor:
         """`functional.softmax`."""
         return F.softmax(self, dim)
 
-    def log_softmax(self, dim: int) -> Tensor:
+    def log_softmax(self, dim: builtins.int) -> Tensor:
         """`functional.log_softmax`."""
         return F.log_softmax(self, dim)
 
-    def sum(self, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+    def eq(self, other: Any) -> Tensor:
+        """`functional.eq`."""
+        return F.eq(self, other)
+
+    def ne(self, other: Any) -> Tensor:
+        """`functional.ne`."""
+        return F.ne(self, other)
+
+    def lt(self, other: Any) -> Tensor:
+        """`functional.lt`."""
+        return F.lt(self, other)
+
+    def le(self, other: Any) -> Tensor:
+        """`functional.le`."""
+        return F.le(self, other)
+
+    def gt(self, other: Any) -> Tensor:
+        """`functional.gt`."""
+        return F.gt(self, other)
+
+    def ge(self, other: Any) -> Tensor:
+        """`functional.ge`."""
+        return F.ge(self, other)
+
+    def isnan(self) -> Tensor:
+        """`functional.isnan`."""
+        return F.isnan(self)
+
+    def isinf(self) -> Tensor:
+        """`functional.isinf`."""
+        return F.isinf(self)
+
+    def isfinite(self) -> Tensor:
+        """`functional.isfinite`."""
+        return F.isfinite(self)
+
+    def logical_not(self) -> Tensor:
+        """`functional.logical_not`."""
+        return F.logical_not(self)
+
+    def logical_and(self, other: Tensor) -> Tensor:
+        """`functional.logical_and`."""
+        return F.logical_and(self, other)
+
+    def logical_or(self, other: Tensor) -> Tensor:
+        """`functional.logical_or`."""
+        return F.logical_or(self, other)
+
+    def logical_xor(self, other: Tensor) -> Tensor:
+        """`functional.logical_xor`."""
+        return F.logical_xor(self, other)
+
+    def equal(self, other: Tensor) -> builtins.bool:
+        """`functional.equal`."""
+        return F.equal(self, other)
+
+    def allclose(
+        self,
+        other: Tensor,
+        rtol: builtins.float = 1e-05,
+        atol: builtins.float = 1e-08,
+        equal_nan: builtins.bool = False,
+    ) -> builtins.bool:
+        """`functional.allclose`."""
+        return F.allclose(self, other, rtol, atol, equal_nan)
+
+    def sum(self, dim: builtins.int | Sequence[builtins.int] | None = None, keepdim: builtins.bool = False) -> Tensor:
         """`functional.sum`."""
         return F.sum(self, dim, keepdim)
 
-    def mean(self, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+    def mean(self, dim: builtins.int | Sequence[builtins.int] | None = None, keepdim: builtins.bool = False) -> Tensor:
         """`functional.mean`."""
         return F.mean(self, dim, keepdim)
 
-    def amax(self, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+    def amax(self, dim: builtins.int | Sequence[builtins.int] | None = None, keepdim: builtins.bool = False) -> Tensor:
         """`functional.amax`."""
         return F.amax(self, dim, keepdim)
 
-    def amin(self, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+    def amin(self, dim: builtins.int | Sequence[builtins.int] | None = None, keepdim: builtins.bool = False) -> Tensor:
         """`functional.amin`."""
         return F.amin(self, dim, keepdim)
 
-    def max(self, dim: int | None = None, keepdim: bool = False) -> Any:
+    def any(self, dim: builtins.int | Sequence[builtins.int] | None = None, keepdim: builtins.bool = False) -> Tensor:
+        """`functional.any`."""
+        return F.any(self, dim, keepdim)
+
+    def all(self, dim: builtins.int | Sequence[builtins.int] | None = None, keepdim: builtins.bool = False) -> Tensor:
+        """`functional.all`."""
+        return F.all(self, dim, keepdim)
+
+    def var(
+        self,
+        dim: builtins.int | Sequence[builtins.int] | None = None,
+        *,
+        correction: builtins.float = 1,
+        keepdim: builtins.bool = False,
+    ) -> Tensor:
+        """`functional.var`."""
+        return F.var(self, dim, correction=correction, keepdim=keepdim)
+
+    def std(
+        self,
+        dim: builtins.int | Sequence[builtins.int] | None = None,
+        *,
+        correction: builtins.float = 1,
+        keepdim: builtins.bool = False,
+    ) -> Tensor:
+        """`functional.std`."""
+        return F.std(self, dim, correction=correction, keepdim=keepdim)
+
+    def norm(
+        self,
+        p: builtins.float | str = "fro",
+        dim: builtins.int | Sequence[builtins.int] | None = None,
+        keepdim: builtins.bool = False,
+    ) -> Tensor:
+        """`functional.norm`."""
+        return F.norm(self, p, dim, keepdim)
+
+    def logsumexp(self, dim: builtins.int | Sequence[builtins.int], keepdim: builtins.bool = False) -> Tensor:
+        """`functional.logsumexp`."""
+        return F.logsumexp(self, dim, keepdim)
+
+    def max(self, dim: builtins.int | None = None, keepdim: builtins.bool = False) -> Any:
         """`functional.max`."""
         return F.max(self, dim, keepdim)
 
-    def min(self, dim: int | None = None, keepdim: bool = False) -> Any:
+    def min(self, dim: builtins.int | None = None, keepdim: builtins.bool = False) -> Any:
         """`functional.min`."""
         return F.min(self, dim, keepdim)
 
-    def argmax(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    def argmax(self, dim: builtins.int | None = None, keepdim: builtins.bool = False) -> Tensor:
         """`functional.argmax`."""
         return F.argmax(self, dim, keepdim)
 
-    def argmin(self, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    def argmin(self, dim: builtins.int | None = None, keepdim: builtins.bool = False) -> Tensor:
         """`functional.argmin`."""
         return F.argmin(self, dim, keepdim)
+
+    def sort(self, dim: builtins.int = -1, descending: builtins.bool = False, stable: builtins.bool = False) -> Any:
+        """`functional.sort`."""
+        return F.sort(self, dim, descending, stable)
+
+    def argsort(
+        self, dim: builtins.int = -1, descending: builtins.bool = False, stable: builtins.bool = False
+    ) -> Tensor:
+        """`functional.argsort`."""
+        return F.argsort(self, dim, descending, stable)
+
+    def topk(
+        self, k: builtins.int, dim: builtins.int = -1, largest: builtins.bool = True, sorted: builtins.bool = True
+    ) -> Any:
+        """`functional.topk`."""
+        return F.topk(self, k, dim, largest, sorted)
+
+    def gather(self, dim: builtins.int, index: Tensor) -> Tensor:
+        """`functional.gather`."""
+        return F.gather(self, dim, index)
+
+    def index_select(self, dim: builtins.int, index: Tensor) -> Tensor:
+        """`functional.index_select`."""
+        return F.index_select(self, dim, index)
 
     def reshape(self, *shape: Any) -> Tensor:
         """`functional.reshape`."""
@@ -833,19 +1064,19 @@ class Tensor:
         """This tensor: operations take any order of memory, and give the usual one."""
         return self
 
-    def split(self, split_size: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
+    def split(self, split_size: builtins.int | Sequence[builtins.int], dim: builtins.int = 0) -> tuple[Tensor, ...]:
         """`functional.split`."""
         return F.split(self, split_size, dim)
 
-    def chunk(self, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+    def chunk(self, chunks: builtins.int, dim: builtins.int = 0) -> tuple[Tensor, ...]:
         """`functional.chunk`."""
         return F.chunk(self, chunks, dim)
 
-    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+    def flatten(self, start_dim: builtins.int = 0, end_dim: builtins.int = -1) -> Tensor:
         """`functional.flatten`."""
         return F.flatten(self, start_dim, end_dim)
 
-    def unflatten(self, dim: int, sizes: Sequence[int]) -> Tensor:
+    def unflatten(self, dim: builtins.int, sizes: Sequence[builtins.int]) -> Tensor:
         """`functional.unflatten`."""
         return F.unflatten(self, dim, sizes)
 
@@ -853,21 +1084,64 @@ class Tensor:
         """`functional.permute`."""
         return F.permute(self, _size(dims))
 
-    def transpose(self, dim0: int, dim1: int) -> Tensor:
+    def transpose(self, dim0: builtins.int, dim1: builtins.int) -> Tensor:
         """`functional.transpose`."""
         return F.transpose(self, dim0, dim1)
 
-    def squeeze(self, dim: int | None = None) -> Tensor:
+    def squeeze(self, dim: builtins.int | None = None) -> Tensor:
         """`functional.squeeze`."""
         return F.squeeze(self, dim)
 
-    def unsqueeze(self, dim: int) -> Tensor:
+    def unsqueeze(self, dim: builtins.int) -> Tensor:
         """`functional.unsqueeze`."""
         return F.unsqueeze(self, dim)
 
     def expand(self, *shape: Any) -> Tensor:
         """`functional.expand`."""
         return F.expand(self, _size(shape))
+
+    @property
+    def T(self) -> Tensor:
+        """A matrix transposed: `functional.t`."""
+        return F.t(self)
+
+    @property
+    def mT(self) -> Tensor:
+        """The last two axes exchanged."""
+        return F.transpose(self, -2, -1)
+
+    def t(self) -> Tensor:
+        """`functional.t`."""
+        return F.t(self)
+
+    def flip(self, *dims: Any) -> Tensor:
+        """`functional.flip`."""
+        return F.flip(self, _size(dims))
+
+    def tile(self, *dims: Any) -> Tensor:
+        """`functional.tile`."""
+        return F.tile(self, _size(dims))
+
+    def repeat(self, *repeats: Any) -> Tensor:
+        """`functional.tile`, with a number for each axis at least."""
+        times = validate.integers("repeat", "repeats", _size(repeats))
+        if len(times) < self.ndim:
+            raise ValueError(f"repeat: needs a number for each axis of shape {self.shape}, got {times}")
+        return F.tile(self, times)
+
+    def unbind(self, dim: builtins.int = 0) -> tuple[Tensor, ...]:
+        """`functional.unbind`."""
+        return F.unbind(self, dim)
+
+    def view_as(self, other: Tensor) -> Tensor:
+        """`functional.reshape` to the shape of `other`."""
+        return F.reshape(self, other.shape)
+
+    reshape_as = view_as
+
+    def expand_as(self, other: Tensor) -> Tensor:
+        """`functional.expand` to the shape of `other`."""
+        return F.expand(self, other.shape)
 
     def clone(self) -> Tensor:
         """A copy with its own memory; the gradient goes through."""
@@ -925,49 +1199,6 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, backend: s
         raise out_of_memory(error, "making of a tensor", chosen) from None
 
 
-def full(
-    size: Sequence[int],
-    fill_value: float,
-    *,
-    dtype: Any = np.float32,
-    requires_grad: bool = False,
-    backend: str | Backend | None = None,
-) -> Tensor:
-    """A tensor of that shape, every element `fill_value`."""
-    size = checked_shape(size)
-    dtype = checked_dtype(named(float32 if dtype is None else dtype))
-    left = _elements_left.get()
-    if left is not None:
-        left[0] -= math.prod(size)
-        if left[0] < 0:
-            raise ValueError(f"it would take more numbers than allowed, the last ones for the shape {size}")
-    value = fill_value.item() if isinstance(fill_value, Tensor) else np.asarray(fill_value)
-    if isinstance(value, np.ndarray) and (value.ndim or value.dtype.kind not in "iubfV"):
-        raise TypeError(f"full: fill_value must be a number, got {fill_value!r:.100}")
-    try:
-        with np.errstate(all="ignore"):
-            values = np.full(size, value, dtype)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"full: {fill_value!r:.100} is no {dtype}, or {size} no shape: {error}") from None
-    return tensor(values, requires_grad=requires_grad, backend=backend)
-
-
-_elements_left: ContextVar[list[int] | None] = ContextVar("_elements_left", default=None)
-
-
-@contextmanager
-def at_most(elements: int) -> Iterator[None]:
-    """In this block `full`, `zeros` and `ones` make so many elements in all; more are a ValueError and take no memory.
-
-    For making a model after a description that may lie.
-    """
-    token = _elements_left.set([elements])
-    try:
-        yield
-    finally:
-        _elements_left.reset(token)
-
-
 def _size(size: tuple[Any, ...]) -> Sequence[int]:
     """(2, 3) from the arguments (2, 3) as well as from ((2, 3),)."""
     return size[0] if len(size) == 1 and isinstance(size[0], Sequence) else size
@@ -981,33 +1212,6 @@ def checked_shape(size: Sequence[Any]) -> tuple[int, ...]:
     if math.prod(max(length, 1) for length in shape) >= 2**60 or len(shape) > 64:
         raise ValueError(f"there is no array of the shape {shape!s:.200}, it is too large")
     return shape
-
-
-def zeros(*size: Any, **options: Any) -> Tensor:
-    """A tensor of zeros: zeros(2, 3) or zeros((2, 3)); options as in `full`."""
-    return full(_size(size), 0, **options)
-
-
-def ones(*size: Any, **options: Any) -> Tensor:
-    """A tensor of ones; options as in `full`."""
-    return full(_size(size), 1, **options)
-
-
-def full_like(input: Tensor, fill_value: float, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-    """A tensor of the shape and on the backend of `input`, and of its dtype unless another is given."""
-    validate.one_backend("full_like", input=input)
-    dtype = input.dtype if dtype is None else dtype
-    return full(input.shape, fill_value, dtype=dtype, requires_grad=requires_grad, backend=input.backend)
-
-
-def zeros_like(input: Tensor, **options: Any) -> Tensor:
-    """Zeros in the shape of `input`; options as in `full_like`."""
-    return full_like(input, 0, **options)
-
-
-def ones_like(input: Tensor, **options: Any) -> Tensor:
-    """Ones in the shape of `input`; options as in `full_like`."""
-    return full_like(input, 1, **options)
 
 
 from gpucnn import functional as F  # noqa: E402  functional needs Tensor; Tensor's methods need functional

@@ -24,11 +24,12 @@ from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.backends.precision import PRECISIONS
 from gpucnn.backends.tuning import Measurement, Tuning, check_replaceable, path_of, stored
 from gpucnn.backends.variants import Convolution, Problem, Product, Variant, candidates, usual
+from gpucnn.creation import zeros
 from gpucnn.devices import Device, KernelError
 from gpucnn.devices.recorder import RecorderDevice
 from gpucnn.live import CaptureError
 from gpucnn.nn import Module
-from gpucnn.tensor import no_grad, zeros
+from gpucnn.tensor import no_grad
 from gpucnn.testing import Case, Evaluation, conv, dense, evaluate, normal
 from gpucnn.verify import compared
 from gpucnn.warmup import train_once

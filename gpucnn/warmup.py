@@ -12,10 +12,11 @@ from gpucnn import functional as F
 from gpucnn import optim
 from gpucnn.backends.kernel_backend import KernelBackend
 from gpucnn.backends.variants import Problem, Variant
+from gpucnn.creation import zeros
 from gpucnn.devices import Specialisation
 from gpucnn.devices.recorder import RecorderDevice
 from gpucnn.nn import Module
-from gpucnn.tensor import no_grad, zeros
+from gpucnn.tensor import no_grad
 
 SHORT_BATCH = 2  # stands for the last batch of an epoch, which may get other tiles; batch norm needs two values
 

@@ -57,6 +57,7 @@ ELSEWHERE = {
     "gpucnn.benchmark": "a command: docs/benchmarks.md",
     "gpucnn.callbacks": "gpucnn.train has its names",
     "gpucnn.cli": "a command: gpucnn --help",
+    "gpucnn.creation": "gpucnn has its names",
     "gpucnn.dtypes": "gpucnn has its names",
     "gpucnn.geometry": "what gpucnn.functional and the backends have in common",
     "gpucnn.interchange": "gpucnn has its names",

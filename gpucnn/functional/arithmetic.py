@@ -1,4 +1,4 @@
-"""Arithmetic with broadcasting, elementwise functions, reductions, comparisons and matrix products.
+"""Arithmetic with broadcasting, elementwise functions, reductions and matrix products.
 
 These are the array library's own operations (`backend.xp`), run in storage order; only matmul is a primitive.
 """
@@ -34,7 +34,7 @@ def _sum_to(backend: Backend, gradient: Array, shape: tuple[int, ...]) -> Array:
     return backend.astype(total.reshape(shape), gradient.dtype)
 
 
-def _promoted(a: Any, b: Any) -> Sequence[Any]:
+def promoted_arrays(a: Any, b: Any) -> Sequence[Any]:
     """Both operands, tensors of one half or full type if both are; NumPy's array beside a tensor becomes one too."""
     if isinstance(a, Tensor) and isinstance(b, np.ndarray):
         b = tensor(b, backend=a.backend)
@@ -43,7 +43,7 @@ def _promoted(a: Any, b: Any) -> Sequence[Any]:
     return promoted([a, b])
 
 
-def _operands(op: str, a: Any, b: Any) -> tuple[Backend, Any, Any]:
+def operands(op: str, a: Any, b: Any) -> tuple[Backend, Any, Any]:
     """Both operands' arrays (a number stays one), converted to one dtype: int with float gives the float's."""
     names = {"input": a, "other": b}
     for name, value in names.items():
@@ -69,15 +69,21 @@ def _operands(op: str, a: Any, b: Any) -> tuple[Backend, Any, Any]:
     return backend, plain(a), plain(b)
 
 
-def _binary(op: str, function: str, a: Operand, b: Operand, vjp_a: Any, vjp_b: Any) -> Tensor:
-    a, b = _promoted(a, b)
-    backend, x, y = _operands(op, a, b)
+def broadcast(op: str, function: Any, *arrays: Any) -> Array:
+    """`in_storage_order`; raises ValueError for shapes that do not broadcast and numbers that the type can't hold."""
     try:
-        result = in_storage_order(getattr(backend.xp, function), x, y)
+        return in_storage_order(function, *arrays)
     except OverflowError as error:
         raise ValueError(f"{op}: {error}; convert the tensor with .float() or .double()") from None
     except ValueError:
-        raise ValueError(f"{op}: shapes {np.shape(x)} and {np.shape(y)} do not broadcast") from None
+        *first, last = (str(np.shape(array)) for array in arrays)
+        raise ValueError(f"{op}: shapes {', '.join(first)} and {last} do not broadcast") from None
+
+
+def _binary(op: str, function: str, a: Operand, b: Operand, vjp_a: Any, vjp_b: Any) -> Tensor:
+    a, b = promoted_arrays(a, b)
+    backend, x, y = operands(op, a, b)
+    result = broadcast(op, getattr(backend.xp, function), x, y)
 
     def share(vjp: Any, shape: tuple[int, ...]) -> Any:
         def of(dy: Array) -> Array:
@@ -182,20 +188,17 @@ def _larger(op: str, comparison: str, a: Tensor, b: Tensor) -> Tensor:
 
 def where(condition: Tensor, input: Operand, other: Operand) -> Tensor:
     """input where condition (a bool tensor, such as x > 0) is true, else other, with broadcasting."""
-    validate.one_backend("where", condition=condition)
-    input, other = _promoted(input, other)
-    backend, x, y = _operands("where", input, other)
+    backend = validate.one_backend("where", condition=condition)
+    if isinstance(input, int | float) and isinstance(other, int | float):
+        input = tensor(input, backend=backend)
+    input, other = promoted_arrays(input, other)
+    backend, x, y = operands("where", input, other)
     tensors = {name: t for name, t in (("input", input), ("other", other)) if isinstance(t, Tensor)}
     validate.one_backend("where", condition=condition, **tensors)
     if condition.dtype != np.bool_:
         raise TypeError(f"where: condition must be a bool tensor, such as x > 0, got {condition.dtype}")
     chosen, choose = condition.array, backend.xp.where
-    try:
-        result = in_storage_order(choose, chosen, x, y)
-    except OverflowError as error:
-        raise ValueError(f"where: {error}; convert the tensor with .float() or .double()") from None
-    except ValueError:
-        raise ValueError(f"where: shapes {chosen.shape}, {np.shape(x)} and {np.shape(y)} do not broadcast") from None
+    result = broadcast("where", choose, chosen, x, y)
 
     def share(if_true: bool) -> Any:
         shape = np.shape(x if if_true else y)
@@ -225,6 +228,48 @@ def abs(input: Tensor) -> Tensor:
     backend = validate.floating("abs", input=input)
     x = input.array
     return _unary("abs", input, in_storage_order(backend.xp.abs, x), lambda: in_storage_order(backend.xp.sign, x))
+
+
+def sign(input: Tensor) -> Tensor:
+    """−1, 0 or 1; 0 of NaN, as in PyTorch. The gradient is 0."""
+    return _step("sign", input, lambda xp, a: (a > 0).astype(a.dtype) - (a < 0))
+
+
+def floor(input: Tensor) -> Tensor:
+    """The largest whole number that is not above input. The gradient is 0."""
+    return _step("floor", input, lambda xp, a: xp.floor(a))
+
+
+def ceil(input: Tensor) -> Tensor:
+    """The smallest whole number that is not below input. The gradient is 0."""
+    return _step("ceil", input, lambda xp, a: xp.ceil(a))
+
+
+def round(input: Tensor) -> Tensor:
+    """The nearest whole number; of two the even one. The gradient is 0."""
+    return _step("round", input, lambda xp, a: xp.rint(a))
+
+
+def _step(op: str, input: Tensor, function: Any) -> Tensor:
+    backend = validate.floating(op, input=input)
+    y = in_storage_order(lambda a: function(backend.xp, a), input.array)
+    return record(backend, y, (input, backend.xp.zeros_like))
+
+
+def square(input: Tensor) -> Tensor:
+    """input · input."""
+    return mul(input, input)
+
+
+def reciprocal(input: Tensor) -> Tensor:
+    """1 / input; of integers too, in float32."""
+    return div(1.0, input)
+
+
+@in_float32
+def rsqrt(input: Tensor) -> Tensor:
+    """1 / √input."""
+    return reciprocal(sqrt(input))
 
 
 @in_float32
@@ -302,6 +347,82 @@ def mean(input: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = 
 
 
 @through_float32
+def var(
+    input: Tensor, dim: int | Sequence[int] | None = None, *, correction: float = 1, keepdim: bool = False
+) -> Tensor:
+    """The variance over one axis, several, or all: squared deviations from the mean over count − correction.
+
+    Raises ValueError unless there are more elements than `correction`.
+    """
+    validate.floating("var", input=input)
+    chosen = validate.axes("var", dim, input.ndim)
+    left = math.prod(input.shape[i] for i in chosen) - validate.number("var", "correction", correction)
+    if not left > 0:
+        raise ValueError(
+            f"var: axes {chosen} of shape {input.shape} must have more than correction={correction} elements"
+        )
+    return mul(sum(square(sub(input, mean(input, chosen, keepdim=True))), chosen, keepdim), 1 / left)
+
+
+@through_float32
+def std(
+    input: Tensor, dim: int | Sequence[int] | None = None, *, correction: float = 1, keepdim: bool = False
+) -> Tensor:
+    """The standard deviation: the root of `var`. Where all elements are equal the gradient is 0, as in PyTorch."""
+    return _root(var(input, dim, correction=correction, keepdim=keepdim))
+
+
+def _root(input: Tensor) -> Tensor:
+    """The square root with the slope 0 at 0."""
+    xp = input.backend.xp
+    y = in_storage_order(xp.sqrt, input.array)
+
+    def slope(a: Array) -> Array:
+        return xp.where(a == 0, 0, 0.5 / a).astype(a.dtype)
+
+    return _unary("std", input, y, lambda: in_storage_order(slope, y))
+
+
+@in_float32
+def norm(
+    input: Tensor, p: float | str = "fro", dim: int | Sequence[int] | None = None, keepdim: bool = False
+) -> Tensor:
+    """(Σ |input|ᵖ)^(1/p) over one axis, several, or all: p > 0, "fro" for 2, or infinity for the largest |input|.
+
+    At 0 the gradient is 0, as in PyTorch.
+    """
+    backend = validate.floating("norm", input=input)
+    power = 2.0 if isinstance(p, str) and p == "fro" else validate.number("norm", "p", p)
+    if not power > 0:
+        raise ValueError(f'norm: p must be "fro" or a number above 0, got {p!r}')
+    if power == math.inf:
+        return amax(abs(input), dim, keepdim)
+    chosen = validate.axes("norm", dim, input.ndim)
+    x, xp = input.array, backend.xp
+    terms = in_storage_order(xp.square if power == 2 else lambda a: xp.abs(a) ** power, x)
+    y = in_storage_order(xp.sqrt if power == 2 else lambda a: a ** (1 / power), terms.sum(axis=chosen, keepdims=True))
+
+    def slope(a: Array, b: Array) -> Array:
+        # Of the ratio, which is at most 1: |a| to that power could overflow.
+        return xp.where((a == 0) | (b == 0), 0, xp.sign(a) * (xp.abs(a) / b) ** (power - 1)).astype(a.dtype)
+
+    def vjp(dy: Array) -> Array:
+        return _times(backend, expanded(backend, dy, x, chosen), in_storage_order(slope, x, y))
+
+    return record(backend, y if keepdim else y.squeeze(chosen), (input, vjp))
+
+
+@in_float32
+def logsumexp(input: Tensor, dim: int | Sequence[int], keepdim: bool = False) -> Tensor:
+    """log Σ eˣ over one axis or several; the largest element is taken out first, so that nothing overflows."""
+    validate.floating("logsumexp", input=input)
+    most = float(np.finfo(input.dtype).max)
+    peak = clamp(amax(input, dim, keepdim=True).detach(), -most, most)  # infinite ones would leave ∞ − ∞
+    total = add(log(sum(exp(sub(input, peak)), dim, keepdim=True)), peak)
+    return total if keepdim else sum(total, dim)  # over axes of length 1
+
+
+@through_float32
 def _extreme(op: str, input: Tensor, dim: int | Sequence[int] | None, keepdim: bool) -> Tensor:
     backend = validate.one_backend(op, input=input)
     chosen = validate.axes(op, dim, input.ndim)
@@ -366,19 +487,6 @@ def _place(op: str, input: Tensor, dim: int | None, keepdim: bool) -> Tensor:
     return Tensor(backend.xp.asarray(getattr(x, op)(axis=chosen, keepdims=keepdim)), backend)
 
 
-def compare(function: str, input: Any, other: Any) -> Tensor:
-    """A bool tensor: equal, not_equal, less, less_equal, greater or greater_equal, elementwise."""
-    input, other = _promoted(input, other)
-    backend, x, y = _operands(function, input, other)
-    try:
-        result = in_storage_order(getattr(backend.xp, function), x, y)
-    except OverflowError as error:
-        raise ValueError(f"{function}: {error}; convert the tensor with .float() or .double()") from None
-    except ValueError:
-        raise ValueError(f"{function}: shapes {np.shape(x)} and {np.shape(y)} do not broadcast") from None
-    return Tensor(backend.xp.asarray(result), backend)
-
-
 # -- products --------------------------------------------------------------------------------------
 
 
@@ -413,6 +521,22 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
         (input, lambda dy: _sum_to(backend, backend.matmul(dy, b, trans_b=True), a.shape)),
         (other, lambda dy: _sum_to(backend, backend.matmul(a, dy, trans_a=True), b.shape)),
     )
+
+
+def mm(input: Tensor, mat2: Tensor) -> Tensor:
+    """The product of two matrices: `matmul` of two axes each. Raises ValueError for other shapes."""
+    validate.rank("mm", "input", input, 2, "[M, K]")
+    validate.rank("mm", "mat2", mat2, 2, "[K, N]")
+    return matmul(input, mat2)
+
+
+def bmm(input: Tensor, mat2: Tensor) -> Tensor:
+    """The products of two stacks of matrices: `matmul` of three axes each. Raises ValueError for other shapes."""
+    validate.rank("bmm", "input", input, 3, "[B, M, K]")
+    validate.rank("bmm", "mat2", mat2, 3, "[B, K, N]")
+    if input.shape[0] != mat2.shape[0]:
+        raise ValueError(f"bmm: input has {input.shape[0]} matrices, mat2 {mat2.shape[0]}")
+    return matmul(input, mat2)
 
 
 @in_half

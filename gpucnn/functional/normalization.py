@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from gpucnn.backends import Array, Backend
 from gpucnn.dtypes import float32, is_half
 from gpucnn.functional import validate
-from gpucnn.functional.arithmetic import mean
+from gpucnn.functional.arithmetic import clamp, div, mean, mul, norm, sum
 from gpucnn.functional.casting import in_float32, widened
 from gpucnn.functional.convolution import FUSED
 from gpucnn.functional.shape import pad
@@ -255,3 +255,14 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
     for c in range(1, size):
         total = total + padded[:, c : c + channels]
     return input / (total * (alpha / size) + k) ** beta
+
+
+def normalize(input: Tensor, p: float = 2.0, dim: int | Sequence[int] = 1, eps: float = 1e-12) -> Tensor:
+    """input over its p-norm along an axis or several, or over `eps` where that is larger."""
+    eps = validate.number("normalize", "eps", eps)
+    return div(input, clamp(norm(input, p, dim, keepdim=True), min=eps))
+
+
+def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-08) -> Tensor:
+    """The cosine of the angle between vectors along an axis: their product over both norms, each at least `eps`."""
+    return sum(mul(normalize(x1, dim=dim, eps=eps), normalize(x2, dim=dim, eps=eps)), dim)

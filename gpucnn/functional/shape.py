@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpucnn.backends import Array
+from gpucnn.dtypes import is_half
 from gpucnn.functional import validate
-from gpucnn.functional.arithmetic import _sum_to
+from gpucnn.functional.arithmetic import _sum_to, where
 from gpucnn.functional.casting import promoted, through_float32
 from gpucnn.geometry import MOST
 from gpucnn.tensor import Tensor, check_index, checked_shape, record
@@ -111,6 +112,45 @@ def expand(input: Tensor, shape: Sequence[int]) -> Tensor:
         raise ValueError(f"expand: shape {before} can't be repeated to {shape}")
     y = backend.contiguous(backend.xp.broadcast_to(input.array, checked_shape(wanted)).copy())
     return record(backend, y, (input, lambda dy: _sum_to(backend, dy, before)))
+
+
+def t(input: Tensor) -> Tensor:
+    """A matrix transposed; a tensor of fewer axes as it is. Raises ValueError for more axes."""
+    validate.one_backend("t", input=input)
+    if input.ndim > 2:
+        raise ValueError(f"t: input must have at most 2 axes, got shape {input.shape}; use transpose or permute")
+    return transpose(input, 0, 1) if input.ndim == 2 else input
+
+
+def tile(input: Tensor, dims: Sequence[int]) -> Tensor:
+    """input side by side so many times along each axis; of fewer numbers than axes, along the last ones."""
+    validate.one_backend("tile", input=input)
+    times = validate.integers("tile", "dims", dims)
+    if any(n < 0 for n in times):
+        raise ValueError(f"tile: dims must not be negative, got {times}")
+    times = (1,) * (input.ndim - len(times)) + times
+    shape = (1,) * (len(times) - input.ndim) + input.shape
+    checked_shape([n * length for n, length in zip(times, shape, strict=True)])
+    y = reshape(input, shape)
+    for i, n in enumerate(times):
+        if n != 1:
+            y = cat([y] * n, i) if n else index(y, (slice(None),) * i + (slice(0),))
+    return y
+
+
+def flip(input: Tensor, dims: int | Sequence[int]) -> Tensor:
+    """The elements in reverse order along one axis or several."""
+    validate.one_backend("flip", input=input)
+    wanted = validate.integers("flip", "dims", dims if isinstance(dims, Sequence) else (dims,))
+    chosen = validate.axes("flip", wanted, input.ndim) if wanted else ()
+    return index(input, tuple(slice(None, None, -1 if i in chosen else 1) for i in range(input.ndim)))
+
+
+def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
+    """The parts of length 1 along an axis, without that axis."""
+    validate.one_backend("unbind", input=input)
+    at = validate.axis("unbind", dim, input.ndim)
+    return tuple(index(input, (slice(None),) * at + (i,)) for i in range(input.shape[at]))
 
 
 def cat(tensors: Iterable[Tensor], dim: int = 0) -> Tensor:
@@ -233,8 +273,124 @@ def index(input: Tensor, index: Any) -> Tensor:
     return record(backend, y, (input, lambda dy: backend.index_backward(dy, where, shape)))
 
 
+_chosen = index  # where an argument has that name
+
+
 def _take(input: Tensor, indices: np.ndarray[Any, Any], dim: int) -> Tensor:
     return index(input, (slice(None),) * dim + (indices,))
+
+
+def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
+    """The parts of `input` along axis `dim` whose places are in `index`, integers along one axis."""
+    validate.one_backend("index_select", input=input, index=index)
+    at = validate.axis("index_select", dim, input.ndim)
+    _places("index_select", index, input.shape[at])
+    if index.ndim > 1:
+        raise ValueError(f"index_select: index must have one axis, got shape {index.shape}")
+    return _take(input, index.numpy().reshape(-1), at)
+
+
+def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
+    """Of axis `dim` the places in `index`, of the other axes index's own: y[i, j] = input[index[i, j], j] for dim 0.
+
+    `index` is int64 with as many axes as `input`, none of them longer but `dim`. Raises IndexError for a place that is
+    out of range, ValueError for shapes that do not fit.
+    """
+    validate.one_backend("gather", input=input, index=index)
+    at = validate.axis("gather", dim, input.ndim)
+    _places("gather", index, input.shape[at])
+    fits = index.ndim == input.ndim and all(
+        i == at or n <= length for i, (n, length) in enumerate(zip(index.shape, input.shape, strict=True))
+    )
+    if not fits:
+        raise ValueError(f"gather: index of shape {index.shape} does not fit input of shape {input.shape}, dim {dim}")
+    places: list[Any] = list(np.ogrid[tuple(slice(n) for n in index.shape)])
+    places[at] = index.numpy()
+    return _chosen(input, tuple(places))
+
+
+def _places(op: str, index: Tensor, length: int) -> None:
+    """Raises unless they are integers from 0 to length − 1; Python's negative ones are an error, as in PyTorch."""
+    if index.dtype.kind not in "iu":
+        raise TypeError(f"{op}: index must be an integer tensor, got {index.dtype}")
+    places = index.numpy()
+    wrong = places[(places < 0) | (places >= length)]
+    if wrong.size:
+        raise IndexError(f"{op}: place {wrong.flat[0]} is out of range for an axis of length {length}")
+
+
+def masked_fill(input: Tensor, mask: Tensor, value: float) -> Tensor:
+    """`value` where `mask`, a bool tensor that broadcasts with it, is true, else input."""
+    validate.one_backend("masked_fill", input=input, mask=mask)
+    return where(mask, validate.number("masked_fill", "value", value), input)
+
+
+class Ordered(NamedTuple):
+    """What sort and topk return: the elements, and their places."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Tensor:
+    """The places along an axis in the order of their elements, int64. Equal ones stay in theirs, with or without
+    `stable`; NaN is larger than all numbers."""
+    backend = validate.one_backend("argsort", input=input)
+    if not input.ndim:
+        return Tensor(backend.xp.zeros((), np.int64), backend)
+    at = validate.axis("argsort", dim, input.ndim)
+    x = input.array.astype(np.float32) if is_half(input.dtype) else input.array
+    x = x.astype(np.uint8) if x.dtype == np.bool_ else x
+    if not descending:
+        return Tensor(backend.contiguous(backend.xp.argsort(x, axis=at, kind="stable").astype(np.int64)), backend)
+    # Backwards in and out, so that of equal elements the first comes first.
+    order = backend.xp.flip(backend.xp.argsort(backend.xp.flip(x, at), axis=at, kind="stable"), at)
+    return Tensor(backend.contiguous((x.shape[at] - 1 - order).astype(np.int64)), backend)
+
+
+def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Ordered:
+    """The elements along an axis in order, and the places that they had: see argsort. The gradient goes back there."""
+    order = argsort(input, dim, descending, stable)
+    return Ordered(gather(input, dim, order) if input.ndim else input, order)
+
+
+def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Ordered:
+    """The k largest (or smallest) elements along an axis, the best first, and their places.
+
+    They come in order with or without `sorted`; of equal ones the first come first. Raises ValueError for a k above
+    the axis's length.
+    """
+    validate.one_backend("topk", input=input)
+    at = validate.axis("topk", dim, input.ndim) if input.ndim else 0
+    most = input.shape[at] if input.ndim else 1
+    if validate.integer("topk", "k", k, 0) > most:
+        raise ValueError(f"topk: k must be at most the length of axis {dim}, which is {most}, got {k}")
+    order = argsort(input, dim, largest)
+    if not input.ndim:
+        return Ordered(input, order)
+    order = index(order, (slice(None),) * at + (slice(0, int(k)),))
+    return Ordered(gather(input, at, order), order)
+
+
+def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """int64 [..., classes]: 1 at the class that an integer tensor [...] names, else 0.
+
+    num_classes: by default one more than the largest. Raises ValueError for a number that is no class.
+    """
+    backend = validate.one_backend("one_hot", tensor=tensor)
+    if tensor.dtype.kind not in "iu":
+        raise TypeError(f"one_hot: tensor must hold integers, got {tensor.dtype}")
+    labels = tensor.numpy()
+    classes = validate.integer("one_hot", "num_classes", num_classes)
+    if classes == -1 and labels.size:
+        classes = int(labels.max()) + 1
+    if classes < 1:
+        raise ValueError(f"one_hot: num_classes must be above 0, got {num_classes} for shape {tensor.shape}")
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if wrong.size:
+        raise ValueError(f"one_hot: {wrong.flat[0]} is not a class; there are {classes}, 0 to {classes - 1}")
+    checked_shape((*tensor.shape, classes))
+    return Tensor(backend.asarray((labels[..., None] == np.arange(classes)).astype(np.int64)), backend)
 
 
 # -- padding ---------------------------------------------------------------------------------------

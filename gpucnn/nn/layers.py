@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from gpucnn import functional as F
+from gpucnn.creation import ones, zeros
 from gpucnn.functional import normalization, validate
 from gpucnn.functional.convolution import conv2d_with_statistics
 from gpucnn.geometry import Padding, pair
 from gpucnn.nn import init
 from gpucnn.nn.module import Buffer, Module, Parameter
-from gpucnn.tensor import Tensor, ones, zeros
+from gpucnn.tensor import Tensor
 
 Pair = int | Sequence[int]
 

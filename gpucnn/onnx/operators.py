@@ -33,7 +33,7 @@ from gpucnn.onnx.spatial import (
     space_to_depth,
     take,
 )
-from gpucnn.tensor import Tensor, in_storage_order, record
+from gpucnn.tensor import Tensor, in_storage_order, record, tensor
 
 Make = Callable[[Node], Function]
 
@@ -267,9 +267,9 @@ def _comparison(name: str) -> Make:
     return lambda node: partial(F.compare, name)
 
 
-def _rounded(name: str) -> Make:
-    """A function with steps: its gradient is nothing everywhere."""
-    return lambda node: lambda x: Tensor(in_storage_order(getattr(x.backend.xp, name), x.array), x.backend)
+def isinf(node: Node) -> Function:
+    signs = [sign for sign, name in ((1, "detect_positive"), (-1, "detect_negative")) if node.int(name, 1)]
+    return lambda x: F.isinf(x) & (x * sum(signs) > 0 if len(signs) == 1 else bool(signs))
 
 
 def _reduction(function: Function) -> Make:
@@ -465,6 +465,16 @@ def gather(node: Node) -> Function:
     return run
 
 
+def gather_elements(node: Node) -> Function:
+    axis = node.int("axis", 0)
+
+    def run(x: Tensor, indices: Array) -> Tensor:
+        length = x.shape[validate.axis(node.op, axis, x.ndim)]
+        return F.gather(x, axis, tensor(np.where(indices < 0, indices + length, indices), backend=x.backend))
+
+    return run
+
+
 # -- the table -------------------------------------------------------------------------------------
 
 _TWO = ("input", "other")
@@ -472,14 +482,14 @@ _TWO = ("input", "other")
 OPERATORS: dict[str, Operator] = {
     "Abs": Operator(_plain(F.abs)),
     "Add": Operator(_plain(F.add), _TWO, 2),
-    "And": Operator(_plain(F.mul), _TWO, 2),  # of bools
+    "And": Operator(_plain(F.logical_and), _TWO, 2),
     "ArgMax": Operator(argmax),
     "AveragePool": Operator(average_pool),
     "BatchNormalization": Operator(
         batch_norm, ("input", "weight", "bias", "running_mean", "running_var"), 5, modal=True
     ),
     "Cast": Operator(cast),
-    "Ceil": Operator(_rounded("ceil")),
+    "Ceil": Operator(_plain(F.ceil)),
     "Celu": Operator(celu),
     "Clip": Operator(clip, ("input", "lowest", "highest")),
     "Concat": Operator(concat, variadic=True),
@@ -496,8 +506,9 @@ OPERATORS: dict[str, Operator] = {
     "Exp": Operator(_plain(F.exp)),
     "Expand": Operator(expand, ("input", "shape"), 2),
     "Flatten": Operator(flatten),
-    "Floor": Operator(_rounded("floor")),
+    "Floor": Operator(_plain(F.floor)),
     "Gather": Operator(gather, ("input", "indices"), 2),
+    "GatherElements": Operator(gather_elements, ("input", "indices"), 2),
     "Gelu": Operator(gelu),
     "Gemm": Operator(gemm, ("input", "weight", "bias"), 2),
     "GlobalAveragePool": Operator(_plain(partial(F.adaptive_avg_pool2d, output_size=1))),
@@ -509,6 +520,8 @@ OPERATORS: dict[str, Operator] = {
     "HardSwish": Operator(_plain(F.hardswish)),
     "Identity": Operator(_plain(lambda x: x)),
     "InstanceNormalization": Operator(instance_norm, ("input", "weight", "bias"), 3),
+    "IsInf": Operator(isinf),
+    "IsNaN": Operator(_plain(F.isnan)),
     "LRN": Operator(local_response_norm),
     "LayerNormalization": Operator(layer_norm, ("input", "weight", "bias"), 2),
     "LeakyRelu": Operator(leaky_relu),
@@ -524,12 +537,14 @@ OPERATORS: dict[str, Operator] = {
     "Mish": Operator(_plain(lambda x: x * F.tanh(F.softplus(x)))),
     "Mul": Operator(_plain(F.mul), _TWO, 2),
     "Neg": Operator(_plain(F.neg)),
-    "Not": Operator(_plain(lambda x: F.compare("not_equal", x, True))),
-    "Or": Operator(_plain(F.add), _TWO, 2),  # of bools
+    "Not": Operator(_plain(F.logical_not)),
+    "Or": Operator(_plain(F.logical_or), _TWO, 2),
     "PRelu": Operator(prelu, ("input", "weight"), 2),
     "Pad": Operator(pad, ("input", "pads", "value", "axes")),
     "Pow": Operator(_plain(_power), _TWO, 2),
-    "Reciprocal": Operator(_plain(lambda x: 1 / x)),
+    "Reciprocal": Operator(_plain(F.reciprocal)),
+    "ReduceL1": Operator(_reduction(lambda x, dim, keep: F.norm(x, 1, dim, keep)), ("input", "axes")),
+    "ReduceL2": Operator(_reduction(lambda x, dim, keep: F.norm(x, 2, dim, keep)), ("input", "axes")),
     "ReduceMax": Operator(_reduction(F.amax), ("input", "axes")),
     "ReduceMean": Operator(_reduction(F.mean), ("input", "axes")),
     "ReduceMin": Operator(_reduction(F.amin), ("input", "axes")),
@@ -537,9 +552,11 @@ OPERATORS: dict[str, Operator] = {
     "Relu": Operator(_plain(F.relu)),
     "Reshape": Operator(reshape, ("input", "shape"), 2),
     "Resize": Operator(resize, ("input", "roi", "scales", "sizes")),
+    "Round": Operator(_plain(F.round)),
     "Selu": Operator(selu),
     "Shape": Operator(shape),
     "Sigmoid": Operator(_plain(F.sigmoid)),
+    "Sign": Operator(_plain(F.sign)),
     "Slice": Operator(slice_, ("input", "starts", "ends", "axes", "steps")),
     "Softmax": Operator(_softmax(F.softmax)),
     "Softplus": Operator(_plain(F.softplus)),
@@ -557,4 +574,5 @@ OPERATORS: dict[str, Operator] = {
     "Unsqueeze": Operator(unsqueeze, ("input", "axes")),
     "Upsample": Operator(resize, ("input", "scales")),
     "Where": Operator(_plain(F.where), ("condition", "chosen", "otherwise"), 3),
+    "Xor": Operator(_plain(F.logical_xor), _TWO, 2),
 }

@@ -137,7 +137,7 @@ def steps(first: Recording, second: Recording, problems: list[str]) -> list[Step
     found = []
     for call, again in zip(first.calls, second.calls, strict=True):
         for name, value in call.arguments.items():
-            if name == "index" and any(key(t) in made for t in tensors(value)):
+            if call.function == name == "index" and any(key(t) in made for t in tensors(value)):
                 problems.append("index: an index that is computed from the input can't be written")
             elif name not in ("shape", "sizes") and not _same(value, again.arguments[name], made):
                 problems.append(

@@ -21,7 +21,7 @@ from gpucnn import functional as F
 from gpucnn.atomic import write_atomically
 from gpucnn.checkpoint import classes_and_normalise
 from gpucnn.data import Normalize
-from gpucnn.functional import pooling
+from gpucnn.functional import arithmetic, pooling
 from gpucnn.geometry import Size, Window
 from gpucnn.nn.module import Module
 from gpucnn.onnx.graph import load
@@ -38,6 +38,7 @@ FUNCTIONS: dict[str, Any] = {
     **{name: getattr(F, name) for name in F.__all__},
     "_mean_pool2d": pooling._mean_pool2d,
     "_extreme_pool2d": pooling._extreme_pool2d,
+    "_root": arithmetic._root,
 }
 
 
@@ -293,9 +294,19 @@ def compare(w: Writer, s: Step) -> str:
     return w.node("Not", y) if s["function"] == "not_equal" else y
 
 
+def _of_bools(op: str) -> Write:
+    def write(w: Writer, s: Step) -> str:
+        numbers = [t for t in s.arguments.values() if not isinstance(t, Tensor) or t.dtype != np.bool_]
+        if numbers:
+            raise ValueError(f"{op} is of bool tensors there; compare numbers first, as in x != 0")
+        return w.node(op, *s.arguments.values())
+
+    return write
+
+
 def where(w: Writer, s: Step) -> str:
     a, b = s["input"], s["other"]
-    like = a if isinstance(a, Tensor) else b
+    like = next((value for value in (a, b) if isinstance(value, Tensor)), s.result)
     return w.node("Where", s["condition"], w.name(a, like), w.name(b, like))
 
 
@@ -400,6 +411,8 @@ def _whole(function: str, arguments: dict[str, Any]) -> bool:
         return bool(arguments["size"] % 2)
     if function == "instance_norm":
         return bool(arguments["use_input_stats"])  # if not, it is batch_norm
+    if function == "norm":
+        return arguments["p"] in ("fro", 1, 2)
     if function == "interpolate":
         return _resizable(**arguments)
     return function in WRITERS
@@ -418,13 +431,19 @@ def _resizable(input: Tensor, size: Any, scale_factor: Any, mode: str, align_cor
 WRITERS: dict[str, Write] = {
     "_extreme_pool2d": extreme_pool,
     "_mean_pool2d": mean_pool,
+    "_root": _unary("Sqrt"),
     "abs": _unary("Abs"),
     "add": _binary("Add"),
     "amax": _reduction("ReduceMax"),
     "amin": _reduction("ReduceMin"),
     "argmax": argmax,
     "batch_norm": batch_norm,
+    "bitwise_and": _of_bools("And"),
+    "bitwise_not": _of_bools("Not"),
+    "bitwise_or": _of_bools("Or"),
+    "bitwise_xor": _of_bools("Xor"),
     "cat": cat,
+    "ceil": _unary("Ceil"),
     "clamp": clamp,
     "compare": compare,
     "conv2d": conv2d,
@@ -435,24 +454,34 @@ WRITERS: dict[str, Write] = {
     "exp": _unary("Exp"),
     "expand": expand,
     "flatten": reshape,
+    "floor": _unary("Floor"),
+    "gather": lambda w, s: w.node("GatherElements", s["input"], s["index"], axis=s["dim"]),
     "gelu": lambda w, s: w.node("Gelu", s["input"], approximate=s["approximate"]),
     "hardsigmoid": _unary("HardSigmoid", alpha=1 / 6, beta=0.5),
     "hardswish": _unary("HardSwish"),
     "index": index,
+    "index_select": lambda w, s: w.node("Gather", s["input"], s["index"], axis=s["dim"]),
     "instance_norm": instance_norm,
     "interpolate": interpolate,
+    "isinf": _unary("IsInf"),
+    "isnan": _unary("IsNaN"),
     "layer_norm": layer_norm,
     "leaky_relu": lambda w, s: w.node("LeakyRelu", s["input"], alpha=s["negative_slope"]),
     "linear": linear,
     "local_response_norm": local_response_norm,
     "log": _unary("Log"),
     "log_softmax": lambda w, s: w.node("LogSoftmax", s["input"], axis=s["dim"]),
+    "logical_and": _of_bools("And"),
+    "logical_not": _of_bools("Not"),
+    "logical_or": _of_bools("Or"),
+    "logical_xor": _of_bools("Xor"),
     "matmul": _binary("MatMul"),
     "maximum": _binary("Max"),
     "mean": _reduction("ReduceMean"),
     "minimum": _binary("Min"),
     "mul": _binary("Mul"),
     "neg": _unary("Neg"),
+    "norm": lambda w, s: _reduction("ReduceL1" if s["p"] == 1 else "ReduceL2")(w, s),
     "pad": pad,
     "permute": permute,
     "pow": _binary("Pow"),
@@ -460,7 +489,9 @@ WRITERS: dict[str, Write] = {
     "relu": _unary("Relu"),
     "relu6": relu6,
     "reshape": reshape,
+    "round": _unary("Round"),
     "sigmoid": _unary("Sigmoid"),
+    "sign": _unary("Sign"),
     "silu": silu,
     "softmax": lambda w, s: w.node("Softmax", s["input"], axis=s["dim"]),
     "softplus": softplus,

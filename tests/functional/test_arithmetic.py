@@ -88,6 +88,9 @@ def test_where_takes_a_number_and_what_is_not_chosen_does_no_harm(backend: str) 
     y.sum().backward()
     assert y.tolist() == [0.5, 2.0]
     assert F.where(x > 0, 1.0, x).tolist() == [-1.0, 1.0]
+    for numbers, dtype in (((1.0, 0.0), "float32"), ((1, 0), "int64"), ((1, 0.0), "float32"), ((True, False), "bool")):
+        z = F.where(x > 0, *numbers)
+        assert (z.tolist(), z.dtype, z.backend) == ([0, 1], dtype, x.backend)
 
 
 @pytest.mark.parametrize("op", BINARY)
@@ -373,3 +376,158 @@ def test_the_gradient_of_a_maximum_along_an_axis_goes_to_its_place(backend: str)
     x.max(1).values.backward(gpucnn.tensor(np.array([2.0, 5]), backend=backend))
     assert x.grad is not None
     assert x.grad.tolist() == [[0, 2, 0], [5, 0, 0]]
+
+
+# --- steps, roots and statistics --------------------------------------------------------------------------------------
+
+STEPS: dict[str, Callable[[Any], Any]] = {
+    "sign": lambda a: np.where(np.isnan(a), 0, np.sign(a)),
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round": np.rint,
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("op", STEPS)
+def test_steps_are_numpys_and_have_no_slope(op: str, dtype: str, backend: str) -> None:
+    values = np.array([[-2.5, -0.5, -0.0, 0.5, 1.5, 2.0], [np.nan, np.inf, -np.inf, 1e-5, -1e-5, 3.75]])
+    x = gpucnn.tensor(values, dtype, requires_grad=True, backend=backend)
+    y = getattr(x, op)()
+    assert y.dtype == x.dtype
+    np.testing.assert_array_equal(y.numpy().astype(float), STEPS[op](x.numpy().astype(float)))
+    y.backward(gpucnn.full((2, 6), np.inf, dtype=dtype, backend=backend))
+    assert not x.grad.numpy().any()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("op", "formula"),
+    [("square", np.square), ("reciprocal", lambda a: 1 / a), ("rsqrt", lambda a: 1 / np.sqrt(a))],
+)
+def test_squares_and_reciprocals_are_numpys(op: str, formula: Any, backend: str) -> None:
+    x = uniform(2, 3, 4, 5, low=0.2, high=3.0)
+    (tensor,) = named(backend, x=x)
+    assert_within(getattr(tensor, op)().numpy(), formula(x), 4 * unit_roundoff("float64") * formula(x))
+    check_gradients(getattr(F, op), [x], backend, most=5)
+
+
+def test_reciprocal_of_integers_is_float32(backend: str) -> None:
+    y = gpucnn.tensor([1, 4], backend=backend).reciprocal()
+    assert (y.dtype, y.tolist()) == (np.float32, [1.0, 0.25])
+
+
+@pytest.mark.parametrize(("shape", "dim"), AXES)
+@pytest.mark.parametrize("keepdim", [True, False])
+@pytest.mark.parametrize("correction", [0, 1])
+@pytest.mark.parametrize("name", ["var", "std"])
+def test_variance_and_deviation_are_numpys(
+    name: str, correction: int, shape: Any, dim: Any, keepdim: bool, backend: str
+) -> None:
+    x = distinct(*shape) + 50
+    axes = tuple(range(x.ndim)) if dim is None else dim if isinstance(dim, tuple) else (dim,)
+    (tensor,) = named(backend, x=x)
+    if np.prod([shape[i] for i in axes]) <= correction:
+        with pytest.raises(ValueError, match="more than correction=1 elements"):
+            getattr(tensor, name)(dim, correction=correction)
+        return
+    y = getattr(tensor, name)(dim, correction=correction, keepdim=keepdim)
+    expected = np.asarray(getattr(np, name)(x, axis=dim, ddof=correction, keepdims=keepdim))
+    np.testing.assert_allclose(y.numpy(), expected, rtol=1e-12)
+    check_gradients(lambda t: getattr(t, name)(dim, correction=correction, keepdim=keepdim), [x], backend, most=10)
+
+
+def test_equal_elements_deviate_by_nothing_and_the_slope_is_zero_as_in_pytorch(backend: str) -> None:
+    x = gpucnn.full((3, 4), 2.5, dtype="float64", requires_grad=True, backend=backend)
+    y = x.std(1)
+    assert y.tolist() == [0, 0, 0]
+    y.sum().backward()
+    assert not x.grad.numpy().any()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("shape", "dim"), AXES)
+@pytest.mark.parametrize("keepdim", [True, False])
+@pytest.mark.parametrize("p", ["fro", 1, 2.0, 3, 0.5, np.inf])
+def test_norms_are_their_formula(p: Any, shape: Any, dim: Any, keepdim: bool, backend: str) -> None:
+    x = np.asarray(distinct(*shape) + 1 / 32)  # none is 0, where a slope has no limit
+    (tensor,) = named(backend, x=x)
+    n = 2.0 if p == "fro" else float(p)
+    a = np.abs(x)
+    expected = a.max(dim, keepdims=keepdim) if n == np.inf else (a**n).sum(dim, keepdims=keepdim) ** (1 / n)
+    y = tensor.norm(p, dim, keepdim)
+    np.testing.assert_allclose(y.numpy(), expected, rtol=1e-12)
+    check_gradients(lambda t: t.norm(p, dim, keepdim), [x], backend, most=10)
+
+
+@pytest.mark.parametrize("p", [0.5, 1, 1.5, 2, 3, np.inf])
+def test_zeros_have_no_slope_in_a_norm_as_in_pytorch(p: float, backend: str) -> None:
+    x = gpucnn.tensor(np.array([[0.0, 0.0], [0.0, 3.0]]), requires_grad=True, backend=backend)
+    x.norm(p, 1).sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), [[0, 0], [0, 1]], rtol=1e-14)  # type: ignore[union-attr]
+
+
+def test_the_slope_of_a_norm_does_not_overflow_where_the_norm_does_not(backend: str) -> None:
+    x = gpucnn.tensor([3e18, 4e18], requires_grad=True, backend=backend)
+    y = x.norm(2)
+    y.backward()
+    np.testing.assert_allclose([y.item(), *x.grad.tolist()], [5e18, 0.6, 0.8], rtol=1e-6)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("dim", [0, -1, (1, 2)])
+@pytest.mark.parametrize("keepdim", [True, False])
+def test_logarithm_of_sums_of_exponentials_does_not_overflow(dim: Any, keepdim: bool, backend: str) -> None:
+    x = 400 * distinct(3, 4, 5)
+    (tensor,) = named(backend, x=x)
+    peak = x.max(dim, keepdims=True)
+    expected = np.log(np.exp(x - peak).sum(dim, keepdims=True)) + peak
+    np.testing.assert_allclose(
+        tensor.logsumexp(dim, keepdim).numpy(), expected if keepdim else expected.squeeze(dim), rtol=1e-12
+    )
+    check_gradients(lambda t: t.logsumexp(dim, keepdim), [x / 400], backend, most=10)
+
+
+def test_infinite_terms_make_the_sum_of_exponentials_what_they_are(backend: str) -> None:
+    x = gpucnn.tensor(
+        [[-np.inf, -np.inf], [np.inf, 0.0], [np.inf, np.inf], [np.nan, 1.0], [-np.inf, 3.0]], backend=backend
+    )
+    np.testing.assert_array_equal(x.logsumexp(1).numpy(), [-np.inf, np.inf, np.inf, np.nan, 3.0])
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0])
+@pytest.mark.parametrize("dim", [1, -1])
+def test_normalised_vectors_have_the_length_of_one(p: float, dim: int, backend: str) -> None:
+    x = distinct(3, 4, 5) + 1 / 32
+    (tensor,) = named(backend, x=x)
+    np.testing.assert_allclose(F.normalize(tensor, p, dim).norm(p, dim).numpy(), 1.0, rtol=1e-12)
+    check_gradients(lambda t: F.normalize(t, p, dim), [x], backend, most=10)
+    assert F.normalize(gpucnn.zeros(2, 3, backend=backend)).tolist() == [[0, 0, 0]] * 2
+
+
+def test_cosine_of_the_angle_between_vectors(backend: str) -> None:
+    a, b = random(3, 4), random(3, 4, seed=1)
+    expected = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    np.testing.assert_allclose(F.cosine_similarity(*named(backend, a=a, b=b)).numpy(), expected, rtol=1e-12)
+    check_gradients(F.cosine_similarity, [a, b], backend, most=10)
+
+
+def test_products_of_matrices_and_of_stacks_of_them(backend: str) -> None:
+    a, b = random(2, 3, 4), random(2, 4, 5, seed=1)
+    x, y = named(backend, a=a, b=b)
+    np.testing.assert_allclose(x.bmm(y).numpy(), a @ b, rtol=1e-12)
+    np.testing.assert_allclose(x[0].mm(y[0]).numpy(), a[0] @ b[0], rtol=1e-12)
+
+
+MORE_WRONG: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
+    ("variance-of-one", lambda: ones(2, 1).var(1), ValueError, r"\(2, 1\) .* more than correction=1"),
+    ("variance-of-integers", lambda: gpucnn.tensor([1, 2]).var(), TypeError, r"var: input .*int64.*float"),
+    ("norm-p", lambda: ones(2).norm(0), ValueError, 'p must be "fro" or a number above 0, got 0'),
+    ("norm-name", lambda: ones(2).norm("nuc"), TypeError, "norm: p must be a number, got 'nuc'"),
+    ("mm", lambda: ones(2, 3).mm(ones(3)), ValueError, r"mm: mat2 must have 2 axes \[K, N\], got shape \(3,\)"),
+    ("bmm", lambda: ones(2, 3, 4).bmm(ones(1, 4, 5)), ValueError, "bmm: input has 2 matrices, mat2 1"),
+    ("floor", lambda: gpucnn.tensor([1]).floor(), TypeError, "floor: input must be .* got int64"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "message"), [pytest.param(*rest, id=name) for name, *rest in MORE_WRONG])
+def test_wrong_arguments_of_statistics_are_shown(call: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()

@@ -60,8 +60,41 @@ VIEWS: dict[str, tuple[Callable[[Any], Any], Callable[[Array], Array]]] = {
     "chunk": (lambda t: t.chunk(3, 2)[1], lambda a: a[:, :, 2:4]),
     "chunk-last": (lambda t: t.chunk(3, 2)[-1], lambda a: a[:, :, 4:]),
     "stack": (lambda t: gpucnn.stack([t[0], t[1], t[0]], 1), lambda a: np.stack([a[0], a[1], a[0]], 1)),
+    "flip": (lambda t: t.flip(1, -1), lambda a: a[:, ::-1, :, ::-1]),
+    "flip-none": (lambda t: t.flip(()), lambda a: a),
+    "tile": (lambda t: t.tile(2, 3), lambda a: np.tile(a, (2, 3))),
+    "repeat": (lambda t: t.repeat(2, 1, 3, 1), lambda a: np.tile(a, (2, 1, 3, 1))),
+    "repeat-more": (lambda t: t[0, 0].repeat(2, 1, 2), lambda a: np.tile(a[0, 0], (2, 1, 2))),
+    "repeat-never": (lambda t: t.repeat(1, 0, 2, 1), lambda a: np.tile(a, (1, 0, 2, 1))),
+    "unbind": (lambda t: t.unbind(1)[2], lambda a: a[:, 2]),
+    "unbind-last": (lambda t: F.stack(t.unbind(-1)), lambda a: a.transpose(3, 0, 1, 2)),
+    "t": (lambda t: t[0, 0].t(), lambda a: a[0, 0].T),
+    "T": (lambda t: t[0, 0].T, lambda a: a[0, 0].T),
+    "mT": (lambda t: t.mT, lambda a: a.swapaxes(2, 3)),
+    "view_as": (lambda t: t.view_as(gpucnn.zeros(6, 20)), lambda a: a.reshape(6, 20)),
+    "expand_as": (
+        lambda t: t[:, :1].expand_as(gpucnn.zeros(2, 3, 5, 4)),
+        lambda a: np.broadcast_to(a[:, :1], (2, 3, 5, 4)),
+    ),
+    "index_select": (
+        lambda t: t.index_select(2, gpucnn.tensor([4, 0, 0], backend=t.backend)),
+        lambda a: a[:, :, [4, 0, 0]],
+    ),
+    "masked_fill": (lambda t: t.masked_fill(t > 50.5, -1.0), lambda a: np.where(a > 50.5, -1.0, a)),
+    "gather": (
+        lambda t: t.gather(1, gpucnn.tensor(PLACES, backend=t.backend)),
+        lambda a: np.take_along_axis(a[:, :, :2, :3], PLACES, 1),
+    ),
+    "gather-none": (lambda t: t.gather(1, gpucnn.tensor(PLACES[:, :0], backend=t.backend)), lambda a: a[:, :0, :2, :3]),
+    "sort": (lambda t: (t * t - 90 * t).sort(1).values, lambda a: np.sort(a * a - 90 * a, 1)),
+    "sort-down": (lambda t: t.sort(-1, True).values, lambda a: a[..., ::-1]),
+    "topk": (lambda t: t.topk(2, 2).values, lambda a: a[:, :, :2:-1]),
+    "topk-small": (lambda t: t.topk(2, 0, largest=False).values, lambda a: a),
     "stack-last": (lambda t: F.stack([t, t], -1), lambda a: np.stack([a, a], -1)),
 }
+
+
+PLACES = np.random.default_rng(3).integers(0, 3, (2, 4, 2, 3))
 
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -176,6 +209,20 @@ WRONG: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("reshape-huge", lambda: ones(0).reshape(0, 2**31, 2**31), ValueError, "there is no array of the shape"),
     ("shuffle", lambda: F.pixel_shuffle(ones(1, 6, 2, 2), 2), ValueError, r"6 channels .*upscale_factor² = 4"),
     ("unshuffle", lambda: F.pixel_unshuffle(ones(1, 1, 4, 3), 2), ValueError, r"downscale_factor=2 .*\(4, 3\)"),
+    ("t", lambda: ones(1, 2, 3).t(), ValueError, r"at most 2 axes, got shape \(1, 2, 3\); use transpose"),
+    ("tile", lambda: ones(2).tile(-1), ValueError, r"dims must not be negative, got \(-1,\)"),
+    ("repeat", lambda: ones(2, 3).repeat(2), ValueError, r"a number for each axis of shape \(2, 3\), got \(2,\)"),
+    ("flip", lambda: ones(2, 3).flip(2), IndexError, "flip: dim 2"),
+    ("select-range", lambda: ones(2).index_select(0, gpucnn.tensor([0, 2])), IndexError, "place 2 .*length 2"),
+    ("select-negative", lambda: ones(2).index_select(0, gpucnn.tensor([-1])), IndexError, "place -1 .*length 2"),
+    ("select-rank", lambda: ones(2).index_select(0, gpucnn.tensor([[0]])), ValueError, r"one axis, got shape \(1, 1\)"),
+    ("select-float", lambda: ones(2).index_select(0, ones(1)), TypeError, "must be an integer tensor, got float64"),
+    ("gather-rank", lambda: ones(2, 3).gather(0, gpucnn.tensor([0])), ValueError, r"\(1,\) does not fit .*\(2, 3\)"),
+    ("gather-long", lambda: ones(2, 3).gather(0, gpucnn.tensor([[0] * 4])), ValueError, r"\(1, 4\) does not fit"),
+    ("topk", lambda: ones(2, 3).topk(4), ValueError, "k must be at most the length of axis -1, which is 3, got 4"),
+    ("one-hot", lambda: F.one_hot(gpucnn.tensor([1, 3]), 3), ValueError, "3 is not a class; there are 3, 0 to 2"),
+    ("one-hot-float", lambda: F.one_hot(ones(2)), TypeError, "must hold integers, got float64"),
+    ("one-hot-none", lambda: F.one_hot(gpucnn.tensor([0]), 0), ValueError, "num_classes must be above 0, got 0"),
     ("stack-shapes", lambda: F.stack([ones(2, 3), ones(2, 4)]), ValueError, r"\(1, 2, 3\), \(1, 2, 4\)"),
     ("index-range", lambda: ones(2, 3)[2], IndexError, r"2 .*\(2, 3\)"),
     ("index-rank", lambda: ones(2, 3)[0, 0, 0], IndexError, r"\(2, 3\)"),
@@ -211,3 +258,44 @@ def test_split_and_chunk_have_pytorchs_parts(sizes: Any, dim: int, torch: Any) -
     if isinstance(sizes, int):
         ours, theirs = F.chunk(gpucnn.tensor(a), sizes, dim), torch.chunk(torch.tensor(a), sizes, dim)
         assert [part.tolist() for part in ours] == [part.tolist() for part in theirs]
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int64", "bool"])
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_order_keeps_equal_elements_in_theirs_and_takes_nan_for_the_largest(
+    dim: int, descending: bool, dtype: str, backend: str
+) -> None:
+    values = np.rint(random(3, 4, 7) * 2)
+    if dtype not in ("int64", "bool"):
+        values[1, 2, 3], values[0, 0, 5], values[2, 1, 0] = np.nan, np.inf, -np.inf
+    x = gpucnn.tensor(values > 0 if dtype == "bool" else values, dtype, backend=backend)
+    key = np.nan_to_num(x.numpy().astype(np.float64), nan=np.finfo(np.float64).max, posinf=1e300, neginf=-1e300)
+    expected = np.argsort(-key if descending else key, axis=dim, kind="stable")
+    found = F.argsort(x, dim, descending)
+    assert found.dtype == np.int64
+    np.testing.assert_array_equal(found.numpy(), expected)
+    ordered = x.sort(dim, descending)
+    np.testing.assert_array_equal(ordered.indices.numpy(), expected)
+    np.testing.assert_array_equal(
+        ordered.values.numpy().astype(float), np.take_along_axis(x.numpy().astype(float), expected, dim)
+    )
+    values, places = x.topk(2, dim, largest=descending)
+    np.testing.assert_array_equal(places.numpy(), np.take(expected, [0, 1], dim))
+    assert values.dtype == x.dtype
+
+
+def test_a_single_number_is_in_order(backend: str) -> None:
+    x = gpucnn.tensor(3.0, backend=backend)
+    assert (x.sort().values.item(), x.argsort().item(), x.topk(1).indices.item()) == (3.0, 0, 0)
+
+
+def test_one_hot_marks_the_class_of_each_label(backend: str) -> None:
+    labels = np.array([[2, 0, 1], [0, 0, 2]], np.uint8)
+    for asked, classes in ((-1, 3), (5, 5)):
+        marks = F.one_hot(gpucnn.tensor(labels, backend=backend), asked)
+        assert marks.dtype == np.int64
+        np.testing.assert_array_equal(marks.numpy(), np.eye(classes, dtype=np.int64)[labels])

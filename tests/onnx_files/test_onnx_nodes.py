@@ -19,7 +19,7 @@ from gpucnn.onnx.read import OPSETS
 REFUSED = {
     "elements of type (FLOAT16|BFLOAT16|FLOAT8|FLOAT4|U?INT[24]|STRING)": [
         "cast_.*(FLOAT16|FLOAT8|FLOAT4|INT4|INT2).*", "castlike_.*(FLOAT16|FLOAT8|FLOAT4|INT4|INT2).*",
-        "(celu|swiglu|flexattention).*(float16|bfloat16|fp16).*", "(max|min)_float16", "equal_string.*",
+        "(celu|swiglu|flexattention).*(float16|bfloat16|fp16).*", "(max|min|isinf|isnan)_float16", "equal_string.*",
     ],
     "only tensors are supported": ["identity_(sequence|opt)"],
     "its opset is 1": ["not_.d"],
