@@ -1,5 +1,6 @@
 """Modules, layers, initialisers and models, with torch.nn's names."""
 
+from gpucnn.nn import functional as functional
 from gpucnn.nn import init, models
 from gpucnn.nn.containers import ModuleDict, ModuleList, Sequential
 from gpucnn.nn.layers import (
