@@ -602,7 +602,7 @@ def _losses(exact: Evaluation) -> list[float]:
     for array in (*exact.inputs[1:], *exact.arguments.values()):
         if isinstance(array, np.ndarray) and array.dtype.kind == "f":
             largest *= float(np.abs(array).max(initial=1.0))
-    if case.op in ("mse_loss", "half_squared_error", "smooth_l1_loss"):
+    if case.op in ("mse_loss", "half_squared_error", "smooth_l1_loss", "huber_loss"):
         largest *= float(x.max(initial=1.0))
     count, divisor = x.size // classes, 1.0
     reduction = case.arguments.get("reduction", "sum" if case.op == "half_squared_error" else "mean")
@@ -611,7 +611,9 @@ def _losses(exact: Evaluation) -> list[float]:
         divisor = float(labels.size if weight is None else weight[labels].sum())
     elif reduction == "mean":
         divisor = count
-    terms = {"none": 1, "sum": count, "mean": count / divisor}[reduction]
+    elif reduction == "batchmean":
+        divisor = len(x)
+    terms = 1 if reduction == "none" else count / divisor
     loss = (classes + 16 + (count if reduction != "none" else 0)) * largest * terms
     gradient = (classes + 16) * largest * float(np.abs(exact.cotangent).max()) / divisor
     return [loss, *[gradient] * (len(exact.results) - 1)]
@@ -886,7 +888,7 @@ LONG = normal(3, 5, 13, 11, scale=3)  # more than a block, and an odd rest
 
 
 def _activation(op: str, x: Values, *others: Values, pytorch: bool = True, **arguments: Any) -> Case:
-    bounds: Bounds = selected if op in ("relu", "relu6") else activated
+    bounds: Bounds = selected if op in ("relu", "relu6", "hardtanh") else activated
     return Case(op, (x, *others), bounds, arguments, pytorch=pytorch)
 
 
@@ -902,18 +904,27 @@ ACTIVATION = [
     Case("prelu", (wave(28, 3), normal(3)), activated),
     _activation("elu", WAVE),
     _activation("elu", WAVE, alpha=0.7),
+    _activation("selu", WAVE),
     _activation("gelu", WAVE),
     _activation("gelu", LONG),
     _activation("gelu", WAVE, approximate="tanh"),
     _activation("gelu", normal(0, 7)),
     _activation("silu", WAVE),
+    _activation("mish", WAVE),
+    _activation("mish", LONG),
     _activation("hardswish", WAVE),
     _activation("hardsigmoid", WAVE, pytorch=False),  # PyTorch's float64 slope is 1/6 rounded to float32
+    _activation("hardtanh", WAVE),
+    _activation("hardtanh", WAVE, min_val=-2.5, max_val=0.5),
     _activation("softplus", WAVE),
     _activation("softplus", WAVE, beta=2.0, threshold=np.inf),
     _activation("softplus", wave(2, 3, 7, 2, scale=9), beta=0.5, threshold=np.inf),
     _activation("sigmoid", WAVE),
     _activation("sigmoid", normal(5)),
+    _activation("logsigmoid", WAVE),
+    _activation("logsigmoid", LONG),
+    _activation("softsign", WAVE),
+    _activation("softsign", normal(0, 7)),
     _activation("tanh", WAVE),
     _activation("tanh", LONG),
     *(
@@ -1187,6 +1198,20 @@ LOSS = [
     loss("smooth_l1_loss", _GUESSES, _FACTS, constants=()),
     loss("smooth_l1_loss", _GUESSES, _FACTS, beta=0.5, reduction="sum", constants=()),
     loss("smooth_l1_loss", _GUESSES, _FACTS, beta=0.0, constants=()),
+    loss("huber_loss", _GUESSES, _FACTS, constants=()),
+    loss("huber_loss", _GUESSES, _FACTS, delta=0.5, reduction="sum", constants=()),
+    loss("huber_loss", _GUESSES, _FACTS, delta=2.0, reduction="none", constants=()),
+    loss("kl_div", _LOG_PROBABILITIES, _TARGETS, constants=()),
+    loss("kl_div", _LOG_PROBABILITIES, _TARGETS, reduction="batchmean", constants=()),
+    loss("kl_div", _LOG_PROBABILITIES, _TARGETS, reduction="none", constants=()),
+    loss(
+        "kl_div",
+        _MAPS,
+        _probabilities(2, 3, 3, 4, seed=5, logarithm=True),
+        log_target=True,
+        reduction="sum",
+        constants=(),
+    ),
     loss("half_squared_error", _GUESSES, _FACTS, pytorch=False, constants=()),
 ]
 
@@ -1199,7 +1224,7 @@ NOT_A_NUMBER = [
         replace(pooled(op, _HOLED.shape, pytorch, kernel_size=(3, 2), stride=(2, 1)), inputs=(_HOLED,))
         for op, pytorch in (("max_pool2d", True), ("min_pool2d", False), ("avg_pool2d", True))
     ),
-    *(_activation(op, _HOLED) for op in ("relu", "leaky_relu", "gelu", "sigmoid", "tanh")),
+    *(_activation(op, _HOLED) for op in ("relu", "leaky_relu", "gelu", "hardtanh", "sigmoid", "tanh")),
 ]
 
 # -- what lies about the smallest normal number, 2⁻¹²⁶: float kernels take less for zero -------------------

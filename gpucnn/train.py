@@ -76,11 +76,12 @@ _logger = logging.getLogger("gpucnn")
 
 # Losses that compare the output with an array of its shape; from all others labels go in as they are.
 _ELEMENTWISE = (
-    F.binary_cross_entropy, F.binary_cross_entropy_with_logits, F.half_squared_error, F.l1_loss, F.mse_loss,
-    F.smooth_l1_loss,
+    F.binary_cross_entropy, F.binary_cross_entropy_with_logits, F.half_squared_error, F.huber_loss, F.kl_div, F.l1_loss,
+    F.mse_loss, F.smooth_l1_loss,
 )  # fmt: skip
 _ELEMENTWISE_MODULES = (
-    nn.BCELoss, nn.BCEWithLogitsLoss, nn.HalfSquaredError, nn.L1Loss, nn.MSELoss, nn.SmoothL1Loss,
+    nn.BCELoss, nn.BCEWithLogitsLoss, nn.HalfSquaredError, nn.HuberLoss, nn.KLDivLoss, nn.L1Loss, nn.MSELoss,
+    nn.SmoothL1Loss,
 )  # fmt: skip
 
 

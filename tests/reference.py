@@ -382,6 +382,11 @@ def elu(input: Array, alpha: float = 1.0) -> Array:
     return each(lambda x: x if x > 0 else alpha * math.expm1(x), input)
 
 
+def selu(input: Array) -> Array:
+    alpha, scale = 1.6732632423543772, 1.0507009873554805  # the roots of Klambauer et al., appendix A.1
+    return each(lambda x: scale * (x if x > 0 else alpha * math.expm1(x)), input)
+
+
 def gelu(input: Array, approximate: str = "none") -> Array:
     def exact(x: float) -> float:
         return x / 2 * math.erfc(-x / math.sqrt(2))
@@ -396,6 +401,10 @@ def silu(input: Array) -> Array:
     return each(lambda x: x * _sigmoid(x), input)
 
 
+def mish(input: Array) -> Array:
+    return each(lambda x: x * math.tanh(max(x, 0.0) + math.log1p(math.exp(-abs(x)))), input)
+
+
 def hardswish(input: Array) -> Array:
     return each(lambda x: x * _clip(x + 3, 0.0, 6.0) / 6, input)
 
@@ -404,12 +413,24 @@ def hardsigmoid(input: Array) -> Array:
     return each(lambda x: _clip(x + 3, 0.0, 6.0) / 6, input)
 
 
+def hardtanh(input: Array, min_val: float = -1.0, max_val: float = 1.0) -> Array:
+    return each(lambda x: _clip(x, min_val, max_val), input)
+
+
+def softsign(input: Array) -> Array:
+    return each(lambda x: x / (1 + abs(x)), input)
+
+
 def softplus(input: Array, beta: float = 1.0, threshold: float = 20.0) -> Array:
     return each(lambda x: x if beta * x > threshold else math.log1p(math.exp(beta * x)) / beta, input)
 
 
 def sigmoid(input: Array) -> Array:
     return each(_sigmoid, input)
+
+
+def logsigmoid(input: Array) -> Array:
+    return each(lambda x: min(x, 0.0) - math.log1p(math.exp(-abs(x))), input)
 
 
 def tanh(input: Array) -> Array:
@@ -794,6 +815,23 @@ def smooth_l1_loss(input: Array, target: Array, reduction: str = "mean", beta: f
         return error**2 / (2 * beta) if abs(error) < beta else abs(error) - beta / 2
 
     return _pairwise_loss(loss, input, target, reduction)
+
+
+def huber_loss(input: Array, target: Array, reduction: str = "mean", delta: float = 1.0) -> Array:
+    def loss(error: float) -> float:
+        return error**2 / 2 if abs(error) < delta else delta * (abs(error) - delta / 2)
+
+    return _pairwise_loss(loss, input, target, reduction)
+
+
+def kl_div(input: Array, target: Array, reduction: str = "mean", log_target: bool = False) -> Array:
+    x, t = float64(input), float64(target)
+    losses = np.zeros(x.shape)
+    for place in indices(*x.shape):
+        p = math.exp(t[place]) if log_target else float(t[place])
+        log_p = float(t[place]) if log_target else math.log(p) if p else 0.0
+        losses[place] = p * (log_p - x[place])
+    return reduce(losses, "mean", len(x)) if reduction == "batchmean" else reduce(losses, reduction)
 
 
 def half_squared_error(input: Array, target: Array) -> Array:

@@ -23,12 +23,17 @@ ACTIVATIONS: dict[type[Module], str] = {
     nn.LeakyReLU: "x if x > 0, else negative_slope · x",
     nn.PReLU: "x if x > 0, else weight · x",
     nn.ELU: "x if x > 0, else alpha · (e^x − 1)",
+    nn.SELU: "1.0507 · (x if x > 0, else 1.6733 · (e^x − 1))",
     nn.GELU: "x · Φ(x)",
     nn.SiLU: "x / (1 + e^−x)",
+    nn.Mish: "x · tanh(ln(1 + e^x))",
     nn.Hardswish: "x · min(max(0, x + 3), 6) / 6",
     nn.Hardsigmoid: "min(max(0, x + 3), 6) / 6",
+    nn.Hardtanh: "min(max(min_val, x), max_val)",
     nn.Softplus: "ln(1 + e^(beta · x)) / beta",
     nn.Sigmoid: "1 / (1 + e^−x)",
+    nn.LogSigmoid: "−ln(1 + e^−x)",
+    nn.Softsign: "x / (1 + |x|)",
     nn.Tanh: "tanh x",
 }
 _MOVES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout)  # in evaluation mode

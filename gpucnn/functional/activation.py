@@ -73,6 +73,13 @@ def elu(input: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     return _activation("elu", input, validate.number("elu", "alpha", alpha))
 
 
+@through_float32
+def selu(input: Tensor, inplace: bool = False) -> Tensor:
+    """1.0507 · elu(input, 1.6733): keeps mean 0 and variance 1 from layer to layer. Klambauer et al. 2017."""
+    validate.floating("selu", input=input)
+    return elu(input, 1.6732632423543772) * 1.0507009873554805
+
+
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     """input · Φ(input), Φ the normal distribution: by erf ("none") or by tanh ("tanh"). Hendrycks & Gimpel 2016."""
     validate.choice("gelu", "approximate", approximate, ("none", "tanh"))
@@ -82,6 +89,13 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
 def silu(input: Tensor, inplace: bool = False) -> Tensor:
     """input · sigmoid(input), also called swish."""
     return _activation("silu", input)
+
+
+@through_float32
+def mish(input: Tensor, inplace: bool = False) -> Tensor:
+    """input · tanh(softplus(input)); NaN at −∞, as in PyTorch. Misra 2019."""
+    validate.floating("mish", input=input)
+    return input * tanh(softplus(input))
 
 
 def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
@@ -94,6 +108,39 @@ def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     return _activation("hardsigmoid", input)
 
 
+def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
+    """input limited to min_val … max_val; the gradient passes between them, and at NaN. `clamp` passes it at both ends.
+
+    Raises ValueError unless min_val <= max_val.
+    """
+    backend = validate.floating("hardtanh", input=input)
+    low, high = (validate.number("hardtanh", name, end) for name, end in (("min_val", min_val), ("max_val", max_val)))
+    if not low <= high:
+        raise ValueError(f"hardtanh: min_val must not be larger than max_val, got {low} and {high}")
+    xp, x = backend.xp, input.array
+    return record(
+        backend,
+        in_storage_order(lambda a: xp.minimum(xp.maximum(a, low), high), x),
+        (input, lambda dy: in_storage_order(lambda d, a: xp.where((a <= low) | (a >= high), 0, d), dy, x)),
+    )
+
+
+def softsign(input: Tensor) -> Tensor:
+    """input / (1 + |input|); NaN at ±∞, as in PyTorch."""
+    backend = validate.floating("softsign", input=input)
+    xp, x = backend.xp, input.array
+
+    def share(d: Array, a: Array) -> Array:
+        size = 1 + xp.abs(a)
+        return d / size / size  # size² may overflow
+
+    return record(
+        backend,
+        in_storage_order(lambda a: a / (1 + xp.abs(a)), x),
+        (input, lambda dy: in_storage_order(share, dy, x)),
+    )
+
+
 @in_float32
 def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """log(1 + exp(beta · input)) / beta. Exact for every input; PyTorch's threshold (where it returns the input
@@ -102,6 +149,13 @@ def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tenso
     if not 0 < beta < math.inf:
         raise ValueError(f"softplus: beta must be positive and finite, got {beta}")
     return _activation("softplus", input, beta)
+
+
+@through_float32
+def logsigmoid(input: Tensor) -> Tensor:
+    """log(sigmoid(input)) = −softplus(−input): finite and exact however small the sigmoid is."""
+    validate.floating("logsigmoid", input=input)
+    return -softplus(-input)
 
 
 def sigmoid(input: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from gpucnn.backends import Array, Backend
 from gpucnn.dtypes import is_floating
 from gpucnn.functional import validate
 from gpucnn.functional.activation import log_softmax
-from gpucnn.functional.arithmetic import abs, expanded, mean, mul, sum, where
+from gpucnn.functional.arithmetic import abs, exp, expanded, log, mean, mul, sum, where
 from gpucnn.functional.casting import in_float32
 from gpucnn.tensor import Tensor, in_storage_order, record
 
@@ -23,8 +24,18 @@ def _reduced(op: str, losses: Tensor, reduction: str) -> Tensor:
     return sum(losses) if reduction == "sum" else mean(losses)
 
 
-def _same_shape(op: str, input: Tensor, target: Tensor, reduction: str, weight: Tensor | None = None) -> Backend:
-    validate.choice(op, "reduction", reduction, ("mean", "sum", "none"))
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+def _same_shape(
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    reduction: str,
+    weight: Tensor | None = None,
+    reductions: Sequence[str] = _REDUCTIONS,
+) -> Backend:
+    validate.choice(op, "reduction", reduction, reductions)
     backend = validate.floating(op, input=input, target=target, weight=weight)
     if input.shape != target.shape:
         raise ValueError(f"{op}: input {input.shape} and target {target.shape} must have one shape")
@@ -303,6 +314,31 @@ def binary_cross_entropy_with_logits(
     return _reduced(op, losses if weight is None else mul(losses, weight), reduction)
 
 
+@in_float32
+def kl_div(input: Tensor, target: Tensor, reduction: str = "mean", log_target: bool = False) -> Tensor:
+    """target · (log target − input), the Kullback-Leibler divergence of log-probabilities `input` from probabilities
+    `target`, 0 where the target is; with log_target the target holds log-probabilities too. Both have one shape.
+
+    reduction: "batchmean" divides the sum by the length of the first axis, which is the divergence of a sample on
+    average; "mean", PyTorch's default, divides it by the elements; "sum" and "none". Where a target is 0 its own
+    gradient is −input.
+
+    Raises ValueError for two shapes, and for the mean of nothing.
+    """
+    op = "kl_div"
+    _same_shape(op, input, target, reduction, reductions=("batchmean", *_REDUCTIONS))
+    if reduction == "batchmean" and input.shape[:1] == (0,):
+        raise ValueError(f"{op}: there is no sample to average over in shape {input.shape}")
+    if log_target:
+        losses = exp(target) * (target - input)
+    else:
+        positive = where(target == 0, 1.0, target)
+        losses = target * (log(positive) - input)
+    if reduction == "batchmean":
+        return sum(losses) * (1 / input.shape[0] if input.ndim else 1.0)
+    return _reduced(op, losses, reduction)
+
+
 # -- regression ------------------------------------------------------------------------------------
 
 
@@ -350,4 +386,29 @@ def smooth_l1_loss(input: Tensor, target: Tensor, reduction: str = "mean", beta:
         return dy * xp.clip(a / beta, -1, 1)
 
     losses = record(backend, in_storage_order(value, d), (difference, lambda dy: in_storage_order(share, dy, d)))
+    return _reduced(op, losses, reduction)
+
+
+@in_float32
+def huber_loss(input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0) -> Tensor:
+    """½ d² where d = |input − target| < delta, else delta · (d − ½ delta). Huber 1964.
+
+    Raises ValueError unless delta is positive.
+    """
+    op = "huber_loss"
+    backend = _same_shape(op, input, target, reduction)
+    delta = validate.number(op, "delta", delta)
+    if not delta > 0:
+        raise ValueError(f"{op}: delta must be positive, got {delta}")
+    difference = input - target
+    d, xp = difference.array, backend.xp
+
+    def slope(a: Array) -> Array:
+        return xp.clip(a, -delta, delta)
+
+    losses = record(
+        backend,
+        in_storage_order(lambda a: slope(a) * (a - 0.5 * slope(a)), d),
+        (difference, lambda dy: in_storage_order(lambda g, a: g * slope(a), dy, d)),
+    )
     return _reduced(op, losses, reduction)

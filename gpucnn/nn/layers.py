@@ -290,6 +290,13 @@ class ELU(Module):
         return F.elu(input, self.alpha)
 
 
+class SELU(_Activation):
+    """`functional.selu`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.selu(input)
+
+
 class GELU(Module):
     """`functional.gelu`."""
 
@@ -307,6 +314,13 @@ class SiLU(_Activation):
         return F.silu(input)
 
 
+class Mish(_Activation):
+    """`functional.mish`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.mish(input)
+
+
 class Hardswish(_Activation):
     """`functional.hardswish`."""
 
@@ -319,6 +333,16 @@ class Hardsigmoid(_Activation):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.hardsigmoid(input)
+
+
+class Hardtanh(Module):
+    """`functional.hardtanh`."""
+
+    def __init__(self, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> None:
+        self.min_val, self.max_val, self.inplace = min_val, max_val, inplace
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.hardtanh(input, self.min_val, self.max_val)
 
 
 class Softplus(Module):
@@ -336,6 +360,20 @@ class Sigmoid(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.sigmoid(input)
+
+
+class LogSigmoid(Module):
+    """`functional.logsigmoid`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.logsigmoid(input)
+
+
+class Softsign(Module):
+    """`functional.softsign`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.softsign(input)
 
 
 class Tanh(Module):
@@ -697,6 +735,16 @@ class BCEWithLogitsLoss(Module):
         return F.binary_cross_entropy_with_logits(input, target, self.weight, self.reduction, self.pos_weight)
 
 
+class KLDivLoss(Module):
+    """`functional.kl_div`: takes log-probabilities."""
+
+    def __init__(self, reduction: str = "mean", log_target: bool = False) -> None:
+        self.reduction, self.log_target = reduction, log_target
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.kl_div(input, target, self.reduction, self.log_target)
+
+
 class MSELoss(Module):
     """`functional.mse_loss`."""
 
@@ -732,3 +780,13 @@ class SmoothL1Loss(Module):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return F.smooth_l1_loss(input, target, self.reduction, self.beta)
+
+
+class HuberLoss(Module):
+    """`functional.huber_loss`."""
+
+    def __init__(self, reduction: str = "mean", delta: float = 1.0) -> None:
+        self.reduction, self.delta = reduction, delta
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.huber_loss(input, target, self.reduction, self.delta)

@@ -262,6 +262,10 @@ def clamp(w: Writer, s: Step) -> str:
     return w.node("Clip", s["input"], low, *([high] if high else []))
 
 
+def hardtanh(w: Writer, s: Step) -> str:
+    return w.node("Clip", s["input"], w.name(s["min_val"], s["input"]), w.name(s["max_val"], s["input"]))
+
+
 def relu6(w: Writer, s: Step) -> str:
     return w.node("Clip", s["input"], w.name(0.0, s["input"]), w.name(6.0, s["input"]))
 
@@ -459,6 +463,7 @@ WRITERS: dict[str, Write] = {
     "gelu": lambda w, s: w.node("Gelu", s["input"], approximate=s["approximate"]),
     "hardsigmoid": _unary("HardSigmoid", alpha=1 / 6, beta=0.5),
     "hardswish": _unary("HardSwish"),
+    "hardtanh": hardtanh,
     "index": index,
     "index_select": lambda w, s: w.node("Gather", s["input"], s["index"], axis=s["dim"]),
     "instance_norm": instance_norm,
@@ -479,6 +484,7 @@ WRITERS: dict[str, Write] = {
     "maximum": _binary("Max"),
     "mean": _reduction("ReduceMean"),
     "minimum": _binary("Min"),
+    "mish": _unary("Mish"),
     "mul": _binary("Mul"),
     "neg": _unary("Neg"),
     "norm": lambda w, s: _reduction("ReduceL1" if s["p"] == 1 else "ReduceL2")(w, s),
@@ -495,6 +501,7 @@ WRITERS: dict[str, Write] = {
     "silu": silu,
     "softmax": lambda w, s: w.node("Softmax", s["input"], axis=s["dim"]),
     "softplus": softplus,
+    "softsign": _unary("Softsign"),
     "sqrt": _unary("Sqrt"),
     "sub": _binary("Sub"),
     "sum": _reduction("ReduceSum"),

@@ -19,12 +19,17 @@ ACTIVATIONS: dict[str, dict[str, Any]] = {
     "relu6": {},
     "leaky_relu": {"negative_slope": 0.1},
     "elu": {"alpha": 0.7},
+    "selu": {},
     "gelu": {},
     "silu": {},
+    "mish": {},
     "hardswish": {},
     "hardsigmoid": {},
+    "hardtanh": {"min_val": -3.0, "max_val": 6.0},
     "softplus": {"beta": 2.0},
     "sigmoid": {},
+    "logsigmoid": {},
+    "softsign": {},
     "tanh": {},
 }
 every_activation = pytest.mark.parametrize("op", ACTIVATIONS)
@@ -74,9 +79,15 @@ def test_large_inputs_are_stable(op: str, backend: str) -> None:
     y, dx = activated(op, x, backend), slope(op, x, backend)
     expected = getattr(reference, op)(x, **(ACTIVATIONS[op] | ({"threshold": 20.0} if op == "softplus" else {})))
     assert_within(y, expected, 16 * unit_roundoff("float32") * 1e4)
-    flat = {"leaky_relu": 0.1}.get(op, 0.0)
-    steep = 0.0 if op in ("relu6", "hardsigmoid", "sigmoid", "tanh") else 1.0
-    assert_within(dx, np.array([flat, flat, steep, steep]), unit_roundoff("float32"))
+    flat = {"leaky_relu": 0.1, "logsigmoid": 1.0}.get(op, 0.0)
+    level = ("relu6", "hardsigmoid", "hardtanh", "sigmoid", "logsigmoid", "tanh", "softsign")
+    steep = {"selu": 1.0507009873554805}.get(op, float(op not in level))
+    slopes = np.array([flat, flat, steep, steep])
+    if op == "softsign":
+        slopes = 1 / (1 + np.abs(x, dtype=float)) ** 2
+    assert_within(
+        dx, slopes, 4 * unit_roundoff("float32") * slopes.max() if op == "softsign" else unit_roundoff("float32")
+    )
 
 
 @every_activation
@@ -89,6 +100,52 @@ def test_corners_are_pytorchs(op: str, backend: str) -> None:
     bound = 32 * unit_roundoff("float32")
     assert_within(activated(op, corners, backend), y.detach().numpy().astype(float), 6 * bound)
     assert_within(slope(op, corners, backend), x.grad.numpy().astype(float), bound)
+
+
+def test_hardtanh_passes_no_gradient_at_its_ends_where_clamp_does(backend: str) -> None:
+    ends = np.array([-2.0, -1.9, 0.4, 0.5])
+    for op, expected in ((F.hardtanh, [0, 1, 1, 0]), (F.clamp, [1, 1, 1, 1])):
+        x = gpucnn.tensor(ends, requires_grad=True, backend=backend)
+        op(x, -2.0, 0.5).sum().backward()
+        assert x.grad is not None
+        np.testing.assert_array_equal(x.grad.numpy(), expected)
+
+
+def test_hardtanh_passes_the_gradient_of_nan_as_pytorchs_does(backend: str) -> None:
+    np.testing.assert_array_equal(slope("hardtanh", np.array([np.nan, 7.0]), backend, np.array([3.0, 3.0])), [3, 0])
+
+
+def test_slope_of_softsign_keeps_its_digits_far_from_zero(backend: str) -> None:
+    """1/(1 + |x|) − |x|/(1 + |x|)² would have none left here; (1 + |x|)² would overflow in float32 at the last two."""
+    x = np.array([-1e6, 3e9, 1e19, -1e22], np.float32)
+    expected = (1 + np.abs(x.astype(float))) ** -2
+    smallest = float(np.finfo(np.float32).tiny)
+    assert_within(slope("softsign", x, backend), expected, 4 * unit_roundoff("float32") * expected + smallest)
+
+
+def test_logsigmoid_keeps_its_digits_where_the_sigmoid_is_almost_one(backend: str) -> None:
+    x = np.array([-100.0, 12.0, 17.0, 40.0], np.float32)
+    expected = reference.logsigmoid(x)
+    assert_within(activated("logsigmoid", x, backend), expected, 8 * unit_roundoff("float32") * np.abs(expected))
+
+
+@pytest.mark.parametrize("op", ["mish", "softsign", "logsigmoid", "selu", "hardtanh"])
+def test_infinities_give_what_pytorchs_give(op: str, backend: str) -> None:
+    found = activated(op, np.array([-np.inf, np.inf], np.float32), backend)
+    expected = {
+        "mish": [np.nan, np.inf], "softsign": [np.nan, np.nan], "logsigmoid": [-np.inf, 0],
+        "selu": [np.float32(-1.0507009873554805 * 1.6732632423543772), np.inf], "hardtanh": [-3, 6],
+    }  # fmt: skip
+    np.testing.assert_allclose(found, expected[op], rtol=4 * unit_roundoff("float32"))
+
+
+def test_selu_keeps_the_mean_and_variance_of_normal_values(backend: str) -> None:
+    """Its two constants are the ones with which N(0, 1) is a fixed point (Klambauer et al. 2017)."""
+    x = np.linspace(-12, 12, 24001)
+    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi) * 0.001
+    y = activated("selu", x, backend)
+    assert float((y * density).sum()) == pytest.approx(0, abs=1e-6)
+    assert float((y**2 * density).sum()) == pytest.approx(1, abs=1e-6)
 
 
 def test_sigmoid_of_the_introduction(backend: str) -> None:
@@ -237,7 +294,18 @@ def test_dropout2d_drops_whole_channels_of_images_with_the_probability(backend: 
 
 def test_inplace_is_taken_and_overwrites_nothing(backend: str) -> None:
     x = gpucnn.tensor(np.array([-2.0, 3.0]), backend=backend)
-    for op in (F.relu, F.relu6, F.leaky_relu, F.elu, F.silu, F.hardswish, F.hardsigmoid):
+    for op in (
+        F.relu,
+        F.relu6,
+        F.leaky_relu,
+        F.elu,
+        F.selu,
+        F.silu,
+        F.mish,
+        F.hardswish,
+        F.hardsigmoid,
+        F.hardtanh,
+    ):
         assert op(x, inplace=True).tolist() == op(x).tolist()
     assert (
         F.dropout(x, 0.5, True, True, gpucnn.Generator(1)).tolist()
@@ -270,6 +338,13 @@ WRONG: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("log-softmax-axis", lambda: F.log_softmax(ones(2, 3), -3), IndexError, "log_softmax: dim -3 .*2 axes"),
     ("prelu-slopes", lambda: F.prelu(ones(2, 3, 4, 5), ones(5)), ValueError, r"weight .*\(3,\).*\(5,\)"),
     ("softplus-beta", lambda: F.softplus(ones(2), beta=0), ValueError, "beta.*0"),
+    (
+        "hardtanh-ends",
+        lambda: F.hardtanh(ones(2), 1, -1),
+        ValueError,
+        r"min_val .* larger than max_val, got 1\.0 and -1\.0",
+    ),
+    ("hardtanh-nan", lambda: F.hardtanh(ones(2), max_val=math.nan), ValueError, r"got -1\.0 and nan"),
     ("dropout-p", lambda: F.dropout(ones(2), 1.5), ValueError, r"p .*1\.5"),
 ]
 

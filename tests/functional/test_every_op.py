@@ -141,6 +141,7 @@ def torch() -> ModuleType:
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+@pytest.mark.filterwarnings("ignore:reduction. 'mean' divides the total loss by both:UserWarning")
 @pytest.mark.parametrize("case", [case for case in FINITE if case.pytorch], ids=str)
 def test_values_and_gradients_agree_with_pytorch(case: Case, torch: ModuleType, backend: str) -> None:
     def tensor(value: Any, requires_grad: bool = False) -> Any:
