@@ -1385,6 +1385,19 @@ def two_alike(op: str, **parameters: Any) -> Drawn:
     return draw
 
 
+def kl_div(t: Trial) -> Call:
+    x, log_target = one(t), t.chance(2)
+    shares = np.random.default_rng(t.whole(0, 99)).choice([0.5, 1.0, 0.25, 0.9] + [0.0] * (not log_target), x.shape)
+    target = np.asarray(np.log(shares) if log_target else shares).astype(x.dtype)
+    arguments: dict[str, Any] = {}
+    if t.chance(2):
+        arguments["reduction"] = t.twisted(t.pick("batchmean", "mean", "sum", "none"), "max", None, 0)
+    if log_target:
+        arguments["log_target"] = t.twisted(True, 1, "x")
+    laid_out = t.laid_out(target) if target.dtype != bfloat16() else target
+    return Call("kl_div", (x, laid_out), arguments, _losses_of_floats, scalar(reference.kl_div))
+
+
 def _losses_of_floats(exact: Evaluation) -> Sequence[Any]:
     """testing's, whose largest magnitude is of predictions; here targets may be larger."""
     x, other = exact.inputs[0], exact.inputs[1]
@@ -1738,11 +1751,16 @@ OPS: dict[str, Drawn | Entry] = {
     "relu6": elementwise("relu6", testing.selected),
     "leaky_relu": elementwise("leaky_relu", testing.activated, negative_slope=(0.01, 0.5, 0.0)),
     "elu": elementwise("elu", testing.activated, alpha=(1.0, 0.5)),
+    "selu": elementwise("selu", testing.activated),
     "silu": elementwise("silu", testing.activated),
+    "mish": elementwise("mish", testing.activated),
     "hardswish": elementwise("hardswish", testing.activated),
     "hardsigmoid": elementwise("hardsigmoid", testing.activated),
+    "hardtanh": elementwise("hardtanh", testing.selected, min_val=(-1.0, -2.5), max_val=(1.0, 0.5)),
+    "softsign": elementwise("softsign", testing.activated),
     "softplus": elementwise("softplus", testing.activated, _softplus, beta=(1.0, 2.0), threshold=(20.0, 5.0)),
     "sigmoid": elementwise("sigmoid", testing.activated),
+    "logsigmoid": elementwise("logsigmoid", testing.activated),
     "tanh": elementwise("tanh", testing.activated),
     "gelu": gelu,
     "prelu": prelu,
@@ -1822,7 +1840,9 @@ OPS: dict[str, Drawn | Entry] = {
     "mse_loss": two_alike("mse_loss"),
     "l1_loss": two_alike("l1_loss"),
     "smooth_l1_loss": two_alike("smooth_l1_loss", beta=0.5),
+    "huber_loss": two_alike("huber_loss", delta=0.5),
     "half_squared_error": two_alike("half_squared_error"),
+    "kl_div": kl_div,
     "sign": elementwise("sign", None, lambda x: np.where(np.isnan(x), 0, np.sign(x))),
     "floor": elementwise("floor", None, np.floor),
     "ceil": elementwise("ceil", None, np.ceil),
@@ -2291,13 +2311,15 @@ LAYERS = {
     "BCELoss": "binary_cross_entropy", "BCEWithLogitsLoss": "binary_cross_entropy_with_logits", "Conv2d": "conv2d",
     "ConvTranspose2d": "conv_transpose2d", "CrossEntropyLoss": "cross_entropy", "ELU": "elu", "Flatten": "flatten",
     "GELU": "gelu", "GroupNorm": "group_norm", "HalfSquaredError": "half_squared_error", "Hardsigmoid": "hardsigmoid",
-    "Hardswish": "hardswish", "InstanceNorm2d": "instance_norm",
-    "L1Loss": "l1_loss", "LayerNorm": "layer_norm", "LeakyReLU": "leaky_relu",
-    "Linear": "linear", "LocalResponseNorm": "local_response_norm", "LogSoftmax": "log_softmax", "MSELoss": "mse_loss",
-    "MaxPool2d": "max_pool2d", "MinPool2d": "min_pool2d", "NLLLoss": "nll_loss", "PReLU": "prelu",
+    "Hardswish": "hardswish", "Hardtanh": "hardtanh", "HuberLoss": "huber_loss", "InstanceNorm2d": "instance_norm",
+    "KLDivLoss": "kl_div", "L1Loss": "l1_loss", "LayerNorm": "layer_norm", "LeakyReLU": "leaky_relu",
+    "Linear": "linear", "LocalResponseNorm": "local_response_norm", "LogSigmoid": "logsigmoid",
+    "LogSoftmax": "log_softmax", "MSELoss": "mse_loss",
+    "MaxPool2d": "max_pool2d", "MinPool2d": "min_pool2d", "Mish": "mish", "NLLLoss": "nll_loss", "PReLU": "prelu",
     "PixelShuffle": "pixel_shuffle", "PixelUnshuffle": "pixel_unshuffle", "ReLU": "relu",
-    "ReLU6": "relu6", "SiLU": "silu", "Sigmoid": "sigmoid", "SmoothL1Loss": "smooth_l1_loss", "Softmax": "softmax",
-    "Softplus": "softplus", "SumPool2d": "sum_pool2d", "Tanh": "tanh", "Unflatten": "unflatten",
+    "ReLU6": "relu6", "SELU": "selu", "SiLU": "silu", "Sigmoid": "sigmoid",
+    "SmoothL1Loss": "smooth_l1_loss", "Softmax": "softmax",
+    "Softplus": "softplus", "Softsign": "softsign", "SumPool2d": "sum_pool2d", "Tanh": "tanh", "Unflatten": "unflatten",
     "Upsample": "interpolate",
 }  # fmt: skip
 STATE = ("weight", "bias", "running_mean", "running_var")

@@ -612,7 +612,7 @@ def _losses(exact: Evaluation) -> list[float]:
     elif reduction == "mean":
         divisor = count
     elif reduction == "batchmean":
-        divisor = len(x)
+        divisor = x.shape[0] if x.ndim else 1.0
     terms = 1 if reduction == "none" else count / divisor
     loss = (classes + 16 + (count if reduction != "none" else 0)) * largest * terms
     gradient = (classes + 16) * largest * float(np.abs(exact.cotangent).max()) / divisor

@@ -831,7 +831,7 @@ def kl_div(input: Array, target: Array, reduction: str = "mean", log_target: boo
         p = math.exp(t[place]) if log_target else float(t[place])
         log_p = float(t[place]) if log_target else math.log(p) if p else 0.0
         losses[place] = p * (log_p - x[place])
-    return reduce(losses, "mean", len(x)) if reduction == "batchmean" else reduce(losses, reduction)
+    return reduce(losses, "mean", len(x) if x.ndim else 1) if reduction == "batchmean" else reduce(losses, reduction)
 
 
 def half_squared_error(input: Array, target: Array) -> Array:

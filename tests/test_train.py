@@ -281,6 +281,8 @@ LOSSES = {
     "mse": (F.mse_loss, lambda y, t: ((y - t) ** 2).mean()),
     "half squared error": (F.half_squared_error, lambda y, t: ((y - t) ** 2).sum() / 2),
     "l1 module": (nn.L1Loss(), lambda y, t: np.abs(y - t).mean()),
+    "huber": (partial(F.huber_loss, reduction="sum", delta=10.0), lambda y, t: ((y - t) ** 2).sum() / 2),
+    "divergence module": (nn.KLDivLoss("batchmean"), lambda y, t: -(t * y).sum() / len(y)),
     "logits": (
         partial(F.binary_cross_entropy_with_logits, reduction="sum"),
         lambda y, t: (np.log1p(np.exp(-np.abs(y))) + np.maximum(y, 0) - y * t).sum(),

@@ -15,7 +15,10 @@ from gpucnn import Tensor
 from gpucnn import functional as F
 
 U = unit_roundoff("float64")
-PAIRWISE = ["binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss", "smooth_l1_loss"]
+PAIRWISE = [
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "kl_div", "mse_loss", "l1_loss", "smooth_l1_loss",
+    "huber_loss",
+]  # fmt: skip
 
 
 def loss_and_gradient(op: str, x: Array, target: Any, backend: str, **arguments: Any) -> tuple[Array, Array]:
@@ -175,6 +178,69 @@ def test_class_probabilities_that_are_one_hot_are_labels(backend: str) -> None:
         assert_within(ours, theirs, 64 * U)
 
 
+# --- the divergence of distributions ----------------------------------------------------------------------------------
+
+
+def test_a_distribution_diverges_from_itself_by_nothing_and_from_another_by_what_coding_it_costs_more(
+    backend: str,
+) -> None:
+    """½ ln ½/¼ + ¼ ln ¼/¼ + ¼ ln ¼/½ = ¼ ln 2, for each of the samples."""
+    p, q = np.array([[0.5, 0.25, 0.25]] * 3), np.array([[0.25, 0.25, 0.5]] * 3)
+    assert_within(loss_and_gradient("kl_div", np.log(p), p, backend, reduction="none")[0], np.zeros((3, 3)), 0.0)
+    mean, dx = loss_and_gradient("kl_div", np.log(q), p, backend, reduction="batchmean")
+    assert float(mean) == pytest.approx(math.log(2) / 4, abs=8 * U)
+    assert_within(dx, -p / 3, 0.0)
+    for reduction, divisor in (("sum", 1), ("mean", 9)):
+        total, dx = loss_and_gradient("kl_div", np.log(q), p, backend, reduction=reduction)
+        assert float(total) == pytest.approx(3 * math.log(2) / 4 / divisor, abs=8 * U)
+        assert_within(dx, -p / divisor, U)
+
+
+def test_a_target_of_zero_costs_nothing_and_its_gradient_is_finite(backend: str) -> None:
+    x = gpucnn.tensor(np.array([-1.0, -2.0, -np.inf]), requires_grad=True, backend=backend)
+    target = gpucnn.tensor(np.array([0.0, 1.0, 1.0]), requires_grad=True, backend=backend)
+    loss = F.kl_div(x, target, reduction="none")
+    np.testing.assert_array_equal(loss.numpy(), [0, 2, np.inf])
+    loss[:2].sum().backward()
+    assert x.grad is not None
+    assert target.grad is not None
+    np.testing.assert_array_equal(x.grad.numpy(), [0, -1, 0])
+    np.testing.assert_array_equal(target.grad.numpy()[:2], [1, 3])
+
+
+@pytest.mark.parametrize("reduction", ["batchmean", "mean", "sum", "none"])
+def test_a_target_may_be_given_by_its_logarithm(reduction: str, backend: str) -> None:
+    x, p = np.log(uniform(4, 3)), uniform(4, 3, seed=1)
+    plain = loss_and_gradient("kl_div", x, p, backend, reduction=reduction)
+    logarithm = loss_and_gradient("kl_div", x, np.log(p), backend, reduction=reduction, log_target=True)
+    for ours, theirs in zip(plain, logarithm, strict=True):
+        assert_within(ours, theirs, 256 * U)
+
+
+def test_a_single_number_is_its_own_batch(backend: str) -> None:
+    assert float(loss_and_gradient("kl_div", np.array(-1.0), np.array(1.0), backend, reduction="batchmean")[0]) == 1
+
+
+# --- what is linear far away ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delta", [0.25, 1.0, 3.0, math.inf])
+def test_huber_is_half_the_square_near_and_linear_far_away(delta: float, backend: str) -> None:
+    d = np.array([-5.0, -3.0, -0.25, 0.0, 0.125, 1.0, 2.0])
+    loss, dx = loss_and_gradient("huber_loss", d + 1, np.ones(7), backend, reduction="none", delta=delta)
+    np.testing.assert_array_equal(dx, d.clip(-delta, delta))
+    expected = [e * e / 2 if abs(e) < delta else delta * (abs(e) - delta / 2) for e in d.tolist()]
+    np.testing.assert_array_equal(loss, expected)
+
+
+def test_huber_is_delta_times_smooth_l1(backend: str) -> None:
+    x, t = random(5, 4), random(5, 4, seed=1)
+    huber = loss_and_gradient("huber_loss", x, t, backend, reduction="sum", delta=0.5)
+    smooth = loss_and_gradient("smooth_l1_loss", x, t, backend, reduction="sum", beta=0.5)
+    for ours, theirs in zip(huber, smooth, strict=True):
+        assert_within(ours, 0.5 * theirs, 64 * U)
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
@@ -240,6 +306,20 @@ WRONG: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("scalar", lambda: F.cross_entropy(ones(), TWO_LABELS), ValueError, "single number"),
     ("dtypes", lambda: F.mse_loss(ones(2), ones(2, dtype="float32")), TypeError, "input float64, target float32"),
     ("probability", lambda: F.binary_cross_entropy(2 * ones(2), ones(2)), ValueError, r"0 to 1.*2\.0.*logits"),
+    ("delta", lambda: F.huber_loss(ones(2), ones(2), delta=0), ValueError, r"delta must be positive, got 0\.0"),
+    (
+        "delta-nan",
+        lambda: F.huber_loss(ones(2), ones(2), delta=math.nan),
+        ValueError,
+        "delta must be positive, got nan",
+    ),
+    (
+        "no-samples",
+        lambda: F.kl_div(ones(0, 3), ones(0, 3), "batchmean"),
+        ValueError,
+        r"kl_div: there is no sample .*\(0, 3\)",
+    ),
+    ("batchmean-elsewhere", lambda: F.mse_loss(ones(2), ones(2), "batchmean"), ValueError, "'none', got 'batchmean'"),
     ("beta", lambda: F.smooth_l1_loss(ones(2), ones(2), beta=-1.0), ValueError, r"beta.*-1\.0"),
     (
         "pos_weight",

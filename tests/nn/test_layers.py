@@ -80,12 +80,17 @@ LAYERS: dict[str, Layer] = {
     "LeakyReLU": (lambda: nn.LeakyReLU(0.3), (2, 3), lambda m, x: F.leaky_relu(x, 0.3)),
     "PReLU": (lambda: nn.PReLU(3, 0.1), (2, 3, 2, 2), lambda m, x: F.prelu(x, gpucnn.full((3,), 0.1))),
     "ELU": (lambda: nn.ELU(0.7), (2, 3), lambda m, x: F.elu(x, 0.7)),
+    "SELU": (nn.SELU, (2, 3), lambda m, x: F.selu(x)),
     "GELU": (lambda: nn.GELU("tanh"), (2, 3), lambda m, x: F.gelu(x, "tanh")),
     "SiLU": (nn.SiLU, (2, 3), lambda m, x: F.silu(x)),
+    "Mish": (nn.Mish, (2, 3), lambda m, x: F.mish(x)),
     "Hardswish": (nn.Hardswish, (2, 3), lambda m, x: F.hardswish(x)),
     "Hardsigmoid": (nn.Hardsigmoid, (2, 3), lambda m, x: F.hardsigmoid(x)),
+    "Hardtanh": (lambda: nn.Hardtanh(-0.3, 0.7), (2, 3), lambda m, x: F.hardtanh(x, -0.3, 0.7)),
     "Softplus": (lambda: nn.Softplus(2.0), (2, 3), lambda m, x: F.softplus(x, 2.0)),
     "Sigmoid": (nn.Sigmoid, (2, 3), lambda m, x: F.sigmoid(x)),
+    "LogSigmoid": (nn.LogSigmoid, (2, 3), lambda m, x: F.logsigmoid(x)),
+    "Softsign": (nn.Softsign, (2, 3), lambda m, x: F.softsign(x)),
     "Tanh": (nn.Tanh, (2, 3), lambda m, x: F.tanh(x)),
     "Softmax": (lambda: nn.Softmax(0), (2, 3), lambda m, x: F.softmax(x, 0)),
     "LogSoftmax": (lambda: nn.LogSoftmax(0), (2, 3), lambda m, x: F.log_softmax(x, 0)),
@@ -156,10 +161,12 @@ LOSSES: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor, Tensor], Tens
         lambda: nn.BCEWithLogitsLoss(gpucnn.full(HALVES, 2.0), "sum", gpucnn.full((4,), 3.0)),
         lambda x, t: F.binary_cross_entropy_with_logits(x, t, gpucnn.full(HALVES, 2.0), "sum", gpucnn.full((4,), 3.0)),
     ),
+    "KLDivLoss": (lambda: nn.KLDivLoss("batchmean", True), lambda x, t: F.kl_div(x, t, "batchmean", True)),
     "MSELoss": (lambda: nn.MSELoss("sum"), lambda x, t: F.mse_loss(x, t, "sum")),
     "HalfSquaredError": (nn.HalfSquaredError, F.half_squared_error),
     "L1Loss": (lambda: nn.L1Loss("none"), lambda x, t: F.l1_loss(x, t, "none")),
     "SmoothL1Loss": (lambda: nn.SmoothL1Loss("sum", 0.3), lambda x, t: F.smooth_l1_loss(x, t, "sum", 0.3)),
+    "HuberLoss": (lambda: nn.HuberLoss("sum", 0.3), lambda x, t: F.huber_loss(x, t, "sum", 0.3)),
 }
 
 
@@ -227,7 +234,8 @@ def test_arguments_and_defaults_are_pytorchs(name: str, torch: ModuleType) -> No
     ("ConvTranspose2d", (4, 6, 3, (2, 1), 1, (1, 0), 2)), ("Linear", (5, 3)), ("BatchNorm2d", (4,)),
     ("BatchNorm1d", (4, 0.1, None, False, False)), ("GroupNorm", (2, 4)), ("LayerNorm", ((4, 3),)),
     ("ReLU", (True,)), ("LeakyReLU", (0.2, True)), ("ELU", (0.5, True)), ("Dropout2d", (0.3, True)),
-    ("PixelShuffle", (3,)), ("InstanceNorm2d", (4, 0.1, 0.2, True, True)),
+    ("PixelShuffle", (3,)), ("InstanceNorm2d", (4, 0.1, 0.2, True, True)), ("Hardtanh", (-0.5, 2.0, True)),
+    ("Mish", (True,)),
 ])  # fmt: skip
 def test_a_layer_tells_what_it_was_made_with_as_pytorchs_does(name: str, arguments: Any, torch: ModuleType) -> None:
     """As `nn.Linear(model.fc.in_features, 2)` asks for it."""
