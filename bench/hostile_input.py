@@ -2752,8 +2752,15 @@ def schedules(t: Trial) -> None:
         "MultiStepLR": (t.twisted([1, 3], *ODD_NUMBERS, ["x"], [0.5]), t.twisted(0.5, *ODD_FLOATS)),
         "ExponentialLR": (t.twisted(0.5, *ODD_FLOATS),),
         "PolynomialLR": (t.twisted(3, *ODD_NUMBERS), t.twisted(0.9, *ODD_FLOATS)),
+        "LinearLR": (t.twisted(0.5, *ODD_FLOATS), t.twisted(0.9, *ODD_FLOATS), t.twisted(3, *ODD_NUMBERS)),
+        "ConstantLR": (t.twisted(0.5, *ODD_FLOATS), t.twisted(3, *ODD_NUMBERS)),
         "LambdaLR": (t.twisted(lambda step: 0.5, *THINGS[1:], lambda step: t.pick(*THINGS)),),
         "CosineAnnealingLR": (t.twisted(5, *ODD_NUMBERS), t.twisted(0.01, *ODD_FLOATS)),
+        "CosineAnnealingWarmRestarts": (
+            t.twisted(2, *ODD_NUMBERS),
+            t.twisted(t.pick(1, 2), *ODD_NUMBERS),
+            t.twisted(0.01, *ODD_FLOATS),
+        ),
         "OneCycleLR": (
             t.twisted(t.pick(0.1, [0.1, 1]), *ODD_FLOATS, [1]),
             t.twisted(5, *ODD_NUMBERS),
@@ -3005,7 +3012,8 @@ IN_PLACE = {
 }  # fmt: skip
 GRADIENTS = ("backward", "requires_grad", "requires_grad_", "retain_grad")
 SCHEDULES = (
-    "StepLR", "MultiStepLR", "ExponentialLR", "PolynomialLR", "LambdaLR", "CosineAnnealingLR", "OneCycleLR", "WarmUp",
+    "StepLR", "MultiStepLR", "ExponentialLR", "PolynomialLR", "LinearLR", "ConstantLR", "LambdaLR", "CosineAnnealingLR",
+    "CosineAnnealingWarmRestarts", "OneCycleLR", "WarmUp",
 )  # fmt: skip
 SCOPES = ("autocast", "precision", "use_backend", "use_generator", "use_tuning", "get_backend")
 INITIALISERS = (

@@ -247,6 +247,14 @@ def _number(op: str, name: str, value: Any, negative: bool = False) -> float:
     return number
 
 
+def _factor(op: str, name: str, value: Any) -> float:
+    """A number from 0 to 1, which a learning rate is multiplied by."""
+    number = _number(op, name, value)
+    if number > 1:
+        raise ValueError(f"{op}: {name} must be from 0 to 1, got {value}; raise the optimizer's lr instead")
+    return number
+
+
 def _several(where: str, params: Any) -> list[Any]:
     """What is given as params, one after the other. Raises TypeError for what has no order, and for what isn't many."""
     if isinstance(params, Tensor | dict | set) or hasattr(params, "parameters") or not isinstance(params, Iterable):
@@ -650,6 +658,39 @@ class PolynomialLR(LRScheduler):
         return self.base_lrs[group] * left
 
 
+class LinearLR(LRScheduler):
+    """lr · a factor that goes along a line from start_factor to end_factor in total_iters steps, and stays there.
+
+    Raises ValueError unless 0 < start_factor <= 1 and 0 <= end_factor <= 1.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, start_factor: float = 1 / 3, end_factor: float = 1.0, total_iters: int = 5
+    ) -> None:
+        self.start_factor = _factor("LinearLR", "start_factor", start_factor)
+        self.end_factor = _factor("LinearLR", "end_factor", end_factor)
+        if not self.start_factor:
+            raise ValueError("LinearLR: start_factor must be larger than 0, got 0.0; end_factor may be 0")
+        self.total_iters = validate.integer("LinearLR", "total_iters", total_iters, least=1)
+        super().__init__(optimizer)
+
+    def lr_at(self, epoch: int, group: int = 0) -> float:
+        done = min(epoch, self.total_iters) / self.total_iters
+        return self.base_lrs[group] * (self.start_factor * (1 - done) + self.end_factor * done)
+
+
+class ConstantLR(LRScheduler):
+    """lr · factor in the first total_iters steps, then lr. Raises ValueError unless 0 <= factor <= 1."""
+
+    def __init__(self, optimizer: Optimizer, factor: float = 1 / 3, total_iters: int = 5) -> None:
+        self.factor = _factor("ConstantLR", "factor", factor)
+        self.total_iters = validate.integer("ConstantLR", "total_iters", total_iters, least=1)
+        super().__init__(optimizer)
+
+    def lr_at(self, epoch: int, group: int = 0) -> float:
+        return self.base_lrs[group] * (self.factor if epoch < self.total_iters else 1.0)
+
+
 class LambdaLR(LRScheduler):
     """lr · lr_lambda(epoch), with one function for all groups or a list of one for each. A state does not hold them."""
 
@@ -678,6 +719,29 @@ class CosineAnnealingLR(LRScheduler):
 
     def lr_at(self, epoch: int, group: int = 0) -> float:
         return self.eta_min + (self.base_lrs[group] - self.eta_min) * (1 + math.cos(math.pi * epoch / self.t_max)) / 2
+
+
+class CosineAnnealingWarmRestarts(LRScheduler):
+    """From lr to eta_min along half a cosine in T_0 steps, then from lr again, each time in T_mult times as many steps.
+    Loshchilov & Hutter 2016.
+    """
+
+    def __init__(self, optimizer: Optimizer, T_0: int, T_mult: int = 1, eta_min: float = 0.0) -> None:
+        kind = "CosineAnnealingWarmRestarts"
+        self.t_0 = validate.integer(kind, "T_0", T_0, least=1)
+        self.t_mult = validate.integer(kind, "T_mult", T_mult, least=1)
+        self.eta_min = _number(kind, "eta_min", eta_min)
+        super().__init__(optimizer)
+
+    def lr_at(self, epoch: int, group: int = 0) -> float:
+        length, growth = (  # checked again, for a state may have brought what never ends
+            validate.integer("CosineAnnealingWarmRestarts", name, value, least=1)
+            for name, value in (("T_0", self.t_0), ("T_mult", self.t_mult))
+        )
+        since = epoch % length if growth == 1 else epoch
+        while since >= length:
+            since, length = since - length, length * growth
+        return self.eta_min + (self.base_lrs[group] - self.eta_min) * (1 + math.cos(math.pi * since / length)) / 2
 
 
 class OneCycleLR(LRScheduler):

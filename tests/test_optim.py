@@ -706,10 +706,19 @@ def torch_rates(torch: ModuleType, name: str, options: dict[str, Any], steps: in
         ("ExponentialLR", {"gamma": 0.95}, 40),
         ("PolynomialLR", {}, 9),
         ("PolynomialLR", {"total_iters": 30, "power": 0.9}, 33),
+        ("LinearLR", {}, 9),
+        ("LinearLR", {"start_factor": 1.0, "end_factor": 0.25, "total_iters": 7}, 12),
+        ("LinearLR", {"start_factor": 0.1, "end_factor": 0.7, "total_iters": 1}, 4),
+        ("ConstantLR", {}, 9),
+        ("ConstantLR", {"factor": 0.5, "total_iters": 1}, 4),
         ("LambdaLR", {"lr_lambda": lambda step: 1 / (1 + step)}, 20),
         ("CosineAnnealingLR", {"T_max": 10, "eta_min": 0.1}, 45),
         ("CosineAnnealingLR", {"T_max": 1, "eta_min": 0.01}, 6),
         ("CosineAnnealingLR", {"T_max": 33}, 33),
+        ("CosineAnnealingWarmRestarts", {"T_0": 5}, 23),
+        ("CosineAnnealingWarmRestarts", {"T_0": 1, "eta_min": 0.1}, 4),
+        ("CosineAnnealingWarmRestarts", {"T_0": 1, "T_mult": 3, "eta_min": 0.01}, 130),
+        ("CosineAnnealingWarmRestarts", {"T_0": 4, "T_mult": 2}, 70),
         ("OneCycleLR", {"max_lr": 0.3, "total_steps": 50}, 49),
         (
             "OneCycleLR",
@@ -744,6 +753,41 @@ def test_cosine_schedule_is_half_way_in_the_middle_and_comes_back() -> None:
         assert found[epoch] == pytest.approx(expected, rel=1e-13)
 
 
+def test_a_linear_schedule_ends_on_its_end_factor_to_the_bit_and_stays() -> None:
+    found = rates(lambda o: optim.LinearLR(o, 0.1, 0.7, 3), 6)
+    assert found[0] == 0.5 * 0.1
+    assert found[3:] == [0.5 * 0.7] * 4
+
+
+def test_a_constant_schedule_gives_the_rate_back_to_the_bit_also_from_0() -> None:
+    assert rates(lambda o: optim.ConstantLR(o, 0.3, 2), 4) == [0.15, 0.15, 0.5, 0.5, 0.5]
+    assert rates(lambda o: optim.ConstantLR(o, 0, 1), 2) == [0, 0.5, 0.5]
+
+
+def test_a_cosine_restarts_from_the_full_rate_each_time_after_longer() -> None:
+    found = rates(lambda o: optim.CosineAnnealingWarmRestarts(o, 2, 3, 0.1), 27)
+    assert [i for i, lr in enumerate(found) if lr == 0.5] == [0, 2, 8, 26]
+    np.testing.assert_allclose([found[1], found[5], found[17]], 0.3, rtol=1e-14)
+    assert min(found) > 0.1
+
+
+def test_a_cosine_knows_where_it_is_after_any_number_of_steps() -> None:
+    schedule = optim.CosineAnnealingWarmRestarts(optim.SGD([leaf([1.0])], 0.5), 3)
+    assert schedule.lr_at(3 * 10**18) == 0.5
+    growing = optim.CosineAnnealingWarmRestarts(optim.SGD([leaf([1.0])], 0.5), 1, 5)
+    assert growing.lr_at((5**20 - 1) // 4) == 0.5  # where a logarithm would round to the restart before
+    assert growing.lr_at((5**20 - 1) // 4 - 1) < 1e-20
+
+
+def test_a_state_in_which_restarts_would_never_end_is_refused() -> None:
+    schedule = optim.CosineAnnealingWarmRestarts(optim.SGD([leaf([1.0])], 0.5), 3, 2)
+    state = schedule.state_dict() | {"last_epoch": 4}
+    for change, error in (({"t_mult": 0}, ValueError), ({"t_0": 0}, ValueError), ({"t_mult": 0.5}, TypeError)):
+        with pytest.raises(error, match=r"CosineAnnealingWarmRestarts: T_(0|mult) must be (at least 1|an int), got 0"):
+            schedule.load_state_dict(state | change)
+    assert (schedule.last_epoch, schedule.t_0, schedule.t_mult, schedule.optimizer.lr) == (0, 3, 2, 0.5)
+
+
 def test_one_cycle_goes_up_and_down_and_ends() -> None:
     found = rates(lambda o: optim.OneCycleLR(o, 1.0, 21, 0.5, 10, 100), 21)
     top = 0.5 * 21 - 1
@@ -771,7 +815,10 @@ SCHEDULES: dict[str, Schedule] = {
     "multi-step": lambda o: optim.MultiStepLR(o, [2, 7], 0.3),
     "exponential": lambda o: optim.ExponentialLR(o, 0.9),
     "polynomial": lambda o: optim.PolynomialLR(o, 11, 2),
+    "linear": lambda o: optim.LinearLR(o, 0.2, 0.9, 6),
+    "constant": lambda o: optim.ConstantLR(o, 0.2, 6),
     "cosine": lambda o: optim.CosineAnnealingLR(o, 9, 0.01),
+    "restarts": lambda o: optim.CosineAnnealingWarmRestarts(o, 3, 2, 0.01),
     "one-cycle": lambda o: optim.OneCycleLR(o, 0.7, 15),
     "warm-up": lambda o: optim.WarmUp(optim.CosineAnnealingLR(o, 7), 4),
 }
@@ -802,7 +849,10 @@ OTHERS: dict[str, Schedule] = {
     "multi-step": lambda o: optim.MultiStepLR(o, [5], 0.9),
     "exponential": lambda o: optim.ExponentialLR(o, 0.5),
     "polynomial": lambda o: optim.PolynomialLR(o),
+    "linear": lambda o: optim.LinearLR(o),
+    "constant": lambda o: optim.ConstantLR(o),
     "cosine": lambda o: optim.CosineAnnealingLR(o, 5),
+    "restarts": lambda o: optim.CosineAnnealingWarmRestarts(o, 4),
     "one-cycle": lambda o: optim.OneCycleLR(o, 0.2, 30, 0.5, 3.0),
     "warm-up": lambda o: optim.WarmUp(optim.CosineAnnealingLR(o, 9, 0.1), 2),
 }
@@ -856,6 +906,9 @@ def test_state_of_a_schedule_of_a_version_without_groups_brings_all_its_numbers(
         ("MultiStepLR", {"milestones": [2, 5]}, 12),
         ("ExponentialLR", {"gamma": 0.9}, 12),
         ("PolynomialLR", {"total_iters": 10, "power": 2}, 12),
+        ("LinearLR", {"total_iters": 7}, 12),
+        ("ConstantLR", {"factor": 0.5}, 12),
+        ("CosineAnnealingWarmRestarts", {"T_0": 3, "T_mult": 2, "eta_min": 0.001}, 12),
         ("LambdaLR", {"lr_lambda": lambda step: 1 / (1 + step)}, 12),
         ("LambdaLR", {"lr_lambda": [lambda step: 0.5**step, lambda step: 1 + step]}, 12),
         ("CosineAnnealingLR", {"T_max": 8, "eta_min": 0.001}, 12),
@@ -1021,6 +1074,26 @@ def test_plateau_goes_on_where_it_was_with_its_settings(options: dict[str, Any])
         (lambda o: optim.StepLR(o, 0), "StepLR: step_size must be at least 1, got 0"),
         (lambda o: optim.PolynomialLR(o, 0), "PolynomialLR: total_iters must be at least 1, got 0"),
         (lambda o: optim.PolynomialLR(o, 4, -0.5), r"PolynomialLR: power must not be negative, got -0\.5"),
+        (
+            lambda o: optim.LinearLR(o, 0.0),
+            "LinearLR: start_factor must be larger than 0, got 0.0; end_factor may be 0",
+        ),
+        (
+            lambda o: optim.LinearLR(o, 1.5),
+            r"LinearLR: start_factor must be from 0 to 1, got 1\.5; raise the optimizer's",
+        ),
+        (
+            lambda o: optim.LinearLR(o, 0.5, 2),
+            "LinearLR: end_factor must be from 0 to 1, got 2; raise the optimizer's lr",
+        ),
+        (lambda o: optim.LinearLR(o, total_iters=0), "LinearLR: total_iters must be at least 1, got 0"),
+        (lambda o: optim.ConstantLR(o, -0.5), r"ConstantLR: factor must not be negative, got -0\.5"),
+        (lambda o: optim.ConstantLR(o, total_iters=2.5), r"ConstantLR: total_iters must be an int, got 2\.5"),
+        (
+            lambda o: optim.CosineAnnealingWarmRestarts(o, 0),
+            "CosineAnnealingWarmRestarts: T_0 must be at least 1, got 0",
+        ),
+        (lambda o: optim.CosineAnnealingWarmRestarts(o, 2, 1.5), r"T_mult must be an int, got 1\.5"),
         (lambda o: optim.CosineAnnealingLR(o, 0), "T_max must be at least 1, got 0"),
         (lambda o: optim.OneCycleLR(o, 1.0, 0), "total_steps must be positive .* got 0"),
         (lambda o: optim.OneCycleLR(o, 1.0, 5, pct_start=1.5), r"pct_start in 0 … 1, got 5 and 1\.5"),
