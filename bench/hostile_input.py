@@ -2462,12 +2462,18 @@ def modules(t: Trial) -> None:
     asked(t, net.__getitem__, (0, slice(2), -1, *ODD_NUMBERS))
     asked(t, nn.Sequential, (nn.ReLU(), *THINGS))
     asked(t, nn.ModuleList, ([nn.ReLU()], *THINGS[1:]))
+    asked(t, nn.ParameterList, ([weight], *THINGS[1:]))
     asked(t, nn.ModuleDict, ({"a": nn.ReLU()}, *THINGS[1:]))
     for row in (nn.Sequential(nn.Tanh()), nn.ModuleList([nn.Tanh()])):
         asked(t, row.append, (nn.ReLU(), *THINGS))
         asked(t, row.insert, (0, *ODD_NUMBERS), (nn.ReLU(), *THINGS))
         asked(t, row.__setitem__, (0, *ODD_NUMBERS), (nn.ReLU(), *THINGS))
         asked(t, row.__delitem__, (0, slice(1), *ODD_NUMBERS))
+    listed = nn.ParameterList([weight])
+    asked(t, listed.append, (weight, x > 0, *THINGS))
+    asked(t, listed.insert, (0, *ODD_NUMBERS), (weight, *THINGS))
+    asked(t, listed.__setitem__, (0, *ODD_NUMBERS), (weight, *THINGS))
+    asked(t, listed.__delitem__, (0, slice(1), *ODD_NUMBERS))
     asked(t, nn.ModuleDict().__setitem__, ("a", *THINGS[:2], "a.b", ""), (nn.ReLU(), *THINGS))
     asked(t, nn.Identity(), (x, *THINGS))
     for kind in (nn.Parameter, nn.Buffer):
@@ -3102,7 +3108,7 @@ ENTRIES: dict[str, Entry] = (
     | {f"nn.init.{name}": initialiser(name) for name in INITIALISERS}
     | {f"nn.models.{name}": network(name) for name in NETWORKS}
     | dict.fromkeys([f"nn.{name}" for name in ("Module", "Identity", "Parameter", "Buffer")], modules)
-    | dict.fromkeys([f"nn.{name}" for name in ("Sequential", "ModuleList", "ModuleDict")], modules)
+    | dict.fromkeys([f"nn.{name}" for name in ("Sequential", "ModuleList", "ModuleDict", "ParameterList")], modules)
     | dict.fromkeys([f"train.{name}" for name in ("evaluate", "fit", "predict")], learning)
     | dict.fromkeys([f"attribution.{name}" for name in ("grad_cam", "occlusion", "saliency")], learning)
     | {"nn.Dropout": dropped(nn.Dropout), "nn.Dropout2d": dropped(nn.Dropout2d)}

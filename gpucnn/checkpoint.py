@@ -24,7 +24,7 @@ from gpucnn.creation import at_most
 from gpucnn.data import Loader, Normalize
 from gpucnn.dtypes import bfloat16, named
 from gpucnn.names import is_showable, showable
-from gpucnn.nn import Module, ModuleDict, ModuleList, Sequential
+from gpucnn.nn import Module, ModuleDict, ModuleList, ParameterList, Sequential
 from gpucnn.optim import LRScheduler, Optimizer, ReduceLROnPlateau, WarmUp, _check_optimizer
 from gpucnn.random import Generator, get_generator, use_generator
 from gpucnn.settings import check_description
@@ -69,7 +69,7 @@ def _describe(module: Module, place: str, places: dict[int, str]) -> Description
     places[id(module)] = place
     kind = type(module)
     known = _classes().get(kind.__name__) is kind
-    args, kwargs = ((), {}) if kind in (Sequential, ModuleList, ModuleDict) else module._arguments
+    args, kwargs = ((), {}) if kind in (Sequential, ModuleList, ModuleDict, ParameterList) else module._arguments
     return {
         "class": kind.__name__ if known else f"{kind.__module__}.{kind.__qualname__}",
         "args": [_described(value) for value in args],

@@ -136,6 +136,18 @@ def test_appended_and_removed_layers_are_described():
     again(gpucnn.zeros(2, 1, 28, 28))
 
 
+class Weighted(nn.Module):
+    def __init__(self, count):
+        self.factors = nn.ParameterList(gpucnn.rand(2) for _ in range(count))
+
+
+def test_a_class_of_ones_own_that_holds_parameters_in_a_list_is_built_again():
+    description = json.loads(json.dumps(describe(Weighted(3))))
+    again = build(description, Weighted)
+    assert [p.shape for p in again.factors] == [(2,)] * 3
+    assert describe(again) == description
+
+
 def test_a_layer_that_is_used_twice_is_described_once_and_built_as_one():
     inner = nn.Linear(4, 4)
     model = nn.Sequential(inner, nn.ReLU(), nn.Sequential(nn.ELU(), inner))

@@ -2,7 +2,7 @@
 
 from gpucnn.nn import functional as functional
 from gpucnn.nn import init, models
-from gpucnn.nn.containers import ModuleDict, ModuleList, Sequential
+from gpucnn.nn.containers import ModuleDict, ModuleList, ParameterList, Sequential
 from gpucnn.nn.layers import (
     ELU,
     GELU,
@@ -68,7 +68,7 @@ __all__ = [
     "Flatten", "GroupNorm", "HalfSquaredError", "Hardsigmoid", "Hardswish", "Hardtanh", "HuberLoss", "Identity",
     "InstanceNorm2d", "KLDivLoss", "L1Loss", "LayerNorm", "LeakyReLU", "Linear", "LocalResponseNorm", "LogSigmoid",
     "LogSoftmax", "MSELoss", "MaxPool2d", "MinPool2d", "Mish", "Module", "ModuleDict", "ModuleList", "NLLLoss", "PReLU",
-    "Parameter", "PixelShuffle", "PixelUnshuffle", "ReLU", "ReLU6", "ReflectionPad2d", "ReplicationPad2d", "Sequential",
-    "SiLU", "Sigmoid", "SmoothL1Loss", "Softmax", "Softplus", "Softsign", "SumPool2d", "Summary", "Tanh", "Unflatten",
-    "Upsample", "ZeroPad2d", "init", "models",
+    "Parameter", "ParameterList", "PixelShuffle", "PixelUnshuffle", "ReLU", "ReLU6", "ReflectionPad2d",
+    "ReplicationPad2d", "Sequential", "SiLU", "Sigmoid", "SmoothL1Loss", "Softmax", "Softplus", "Softsign", "SumPool2d",
+    "Summary", "Tanh", "Unflatten", "Upsample", "ZeroPad2d", "init", "models",
 ]  # fmt: skip

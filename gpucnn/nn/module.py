@@ -317,8 +317,11 @@ class Module:
         input_shape = checked_shape([validate.integer("summary", "a length", n, least=1) for n in input_shape])
         rows: dict[str, SummaryRow] = {}
         own: dict[str, int] = {}  # parameters of each module itself; one that two modules share counts at the first
+        modules = dict(self.named_modules())
         for name, parameter in self.named_parameters():
             place = name.rpartition(".")[0]
+            while place and type(modules[place]).forward is Module.forward:  # a list of parameters is never called
+                place = place.rpartition(".")[0]
             own[place] = own.get(place, 0) + parameter.numel()
 
         def note(name: str, module: Module) -> RemovableHandle:

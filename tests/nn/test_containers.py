@@ -242,6 +242,83 @@ def test_a_row_of_modules_changes_as_pytorchs_does(kind: str, torch: ModuleType)
     assert changed(nn) == changed(torch.nn)
 
 
+class Mixture(nn.Module):
+    """The input times each of some factors, added up."""
+
+    def __init__(self, *sizes: int) -> None:
+        self.factors = nn.ParameterList(gpucnn.rand(size) for size in sizes)
+
+    def forward(self, input: Tensor) -> Tensor:
+        y = input * self.factors[0]
+        for factor in self.factors[1:]:
+            y = y + input * factor
+        return y
+
+
+def test_a_list_of_parameters_changes_as_pytorchs_does(torch: ModuleType) -> None:
+    def changed(layers: Any, tensor: Callable[[list[float]], Any]) -> list[Any]:
+        row = layers.ParameterList([tensor([1.0]), layers.Parameter(tensor([2.0]))])
+        assert row.append(tensor([3.0])) is row
+        assert row.extend(layers.Parameter(tensor([v]), requires_grad=False) for v in (4.0, 5.0)) is row
+        row[1] = tensor([6.0])
+        row[-1] = layers.Parameter(tensor([7.0]))
+        row += [tensor([8.0])]
+        part = row[4:1:-2]
+        assert all(type(p) is layers.Parameter for p in row)
+        assert type(part) is layers.ParameterList
+        assert part[0] is row[4]
+        return [
+            [(p.tolist(), p.requires_grad) for p in row], len(row), row[-2].tolist(), list(row.state_dict()),
+            [(name, p.tolist()) for name, p in part.named_parameters()], len(layers.ParameterList()),
+        ]  # fmt: skip
+
+    assert changed(nn, gpucnn.tensor) == changed(torch.nn, torch.tensor)
+
+
+def test_parameters_in_a_list_are_found_trained_moved_and_loaded_with_their_owner(backend: str) -> None:
+    model = Mixture(3, 1).to(backend)
+    assert [name for name, _ in model.named_parameters()] == ["factors.0", "factors.1"]
+    model(gpucnn.ones(2, 3, backend=backend)).sum().backward()
+    assert [p.grad.tolist() for p in model.factors] == [[2, 2, 2], [6]]
+    assert repr(model.factors) == "ParameterList(float32 [3], float32 [1])"
+    again = Mixture(3, 1).to(backend)
+    again.load_state_dict(model.state_dict())
+    assert [p.tolist() for p in again.factors] == [p.tolist() for p in model.factors]
+    assert {p.dtype for p in again.to("float64").factors} == {np.dtype("float64")}
+
+
+def test_parameters_in_a_list_are_inserted_and_deleted_like_any_others() -> None:
+    row = nn.ParameterList(gpucnn.tensor([float(i)]) for i in range(4))
+    del row[1:3]
+    row.insert(1, gpucnn.tensor([9.0]))
+    assert {name: p.tolist() for name, p in row.named_parameters()} == {"0": [0], "1": [9], "2": [3]}
+    assert row.pop().tolist() == [3]
+
+
+def test_a_list_of_parameters_takes_nothing_else_and_stays_as_it_was() -> None:
+    row = nn.ParameterList([gpucnn.ones(2)])
+    with pytest.raises(TypeError, match="ParameterList holds parameters, got ReLU"):
+        row.append(nn.ReLU())
+    with pytest.raises(TypeError, match="ParameterList holds parameters, got float"):
+        row[0] = 1.0
+    with pytest.raises(TypeError, match="ParameterList holds parameters, got str"):
+        row.insert(0, "x")
+    with pytest.raises(TypeError, match="ParameterList takes several parameters, got Tensor"):
+        row.extend(gpucnn.ones(2, 3))
+    with pytest.raises(IndexError, match="ParameterList: there is no parameter 1 among 1"):
+        row[1] = gpucnn.ones(2)
+    with pytest.raises(RuntimeError, match="only a floating tensor can have a gradient, this one is int64"):
+        row.append(gpucnn.tensor([1]))
+    assert [p.tolist() for p in row] == [[1, 1]]
+
+
+def test_a_summary_counts_the_parameters_in_a_list_for_the_module_that_holds_it() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), Mixture(3, 1))
+    summary = model.summary(2)
+    assert [(row.name, row.parameters) for row in summary.rows] == [("0", 9), ("1", 4)]
+    assert summary.parameters == sum(p.numel() for p in model.parameters())
+
+
 def test_a_mapping_of_modules_changes_as_pytorchs_does(torch: ModuleType) -> None:
     def changed(layers: Any) -> list[Any]:
         modules = layers.ModuleDict({"first": layers.ReLU(), "second": layers.Tanh()})

@@ -170,7 +170,7 @@ LOSSES: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor, Tensor], Tens
 }
 
 
-CONTAINERS = {"Sequential", "ModuleList", "ModuleDict"}
+CONTAINERS = {"Sequential", "ModuleList", "ModuleDict", "ParameterList"}
 NAMES = sorted(set(nn.__all__) - CONTAINERS - {"Module", "Parameter", "Buffer", "Summary", "init", "models"})
 
 
