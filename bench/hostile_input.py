@@ -2454,6 +2454,14 @@ def modules(t: Trial) -> None:
     if handle is not Refused:
         promise(t.call(net, x) is not Refused, "a hook")
         handle.remove()
+    handle = asked(t, net.register_forward_pre_hook, (lambda module, inputs: inputs, *THINGS[:6]))
+    if handle is not Refused:
+        promise(t.call(net, x) is not Refused, "a hook before")
+        handle.remove()
+    handle = asked(t, net.register_full_backward_hook, (lambda *arguments: None, *THINGS[:6]))
+    if handle is not Refused:
+        t.call(net, x.detach().requires_grad_()).sum().backward()
+        handle.remove()
     asked(t, net.summary, (2, *COUNTS), (3, *COUNTS), (4, *COUNTS))
     asked(t, net.explain, (x.numpy()[0], x, *THINGS), ("0", "9", "", *THINGS), ((1, 0, 1), 9, -1, *COUNTS),
           target=(1, *ODD_NUMBERS))  # fmt: skip
@@ -3134,8 +3142,8 @@ METHODS_TOO = {
     "data.Dataset": "channels height subset width",
     "data.Loader": "epoch",
     "nn.Module": "apply buffers children eval explain load_state_dict modules named_buffers named_children "
-    "named_modules named_parameters parameters register_forward_hook requires_grad_ state_dict summary to train "
-    "zero_grad",
+    "named_modules named_parameters parameters register_forward_hook register_forward_pre_hook "
+    "register_full_backward_hook requires_grad_ state_dict summary to train zero_grad",
     "optim.Adam": "load_state_dict state_dict",
     "optim.WarmUp": "load_state_dict state_dict",
     "optim.ReduceLROnPlateau": "load_state_dict step",

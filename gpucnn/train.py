@@ -49,6 +49,7 @@ from gpucnn.graph import Compiled
 from gpucnn.memory import OutOfMemoryError, explained, free_bytes, moments_to_come, out_of_memory, peak_bytes
 from gpucnn.metrics import Evaluation
 from gpucnn.nn import Module
+from gpucnn.nn.module import has_hooks
 from gpucnn.optim import LRScheduler, Optimizer, ReduceLROnPlateau, _check_optimizer, clip_grad_norm_
 from gpucnn.random import Generator, use_generator
 from gpucnn.tensor import Tensor, no_grad, tensor
@@ -277,8 +278,8 @@ class _Run:
             return f"the loss {_named(function)} gets its labels on the host; cross_entropy does not"
         if self.accumulate > 1:
             return "accumulate adds up gradients over several calls"
-        if any(vars(module).get("_hooks") for module in self.state.model.modules()):
-            return "the model has forward hooks, which run on the host"
+        if any(map(has_hooks, self.state.model.modules())):
+            return "the model has hooks, which run on the host"
         return None
 
     def _captured_step(self, images: Tensor, labels: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -1718,7 +1718,7 @@ def test_a_loss_that_is_not_finite_ends_a_training_with_graphs(emulator):
 NOT_CAPTURED = {
     "the loss <function half_squared_error> gets its labels on the host": {"loss": F.half_squared_error},
     "accumulate adds up gradients over several calls": {"accumulate": 2},
-    "the model has forward hooks": {},
+    "the model has hooks": {},
 }
 
 
@@ -1726,7 +1726,7 @@ NOT_CAPTURED = {
 def test_what_keeps_a_training_from_graphs_is_told_where_they_were_asked_for(reason):
     model = small_net()
     if "hooks" in reason:
-        model[0].register_forward_hook(lambda *_: None)
+        model[0].register_forward_pre_hook(lambda *_: None)
     options = {
         "epochs": 1, "optimizer": optim.SGD(list(model.parameters())), "progress": False, **NOT_CAPTURED[reason],
     }  # fmt: skip

@@ -1,7 +1,7 @@
 """Which neighbouring layers are computed as one, and how: what Sequential and the models go by.
 
-A module with a forward hook is computed by itself, so that the hook sees its output; so is a subclass, whose forward
-may be another.
+A module with a hook is computed by itself, so that the hook sees its inputs, output and gradients; so is a subclass,
+whose forward may be another.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gpucnn.functional.casting import is_autocast_enabled
 from gpucnn.functional.convolution import MOST_WEIGHTS
 from gpucnn.geometry import Window, pair
 from gpucnn.nn.layers import BatchNorm1d, BatchNorm2d, Conv2d, MaxPool2d, ReLU
-from gpucnn.nn.module import Module
+from gpucnn.nn.module import Module, has_hooks
 from gpucnn.tensor import Tensor, is_grad_enabled
 
 Groups = list[tuple[Module, ...]]
@@ -90,8 +90,7 @@ def starts(modules: list[Module], kind: type[Module]) -> bool:
     """Whether the first of the modules, if there is one, is of this kind and has no hooks and no forward of its own."""
     if not modules or type(modules[0]) is not kind:
         return False
-    own = vars(modules[0])
-    return not own.get("_hooks") and "forward" not in own
+    return not has_hooks(modules[0]) and "forward" not in vars(modules[0])
 
 
 def pools_along(conv: Module, behind: list[Module]) -> bool:

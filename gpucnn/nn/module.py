@@ -12,13 +12,16 @@ import numpy as np
 from gpucnn.backends import Backend, get_backend
 from gpucnn.functional import validate
 from gpucnn.live import replaced
-from gpucnn.tensor import Tensor, checked_dtype, checked_shape, no_grad, zero_grad
+from gpucnn.nn import backward_hooks
+from gpucnn.nn.backward_hooks import BackwardHook
+from gpucnn.tensor import Tensor, checked_dtype, checked_shape, is_grad_enabled, no_grad, zero_grad
 
 if TYPE_CHECKING:
     from gpucnn.data import Normalize
     from gpucnn.explain import Explanation
 
 Hook = Callable[["Module", tuple[Any, ...], Any], None]
+PreHook = Callable[["Module", tuple[Any, ...]], Any]
 
 
 class Parameter(Tensor):
@@ -77,15 +80,23 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} has no forward(); define it, or call the modules in it")
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
+        own = vars(self)
+        for pre_hook in list(own.get("_pre_hooks", ())):
+            changed = pre_hook(self, inputs)
+            if changed is not None:
+                inputs = changed if isinstance(changed, tuple) else (changed,)
+        watches_gradients = own.get("_backward_hooks") and is_grad_enabled()
+        if watches_gradients:
+            inputs, behind = backward_hooks.watched(self, inputs)
         try:
             output = self.forward(*inputs, **keywords)
         except MemoryError as error:
             from gpucnn.memory import out_of_memory  # it knows modules
 
             raise out_of_memory(error, "forward pass", module=self, inputs=inputs) from None
-        for hook in list(vars(self).get("_hooks", ())):
+        for hook in list(own.get("_hooks", ())):
             hook(self, inputs, output)
-        return output
+        return behind(output) if watches_gradients else output
 
     def __setattr__(self, name: str, value: Any) -> None:
         current = vars(self).get(name)
@@ -296,8 +307,30 @@ class Module:
 
     def register_forward_hook(self, hook: Hook) -> RemovableHandle:
         """Call hook(module, inputs, output) after each forward; the handle's remove() ends that."""
-        _callable("register_forward_hook: hook", hook)
-        hooks: list[Hook] = vars(self).setdefault("_hooks", [])
+        return self._register("_hooks", "register_forward_hook", hook)
+
+    def register_forward_pre_hook(self, hook: PreHook) -> RemovableHandle:
+        """Call hook(module, inputs) before each forward, with a tuple of the inputs that have no name; the handle's
+        remove() ends that.
+
+        What it returns, unless that is None, takes the place of the inputs: a tuple of them, or a single one.
+        """
+        return self._register("_pre_hooks", "register_forward_pre_hook", hook)
+
+    def register_full_backward_hook(self, hook: BackwardHook) -> RemovableHandle:
+        """Call hook(module, grad_input, grad_output) once `backward` has come through the module; the handle's remove()
+        ends that.
+
+        Both are tuples: a gradient for each input that has no name and for each output, None for what is no tensor or
+        has none. Those of the parameters may still be on their way. The hook only looks: it must leave the gradients
+        as they are and return None, or `backward` raises TypeError. So does a call of the module if its forward returns
+        neither a tensor nor a tuple.
+        """
+        return self._register("_backward_hooks", "register_full_backward_hook", hook)
+
+    def _register(self, kind: str, method: str, hook: Any) -> RemovableHandle:
+        _callable(f"{method}: hook", hook)
+        hooks: list[Any] = vars(self).setdefault(kind, [])
         hooks.append(hook)
         return RemovableHandle(hooks, hook)
 
@@ -409,10 +442,16 @@ def _callable(what: str, function: Any) -> None:
         raise TypeError(f"{what} must be callable, got {function!r:.100}")
 
 
-class RemovableHandle:
-    """What register_forward_hook returns."""
+def has_hooks(module: Module) -> bool:
+    """Whether something looks at the module or changes its inputs, so that it has to be called by itself."""
+    own = vars(module)
+    return any(own.get(kind) for kind in ("_hooks", "_pre_hooks", "_backward_hooks"))
 
-    def __init__(self, hooks: list[Hook], hook: Hook) -> None:
+
+class RemovableHandle:
+    """What register_forward_hook and its kin return."""
+
+    def __init__(self, hooks: list[Any], hook: Any) -> None:
         self._hooks, self._hook = hooks, hook
 
     def remove(self) -> None:

@@ -131,6 +131,21 @@ def test_a_hook_sees_what_its_module_alone_gives(hooked: int) -> None:
     assert [bits(output) for output in seen] == [bits(expected)]
 
 
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook", "full_backward_hook"])
+@pytest.mark.parametrize("hooked", [0, 1, 2])
+@pytest.mark.parametrize("chain", [("Conv2d", "BatchNorm2d", "ReLU"), ("Conv2d", "ReLU", "MaxPool2d")])
+def test_a_module_with_any_hook_is_computed_by_itself(chain: tuple[str, ...], hooked: int, kind: str) -> None:
+    arguments = {"Conv2d": (1, 2, 3), "BatchNorm2d": (2,), "ReLU": (), "MaxPool2d": (2,)}
+    model = nn.Sequential(*(getattr(nn, name)(*arguments[name]) for name in chain)).eval()
+    calls: list[nn.Module] = []
+    handle = getattr(model[hooked], f"register_{kind}")(lambda module, *others: calls.append(module))
+    assert model[hooked] in list(fused(list(model)))
+    model(gpucnn.rand(1, 1, 6, 8, requires_grad=True)).sum().backward()
+    assert calls == [model[hooked]]
+    handle.remove()
+    assert len(list(fused(list(model)))) == 1
+
+
 def test_a_subclass_keeps_its_own_forward() -> None:
     class Doubled(nn.ReLU):
         def forward(self, input: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Modules: what they find in themselves, their state, modes, hooks, summaries and copies."""
 
 import copy
+import gc
+import weakref
 from collections import OrderedDict
 from types import ModuleType
 from typing import Any
@@ -348,6 +350,164 @@ def test_hook_may_remove_itself_while_it_runs() -> None:
     layer(gpucnn.ones(1))
     layer(gpucnn.ones(1))
     assert seen == ["once", "always", "always"]
+
+
+def test_a_hook_before_forward_sees_the_inputs_and_may_put_others_in_their_place() -> None:
+    layer, seen = nn.ReLU(), []
+    layer.register_forward_pre_hook(lambda module, inputs: seen.append((module, inputs)))
+    layer.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
+    last = layer.register_forward_pre_hook(lambda module, inputs: inputs[0] + 1)
+    layer.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0].tolist(), output.tolist())))
+    x = gpucnn.tensor([3.0])
+    assert layer(x).tolist() == [7]
+    last.remove()
+    assert layer(x).tolist() == [6]
+    assert seen == [(layer, (x,)), ([7], [7]), (layer, (x,)), ([6], [6])]
+
+
+def test_a_hook_before_forward_leaves_arguments_by_name_alone() -> None:
+    model, x = Residual(2).eval(), gpucnn.rand(1, 2, 3, 4)
+    model.register_forward_pre_hook(lambda module, inputs: inputs[0] * 2)
+    assert model(x, times=0.0).tolist() == (x * 2).tolist()
+
+
+def test_a_hook_behind_backward_sees_the_gradients_of_inputs_and_outputs() -> None:
+    layer, seen = nn.Linear(3, 2), []
+    layer.register_full_backward_hook(lambda *told: seen.append(told))
+    x = gpucnn.rand(4, 3, requires_grad=True)
+    y = layer(x * 1)
+    assert seen == []
+    u = gpucnn.rand(4, 2)
+    y.backward(u)
+    ((module, (of_input,), (of_output,)),) = seen
+    assert module is layer
+    assert of_output.tolist() == u.tolist()
+    assert x.grad is not None
+    assert of_input.tolist() == x.grad.tolist() == (u @ layer.weight.detach()).tolist()
+
+
+def test_what_no_gradient_comes_to_is_none_or_zeros_as_in_pytorch(torch: ModuleType) -> None:
+    def told(base: Any, tensor: Any, ones: Any) -> list[Any]:
+        class Several(base):  # type: ignore[misc]
+            def forward(self, a: Any, b: Any, times: float = 1) -> Any:
+                return a * 2, b * 3 * times, ones(2)
+
+        def plain(gradients: Any) -> list[Any]:
+            return [None if g is None else g.tolist() for g in gradients]
+
+        model, seen = Several(), list[Any]()
+        model.register_full_backward_hook(lambda module, of_in, of_out: seen.append((plain(of_in), plain(of_out))))
+        a, b = tensor([1.0, 2.0], requires_grad=True), tensor([3.0, 4.0], requires_grad=True)
+        first, second, _ = model(a, b, 5.0)
+        first.sum().backward(retain_graph=True)
+        second.sum().backward(retain_graph=True)
+        (first.sum() + second.sum()).backward()
+        seen.append(plain([a.grad, b.grad]))
+        model(a, a, times=7.0)[1].sum().backward()
+        return [*seen, *plain([a.grad, b.grad])]
+
+    assert told(nn.Module, gpucnn.tensor, gpucnn.ones) == told(torch.nn.Module, torch.tensor, torch.ones)
+
+
+def test_an_input_that_requires_no_gradient_has_none_also_beside_one_that_does() -> None:
+    """PyTorch makes zeros for it there."""
+    model, seen = nn.MSELoss(), []
+    model.register_full_backward_hook(lambda module, of_in, of_out: seen.append([g and g.item() for g in of_in]))
+    model(gpucnn.tensor([5.0], requires_grad=True), gpucnn.tensor([3.0])).backward()
+    assert seen == [[4, None]]
+
+
+def test_a_first_layers_hook_is_told_of_no_gradient_for_the_images_and_sees_that_of_its_output() -> None:
+    model, seen = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten()), []
+    model[0].register_full_backward_hook(lambda module, of_in, of_out: seen.append((of_in, of_out[0].shape)))
+    model(gpucnn.rand(2, 1, 4, 5)).sum().backward()
+    assert seen == [((None,), (2, 2, 2, 3))]
+    with gpucnn.no_grad():
+        assert not model(gpucnn.rand(2, 1, 4, 5)).requires_grad
+    assert len(seen) == 1
+
+
+def test_a_hook_behind_backward_changes_no_bit_of_any_gradient(backend: str) -> None:
+    gpucnn.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.Flatten()).to(
+        backend
+    )
+    x = gpucnn.rand(2, 2, 5, 4, backend=backend)
+
+    def gradients() -> list[bytes]:
+        model.zero_grad()
+        leaf = x.detach().requires_grad_()
+        model(leaf).sum().backward()
+        return [p.grad.numpy().tobytes() for p in (leaf, *model.parameters()) if p.grad is not None]
+
+    plain, seen = gradients(), []
+    handle = model.register_full_backward_hook(lambda *told: seen.append(told))
+    assert gradients() == plain
+    handle.remove()
+    gradients()
+    assert len(seen) == 1
+
+
+def test_a_hook_that_returns_gradients_is_an_error_and_no_gradient_changes() -> None:
+    layer = nn.Linear(2, 1)
+    layer.register_full_backward_hook(lambda module, of_in, of_out: of_in)
+    y = layer(gpucnn.ones(1, 2, requires_grad=True)).sum()
+    with pytest.raises(TypeError, match=r"hook of Linear can't change gradients, it must return None, got \(tensor"):
+        y.backward()
+    assert layer.weight.grad is None
+
+
+def test_a_hook_behind_backward_of_a_module_that_returns_a_list_is_refused() -> None:
+    class Listing(nn.Module):
+        def forward(self, input: Tensor) -> list[Tensor]:
+            return [input]
+
+    module = Listing()
+    module.register_full_backward_hook(lambda *told: None)
+    with pytest.raises(
+        TypeError, match=r"forward\(\) of Listing must return a tensor or a tuple .*, got list; hook the"
+    ):
+        module(gpucnn.ones(1))
+
+
+def test_a_hook_behind_backward_keeps_named_results_and_the_warning_of_probabilities() -> None:
+    class Both(nn.Module):
+        def forward(self, input: Tensor) -> Any:
+            return input.max(1)
+
+    both = Both()
+    both.register_full_backward_hook(lambda *told: None)
+    found = both(gpucnn.tensor([[1.0, 3.0]], requires_grad=True))
+    assert (found.values.tolist(), found.indices.tolist()) == ([3], [1])
+    softmax = nn.Softmax(1)
+    softmax.register_full_backward_hook(lambda *told: None)
+    with pytest.warns(UserWarning, match="cross_entropy takes logits"):
+        F.cross_entropy(softmax(gpucnn.rand(2, 3, requires_grad=True)), [0, 1])
+
+
+def test_hooks_behind_backward_hold_no_tensor_once_it_is_over() -> None:
+    layer = nn.Linear(3, 3)
+    layer.register_full_backward_hook(lambda *told: None)
+    x = gpucnn.rand(2, 3, requires_grad=True)
+    gc.disable()  # so that only what is in no cycle goes
+    try:
+        between = x * 2
+        last = weakref.ref(between)
+        y = layer(between)
+        del between
+        assert last() is None
+        node = weakref.ref(y)
+        y.sum().backward()
+        del y
+        assert node() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook", "full_backward_hook"])
+def test_what_is_no_function_is_no_hook(kind: str) -> None:
+    with pytest.raises(TypeError, match=rf"register_{kind}: hook must be callable, got 3"):
+        getattr(nn.ReLU(), f"register_{kind}")(3)
 
 
 # -- summary -------------------------------------------------------------------------------------------
