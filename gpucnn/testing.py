@@ -1133,7 +1133,7 @@ ARITHMETIC = [
 
 def loss(op: str, *inputs: Values, constants: tuple[int, ...] = (1,), pytorch: bool = True, **arguments: Any) -> Case:
     """A loss, by its name, of predictions and targets; the inputs in `constants` get no gradient."""
-    by_itself = op in ("nll_loss", "mse_loss", "l1_loss") or (op == "cross_entropy" and inputs[1].integer)
+    by_itself = op in ("nll_loss", "mse_loss", "l1_loss", "huber_loss") or (op == "cross_entropy" and inputs[1].integer)
     same_bits = by_itself and arguments.get("reduction") == "none"
     return Case(op, inputs, _losses, arguments, constants, same_bits=same_bits, pytorch=pytorch)
 
