@@ -138,7 +138,7 @@ def test_appended_and_removed_layers_are_described():
 
 class Weighted(nn.Module):
     def __init__(self, count):
-        self.factors = nn.ParameterList(gpucnn.rand(2) for _ in range(count))
+        self.factors = nn.ParameterList([gpucnn.rand(2) for _ in range(count)])
 
 
 def test_a_class_of_ones_own_that_holds_parameters_in_a_list_is_built_again():

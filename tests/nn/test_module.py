@@ -448,6 +448,28 @@ def test_a_hook_behind_backward_changes_no_bit_of_any_gradient(backend: str) -> 
     assert len(seen) == 1
 
 
+def test_a_gradient_that_comes_by_no_output_is_no_backward_pass_of_the_module(torch: ModuleType) -> None:
+    """Of what forward() has put aside, as in PyTorch."""
+
+    def told(base: Any, tensor: Any) -> list[Any]:
+        class PutsAside(base):  # type: ignore[misc]
+            def forward(self, input: Any) -> Any:
+                self.aside = input * 3
+                return input * 2
+
+        model, seen = PutsAside(), list[Any]()
+        model.register_full_backward_hook(lambda module, of_in, of_out: seen.append(of_in[0].tolist()))
+        x = tensor([1.0], requires_grad=True)
+        y = model(x)
+        model.aside.sum().backward(retain_graph=True)
+        y.sum().backward(retain_graph=True)
+        model.aside.sum().backward(retain_graph=True)
+        (y + model.aside).sum().backward()
+        return [seen, x.grad.tolist()]
+
+    assert told(nn.Module, gpucnn.tensor) == told(torch.nn.Module, torch.tensor) == [[[2], [5]], [13]]
+
+
 def test_a_hook_that_returns_gradients_is_an_error_and_no_gradient_changes() -> None:
     layer = nn.Linear(2, 1)
     layer.register_full_backward_hook(lambda module, of_in, of_out: of_in)
