@@ -2460,7 +2460,7 @@ def modules(t: Trial) -> None:
         handle.remove()
     handle = asked(t, net.register_full_backward_hook, (lambda *arguments: None, *THINGS[:6]))
     if handle is not Refused:
-        t.call(net, x.detach().requires_grad_()).sum().backward()
+        t.call(net.eval(), x.detach().requires_grad_()).sum().backward()
         handle.remove()
     asked(t, net.summary, (2, *COUNTS), (3, *COUNTS), (4, *COUNTS))
     asked(t, net.explain, (x.numpy()[0], x, *THINGS), ("0", "9", "", *THINGS), ((1, 0, 1), 9, -1, *COUNTS),
