@@ -25,7 +25,8 @@ from gpucnn.data import Loader, Normalize
 from gpucnn.dtypes import bfloat16, named
 from gpucnn.names import is_showable, showable
 from gpucnn.nn import Module, ModuleDict, ModuleList, ParameterList, Sequential
-from gpucnn.optim import LRScheduler, Optimizer, ReduceLROnPlateau, WarmUp, _check_optimizer
+from gpucnn.optim import LRScheduler, Optimizer, ReduceLROnPlateau, WarmUp
+from gpucnn.optim.optimizer import check_optimizer
 from gpucnn.random import Generator, get_generator, use_generator
 from gpucnn.settings import check_description
 
@@ -500,7 +501,7 @@ def _class_names(optimizer: Optimizer, scheduler: LRScheduler | ReduceLROnPlatea
 def _check_parts(op: str, model: Any, optimizer: Any, scheduler: Any) -> None:
     if not isinstance(model, Module):
         raise TypeError(f"{op}: model must be a Module, got {type(model).__name__}")
-    _check_optimizer(op, optimizer)
+    check_optimizer(op, optimizer)
     if not isinstance(scheduler, LRScheduler | ReduceLROnPlateau | None):
         raise TypeError(f"{op}: scheduler must be one of gpucnn.optim, got {type(scheduler).__name__}")
 

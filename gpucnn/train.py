@@ -50,7 +50,8 @@ from gpucnn.memory import OutOfMemoryError, explained, free_bytes, moments_to_co
 from gpucnn.metrics import Evaluation
 from gpucnn.nn import Module
 from gpucnn.nn.module import has_hooks
-from gpucnn.optim import LRScheduler, Optimizer, ReduceLROnPlateau, _check_optimizer, clip_grad_norm_
+from gpucnn.optim import LRScheduler, Optimizer, ReduceLROnPlateau, clip_grad_norm_
+from gpucnn.optim.optimizer import check_optimizer
 from gpucnn.random import Generator, use_generator
 from gpucnn.tensor import Tensor, no_grad, tensor
 from gpucnn.watch import check_module
@@ -194,7 +195,7 @@ def _check(
     _check_loss("fit", loss)
     if not isinstance(callbacks, Sequence) or not all(isinstance(callback, Callback) for callback in callbacks):
         raise TypeError(f"fit: callbacks must be a sequence of gpucnn.train.Callback, got {callbacks!r:.100}")
-    _check_optimizer("fit", optimizer)
+    check_optimizer("fit", optimizer)
     if not isinstance(scheduler, LRScheduler | None):
         hint = "; pass callbacks=[train.PlateauSchedule(scheduler)]" if isinstance(scheduler, ReduceLROnPlateau) else ""
         raise TypeError(f"fit: scheduler must be a gpucnn.optim.LRScheduler, got {type(scheduler).__name__}{hint}")

@@ -1282,3 +1282,9 @@ def test_small_network_trains_as_in_pytorch(torch: ModuleType) -> None:
         d.step()
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         np.testing.assert_allclose(p.numpy(), q.detach().numpy(), rtol=0, atol=1e-9)
+
+
+def test_schedules_have_the_module_that_they_have_in_pytorch() -> None:
+    from gpucnn.optim.lr_scheduler import StepLR
+
+    assert StepLR is optim.StepLR is optim.lr_scheduler.StepLR

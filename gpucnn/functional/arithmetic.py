@@ -253,7 +253,7 @@ def round(input: Tensor) -> Tensor:
 def _step(op: str, input: Tensor, function: Any) -> Tensor:
     backend = validate.floating(op, input=input)
     y = in_storage_order(lambda a: function(backend.xp, a), input.array)
-    return record(backend, y, (input, backend.xp.zeros_like))
+    return record(backend, y, (input, lambda dy: backend.xp.zeros_like(dy)))
 
 
 def square(input: Tensor) -> Tensor:

@@ -260,7 +260,9 @@ class Module:
 
     def train(self, mode: bool = True) -> Self:
         """Training mode (dropout drops, batch norm uses the batch) for this module and all below; returns self."""
-        self.training = mode
+        if not isinstance(mode, bool | np.bool_):
+            raise ValueError(f"train: mode must be True or False, got {mode!r:.100}")
+        self.training = bool(mode)
         for child in self.children():  # which may have a train() of its own
             child.train(mode)
         return self

@@ -748,3 +748,10 @@ def test_a_layer_whose_forward_was_replaced_is_not_fused() -> None:
     norm.forward = lambda input: input + 1  # type: ignore[method-assign]
     with gpucnn.no_grad():
         assert nn.Sequential(conv, norm).eval()(x).tolist() == (conv(x) + 1).tolist()
+
+
+def test_a_mode_is_true_or_false() -> None:
+    net = nn.Sequential(nn.Dropout())
+    with pytest.raises(ValueError, match="train: mode must be True or False, got 'x'"):
+        net.train("x")  # type: ignore[arg-type]
+    assert net.train(np.False_)[0].training is False  # type: ignore[arg-type]
