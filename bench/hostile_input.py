@@ -1564,6 +1564,8 @@ def powers(t: Trial) -> Arguments:
 
 
 def _norm(x: Array, p: Any, dim: Any, keepdim: bool) -> Any:
+    if p == math.inf:
+        return np.abs(x).max(axis=dim, keepdims=keepdim)
     return np.sum(np.abs(x) ** p, axis=dim, keepdims=keepdim) ** (1 / p)
 
 
