@@ -1651,8 +1651,8 @@ def best(t: Trial) -> Arguments:
 
 
 def _best(x: Array, k: Any, dim: Any, largest: bool) -> tuple[Array, Array]:
-    order = np.take(_order(x, dim, largest), range(int(k)), dim)
-    return np.take_along_axis(x, order, dim), order
+    order = np.take(_order(x, dim, largest), range(int(k)), int(dim))
+    return np.take_along_axis(x, order, int(dim)), order
 
 
 def chosen_places(t: Trial, whole: bool) -> Arguments:
