@@ -1636,12 +1636,12 @@ def _order(x: Array, dim: Any, descending: bool) -> Array:
         return np.zeros((), np.int64)
     ranks = np.unique(x, return_inverse=True)[1].reshape(x.shape)  # NaN last
     ranks = np.where(np.isnan(x), x.size, ranks) if x.dtype.kind == "f" else ranks
-    return np.argsort(-ranks if descending else ranks, axis=dim, kind="stable")
+    return np.argsort(-ranks if descending else ranks, axis=int(dim), kind="stable")
 
 
 def _sorted(x: Array, dim: Any, descending: bool) -> tuple[Array, Array]:
     order = _order(x, dim, descending)
-    return (np.take_along_axis(x, order, dim) if x.ndim else x), order
+    return (np.take_along_axis(x, order, int(dim)) if x.ndim else x), order
 
 
 def best(t: Trial) -> Arguments:
@@ -3096,6 +3096,7 @@ ENTRIES: dict[str, Entry] = (
     | {f"Tensor.__i{name}__": in_place(name, change) for name, change in IN_PLACE.items() if name != "div"}
     | {"Tensor.__itruediv__": in_place("div", operator.itruediv)}
     | dict.fromkeys(["Tensor.clamp_", "Tensor.fill_", "Tensor.zero_"], limited)
+    | {"Tensor.type": op("to", lambda x, target: x.to(target) if target == x.backend.name else x.type(target))}
     | {"Tensor.view": op("reshape", lambda x, shape: x.view(shape))}
     | dict.fromkeys([f"gpucnn.{name}_like" for name in ("full", "zeros", "ones", "empty", "rand", "randn")], alike)
     | dict.fromkeys([f"gpucnn.{name}" for name in ("arange", "linspace", "eye", "randint", "randperm")], counted_off)

@@ -14,7 +14,7 @@ import numpy as np
 from gpucnn.backends import Backend, get_backend
 from gpucnn.dtypes import float32, named
 from gpucnn.functional import validate
-from gpucnn.tensor import Tensor, _size, checked_dtype, checked_shape, no_grad, tensor
+from gpucnn.tensor import Tensor, _size, checked_dtype, checked_shape, tensor
 
 
 def full(
@@ -75,13 +75,17 @@ def empty(*size: Any, **options: Any) -> Tensor:
     return full(_size(size), 0, **options)
 
 
-def eye(n: int, m: int | None = None, **options: Any) -> Tensor:
-    """[n, m] (m: n) with 1 on the diagonal and 0 elsewhere; options as in `full`."""
-    y = full((n, n if m is None else m), 0, **options)
-    with no_grad():
-        for i in range(min(y.shape)):
-            y[i, i] = 1
-    return y
+def eye(
+    n: int,
+    m: int | None = None,
+    *,
+    dtype: Any = np.float32,
+    requires_grad: bool = False,
+    backend: str | Backend | None = None,
+) -> Tensor:
+    """[n, m] (m: n) with 1 on the diagonal and 0 elsewhere."""
+    rows, columns = checked_shape((n, n if m is None else m))
+    return _numbers(lambda: np.eye(rows, columns), dtype, requires_grad, backend)
 
 
 def arange(
@@ -105,7 +109,8 @@ def arange(
     if not (step and (last - first) / step >= 0 and math.isfinite((last - first) / step)):
         raise ValueError(f"arange: no steps of {step} lead from {first} to {last}")
     (count,) = checked_shape([-((first - last) // step) if whole else math.ceil((last - first) / step)])
-    dtype = checked_dtype(named(dtype if dtype is not None else np.int64 if whole else float32))
+    if dtype is None:
+        dtype = np.int64 if whole else np.float32
     return _numbers(lambda: first + np.arange(count) * step, dtype, requires_grad, backend)
 
 
@@ -121,12 +126,13 @@ def linspace(
     """So many numbers from `start` to `end`, both included, at equal distances."""
     first, last = validate.number("linspace", "start", start), validate.number("linspace", "end", end)
     (count,) = checked_shape([validate.integer("linspace", "steps", steps, 0)])
-    return _numbers(lambda: np.linspace(first, last, count), checked_dtype(named(dtype)), requires_grad, backend)
+    return _numbers(lambda: np.linspace(first, last, count), dtype, requires_grad, backend)
 
 
 def _numbers(
     made: Callable[[], np.ndarray[Any, Any]], dtype: Any, requires_grad: bool, backend: str | Backend | None
 ) -> Tensor:
+    dtype = checked_dtype(named(dtype))
     try:
         with np.errstate(all="ignore"):
             values = made().astype(dtype)

@@ -17,6 +17,7 @@ int16: DType = np.dtype(np.int16)
 int32: DType = np.dtype(np.int32)
 int64: DType = np.dtype(np.int64)
 uint8: DType = np.dtype(np.uint8)
+boolean: DType = np.dtype(np.bool_)
 
 HALVES = ("float16", "bfloat16")
 

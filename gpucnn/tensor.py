@@ -477,9 +477,13 @@ class Tensor:
         with no_grad():
             self.copy_(value)
 
-    def to(self, target: str | Backend | np.dtype[Any] | type) -> Tensor:
+    def to(self, target: str | Backend | np.dtype[Any] | builtins.type) -> Tensor:
         """This tensor with another dtype ("float64", numpy.float32) or on another backend ("numpy", "cuda")."""
         return F.to(self, target)
+
+    def type(self, dtype: str | np.dtype[Any] | builtins.type) -> Tensor:
+        """`to` of an element type."""
+        return F.to(self, named(dtype))
 
     def float(self) -> Tensor:
         """As float32."""
@@ -538,7 +542,7 @@ class Tensor:
         self.backend.keep(self.array)
         return self.array
 
-    def move_(self, target: str | Backend | np.dtype[Any] | type) -> Self:
+    def move_(self, target: str | Backend | np.dtype[Any] | builtins.type) -> Self:
         """`to` in place, for a leaf: if anything changes, its gradient is forgotten. A dtype changes a floating tensor
         only."""
         moved = self.detach().to(target)

@@ -84,3 +84,18 @@ WRONG: list[tuple[Callable[[], Any], type[Exception], str]] = [
 def test_wrong_arguments_are_shown(call: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_types_have_pytorchs_names(backend: str) -> None:
+    x = gpucnn.tensor([0.0, 2.5], backend=backend)
+    for name, dtype in (
+        ("long", "int64"),
+        ("int", "int32"),
+        ("half", "float16"),
+        ("double", "float64"),
+        ("bool", "bool"),
+    ):
+        assert getattr(gpucnn, name) == np.dtype(dtype)
+        assert x.type(getattr(gpucnn, name)).dtype == getattr(x, name)().dtype == dtype
+    with pytest.raises(TypeError, match="'numpy' is no element type"):
+        x.type("numpy")
