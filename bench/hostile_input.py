@@ -1868,6 +1868,7 @@ ROUGH: dict[str, tuple[Callable[[Trial], Arguments], Callable[..., Any]]] = {
     "isclose": (alike_pairs, np.isclose),
     "allclose": (alike_pairs, np.allclose),
     "equal": (alike_pairs, np.array_equal),
+    "clone": (lambda t: (one(t, dtypes=SHAPED),), np.copy),
     "any": (partial(axes_of, dtypes=SHAPED), lambda x, dim, keep: np.any(x, axis=dim, keepdims=keep)),
     "all": (partial(axes_of, dtypes=SHAPED), lambda x, dim, keep: np.all(x, axis=dim, keepdims=keep)),
     "norm": (powers, _norm),
@@ -3020,7 +3021,7 @@ MORE_METHODS = (
 )  # fmt: skip
 LOOKS = (
     "__array__", "__bool__", "__deepcopy__", "__float__", "__format__", "__index__", "__int__", "__iter__", "__len__",
-    "__repr__", "_repr_html_", "bfloat16", "bool", "clone", "contiguous", "data", "detach", "dim", "double", "dtype",
+    "__repr__", "_repr_html_", "bfloat16", "bool", "contiguous", "data", "detach", "dim", "double", "dtype",
     "float", "grad", "half", "int", "is_leaf", "item", "long", "ndim", "numel", "numpy", "shape", "size", "tolist",
 )  # fmt: skip
 IN_PLACE = {

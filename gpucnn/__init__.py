@@ -41,6 +41,7 @@ from gpucnn.functional import (
     ceil,
     chunk,
     clamp,
+    clone,
     cosine_similarity,
     div,
     eq,
@@ -143,7 +144,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "Generator", "GradScaler", "OutOfMemoryError", "Tensor", "abs", "add", "all", "allclose", "amax", "amin", "any",
     "arange", "argmax", "argmin", "argsort", "as_tensor", "autocast", "available_backends", "bitwise_and",
-    "bitwise_not", "bitwise_or", "bitwise_xor", "bmm", "bool", "cat", "ceil", "chunk", "clamp", "compile",
+    "bitwise_not", "bitwise_or", "bitwise_xor", "bmm", "bool", "cat", "ceil", "chunk", "clamp", "clone", "compile",
     "cosine_similarity", "data", "div", "double", "empty", "empty_like", "enable_grad", "eq", "equal", "exp", "eye",
     "flatten", "flip", "float", "float16", "float32", "float64", "floor", "from_dlpack", "from_numpy", "full",
     "full_like", "functional", "gather", "ge", "get_backend", "gt", "half", "index_select", "inference_mode", "int",

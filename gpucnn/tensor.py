@@ -469,13 +469,17 @@ class Tensor:
 
     @property
     def data(self) -> Tensor:
-        """detach(); what is assigned is copied in, as by copy_ inside no_grad()."""
+        """detach(). What is assigned, of the same shape, takes the place of the values: with a tensor of the same type
+        on the same backend this one shares its memory from then on."""
         return self.detach()
 
     @data.setter
     def data(self, value: Tensor | np.ndarray[Any, Any]) -> None:
-        with no_grad():
-            self.copy_(value)
+        given = value if isinstance(value, Tensor) else tensor(value, backend=self.backend)
+        if given.shape != self.shape:
+            raise ValueError(f"data: shape {given.shape} can't take the place of {self.shape}")
+        self.array = self.backend.contiguous(given.detach().to(self.backend).to(self.dtype).array)
+        replaced.arrays += 1
 
     def to(self, target: str | Backend | np.dtype[Any] | builtins.type) -> Tensor:
         """This tensor with another dtype ("float64", numpy.float32) or on another backend ("numpy", "cuda")."""
@@ -640,21 +644,25 @@ class Tensor:
         return F.pow(base, self)
 
     def __iadd__(self, other: Any) -> Tensor:
-        return self.add_(other) if self._is_variable() else self + other
+        return self.add_(other) if self._is_variable() else self._unless_recorded(F.add(self, other))
 
     def __isub__(self, other: Any) -> Tensor:
-        return self.sub_(other) if self._is_variable() else self - other
+        return self.sub_(other) if self._is_variable() else self._unless_recorded(F.sub(self, other))
 
     def __imul__(self, other: Any) -> Tensor:
-        return self.mul_(other) if self._is_variable() else self * other
+        return self.mul_(other) if self._is_variable() else self._unless_recorded(F.mul(self, other))
 
     def __itruediv__(self, other: Any) -> Tensor:
-        return self.div_(other) if self._is_variable() else self / other
+        return self.div_(other) if self._is_variable() else self._unless_recorded(F.div(self, other))
 
     def _is_variable(self) -> builtins.bool:
-        """Whether `x += 1` changes the tensor itself, which the tape would not know: a leaf that requires a gradient,
-        a parameter, a buffer. Of others it makes new ones."""
+        """Whether `x += 1` changes the tensor itself or is refused: a leaf that requires a gradient, a parameter, a
+        buffer."""
         return self.is_leaf and self.requires_grad
+
+    def _unless_recorded(self, result: Tensor) -> Tensor:
+        """What `x += 1` makes of x: the result in x's memory; or the result itself, if the tape has recorded it."""
+        return result if result.requires_grad else self._overwritten("an in-place operator", result)
 
     def __neg__(self) -> Tensor:
         return F.neg(self)
@@ -735,11 +743,15 @@ class Tensor:
             self._writable(operand)
         with no_grad():
             result = function(self, *operands)
+        return self._overwritten(op, result)
+
+    def _overwritten(self, op: str, result: Tensor) -> Self:
         if result.shape != self.shape or (is_floating(result.dtype) and not is_floating(self.dtype)):
             raise ValueError(
                 f"{op}: a {self.dtype} tensor of shape {self.shape} can't become {result.dtype} of shape {result.shape}"
             )
-        self.array[...] = result.array
+        with np.errstate(all="ignore"):  # what is too large becomes infinite
+            self._writable()[...] = result.array
         return self
 
     def add_(self, other: Any, *, alpha: builtins.float = 1) -> Self:
@@ -1065,8 +1077,11 @@ class Tensor:
     view = reshape  # a copy where the memory's order asks for one
 
     def contiguous(self) -> Tensor:
-        """This tensor: operations take any order of memory, and give the usual one."""
-        return self
+        """This tensor, or a copy if its elements do not lie in the usual order, which operations do not ask for."""
+        a = self.array
+        return (
+            self if (a.transpose(0, 2, 3, 1) if a.ndim == 4 else a).flags.c_contiguous else F.reshape(self, self.shape)
+        )
 
     def split(self, split_size: builtins.int | Sequence[builtins.int], dim: builtins.int = 0) -> tuple[Tensor, ...]:
         """`functional.split`."""
@@ -1148,8 +1163,8 @@ class Tensor:
         return F.expand(self, other.shape)
 
     def clone(self) -> Tensor:
-        """A copy with its own memory; the gradient goes through."""
-        return record(self.backend, self.array.copy(order="K"), (self, lambda dy: dy))
+        """`functional.clone`."""
+        return F.clone(self)
 
 
 def zero_grad(tensors: Iterable[Tensor], set_to_none: bool) -> None:

@@ -354,7 +354,7 @@ def test_a_gradient_step_by_hand_trains() -> None:
         before = layer.weight.numpy().copy()
 
 
-def test_buffers_change_in_place_and_other_tensors_do_not() -> None:
+def test_tensors_change_in_place_unless_the_tape_records_it() -> None:
     kept = buffer = nn.Buffer(gpucnn.ones(2))
     buffer += 1
     assert buffer is kept
@@ -365,7 +365,56 @@ def test_buffers_change_in_place_and_other_tensors_do_not() -> None:
     assert same.tolist() == [3, 3]
     x = y = gpucnn.ones(2)
     x += 1
-    assert (x.tolist(), y.tolist()) == ([2, 2], [1, 1])
+    assert x is y
+    assert y.tolist() == [2, 2]
+    recorded = kept = gpucnn.ones(2, requires_grad=True) * 1
+    recorded *= 3
+    assert (recorded.tolist(), kept.tolist()) == ([3, 3], [1, 1])
+    total = start = gpucnn.zeros(2)
+    total += recorded  # which needs a gradient, so the sum is recorded too
+    assert total.requires_grad
+    assert start.tolist() == [0, 0]
+    with gpucnn.no_grad():
+        kept /= 2
+    assert kept.tolist() == [0.5, 0.5]
+
+
+def test_an_average_of_a_models_weights_is_kept_as_programs_for_pytorch_do() -> None:
+    """By the state's own tensors, and by data that is put aside and put back."""
+    model, average = nn.Linear(2, 1), nn.Linear(2, 1)
+    before = {name: v.numpy().copy() for name, v in average.state_dict().items()}
+    for name, v in average.state_dict().items():
+        v *= 0.9
+        v += 0.1 * model.state_dict()[name].detach()
+    for name, v in average.state_dict().items():
+        np.testing.assert_allclose(v.numpy(), 0.9 * before[name] + 0.1 * model.state_dict()[name].numpy(), rtol=1e-6)
+    backup = {name: p.data for name, p in model.named_parameters()}
+    values = {name: p.numpy().copy() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.data = p.data * 0
+    assert not model.weight.numpy().any()
+    for name, p in model.named_parameters():
+        p.data = backup[name]
+        np.testing.assert_array_equal(p.numpy(), values[name])
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        lambda x: x.flip(0), lambda x: x.flip(()), lambda x: x.tile(1, 1, 1, 1), lambda x: x.repeat(1, 1, 1, 1),
+        lambda x: x.transpose(0, 1).contiguous(), lambda x: x.permute(0, 2, 3, 1).contiguous(), lambda x: x.clone(),
+        lambda x: gpucnn.functional.interpolate(x, (4, 5)), lambda x: x[:, :, 0].transpose(0, 1).contiguous(),
+    ],
+)  # fmt: skip
+def test_what_copies_in_pytorch_has_memory_of_its_own(copy: Any) -> None:
+    x = gpucnn.ones(2, 3, 4, 5)
+    copy(x).zero_()
+    assert x.numpy().all()
+
+
+def test_what_lies_in_the_usual_order_is_contiguous() -> None:
+    for x in (gpucnn.ones(2, 3, 4, 5), gpucnn.ones(2, 3), gpucnn.ones(4, 3)[1:]):
+        assert x.contiguous() is x
 
 
 @pytest.mark.parametrize(
@@ -398,7 +447,9 @@ def test_data_is_the_values_without_history_and_takes_new_ones() -> None:
     w.data = gpucnn.tensor([7.0, 8])
     assert w.tolist() == [7, 8]
     assert w.requires_grad
-    with pytest.raises(ValueError, match=r"copy_: can't copy shape \(3,\) into shape \(2,\)"):
+    w.data = np.array([1, 2])
+    assert (w.tolist(), w.dtype) == ([1, 2], np.float32)
+    with pytest.raises(ValueError, match=r"data: shape \(3,\) can't take the place of \(2,\)"):
         w.data = np.zeros(3)
 
 

@@ -22,13 +22,27 @@ from gpucnn.geometry import Window
 from gpucnn.testing import CASES, CONV2D, CONV2D_POOLED, POOL, Case, Values, conv, dense, evaluate, normal, transposed
 
 # Ops without a gradient, ops that take or give several tensors, and what is made of ops that have cases.
-NO_CASE = {"argmax", "compare", "host_index", "to", "cat", "stack", "argmin", "max", "min", "split", "chunk", "unbind"}
+NO_CASE = {
+    "argmax",
+    "compare",
+    "host_index",
+    "to",
+    "cat",
+    "stack",
+    "argmin",
+    "max",
+    "min",
+    "split",
+    "chunk",
+    "unbind",
+    "clone",
+}
 NO_CASE |= {"eq", "ne", "lt", "le", "gt", "ge", "equal", "isclose", "allclose", "isnan", "isinf", "isfinite"}
 NO_CASE |= {"any", "all", "logical_and", "logical_or", "logical_xor", "logical_not"}
 NO_CASE |= {"bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "argsort", "sort", "topk", "one_hot"}
 NO_CASE |= {"reshape", "squeeze", "unsqueeze", "transpose", "unflatten", "t", "flip", "tile", "gather", "index_select"}
 NO_CASE |= {"masked_fill", "square", "reciprocal", "rsqrt", "var", "std", "logsumexp", "normalize", "cosine_similarity"}
-NO_CASE |= {"mm", "bmm"}
+NO_CASE |= {"mm", "bmm", "clone"}
 
 
 def shapes(case: Case) -> list[tuple[int, ...]]:

@@ -36,6 +36,12 @@ def reshape(input: Tensor, shape: Sequence[int]) -> Tensor:
     return record(backend, y, (input, lambda dy: backend.contiguous(dy.reshape(before))))
 
 
+def clone(input: Tensor) -> Tensor:
+    """A copy with its own memory; the gradient goes through."""
+    backend = validate.one_backend("clone", input=input)
+    return record(backend, input.array.copy(order="K"), (input, lambda dy: dy))
+
+
 def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """Axes start_dim … end_dim as one: of [N, C, H, W], flatten(1) is channel-major, then row-major."""
     validate.one_backend("flatten", input=input)
@@ -132,6 +138,8 @@ def tile(input: Tensor, dims: Sequence[int]) -> Tensor:
     shape = (1,) * (len(times) - input.ndim) + input.shape
     checked_shape([n * length for n, length in zip(times, shape, strict=True)])
     y = reshape(input, shape)
+    if all(n == 1 for n in times):
+        return clone(y)
     for i, n in enumerate(times):
         if n != 1:
             y = cat([y] * n, i) if n else index(y, (slice(None),) * i + (slice(0),))
@@ -139,11 +147,11 @@ def tile(input: Tensor, dims: Sequence[int]) -> Tensor:
 
 
 def flip(input: Tensor, dims: int | Sequence[int]) -> Tensor:
-    """The elements in reverse order along one axis or several."""
+    """The elements in reverse order along one axis or several; a copy."""
     validate.one_backend("flip", input=input)
     wanted = validate.integers("flip", "dims", dims if isinstance(dims, Sequence) else (dims,))
     chosen = validate.axes("flip", wanted, input.ndim) if wanted else ()
-    return index(input, tuple(slice(None, None, -1 if i in chosen else 1) for i in range(input.ndim)))
+    return clone(index(input, tuple(slice(None, None, -1 if i in chosen else 1) for i in range(input.ndim))))
 
 
 def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
@@ -490,7 +498,10 @@ def interpolate(
         raise ValueError(
             f"interpolate: [H, W] = {tuple(lengths)} can't be resized to size={size!r}, scale_factor={scale_factor!r}"
         )
-    for dim, (length, count, scale) in enumerate(zip(lengths, goal, scales, strict=True), start=2):
+    steps = list(enumerate(zip(lengths, goal, scales, strict=True), start=2))
+    if all(length == count and scale in (None, 1.0) for _, (length, count, scale) in steps):
+        return clone(input)
+    for dim, (length, count, scale) in steps:
         if length == count and scale in (None, 1.0):
             continue
         if mode == "nearest":

@@ -449,6 +449,7 @@ WRITERS: dict[str, Write] = {
     "cat": cat,
     "ceil": _unary("Ceil"),
     "clamp": clamp,
+    "clone": _unary("Identity"),
     "compare": compare,
     "conv2d": conv2d,
     "conv2d_max_pool2d": conv2d_max_pool2d,
