@@ -2114,6 +2114,19 @@ def alike(t: Trial) -> None:
     promise(found is Refused or found.shape == x.shape, f"full_like: {found!r}")
 
 
+def made_anew(t: Trial) -> None:
+    """new_zeros and its kin: the type of a tensor, and a shape of their own."""
+    x = on(t, one(t, dtypes=SHAPED))
+    shape = t.twisted(t.shape(), *ODD_NUMBERS, (2, -1), ("2",), (2**40, 2**40))
+    dtype = {"dtype": t.twisted("float32", *ODD_DTYPES)} if t.chance(4) else {}
+    for name in ("new_zeros", "new_ones", "new_empty"):
+        found = t.call(getattr(x, name), shape, **dtype)
+        promise(found is Refused or (dtype or found.dtype) == (dtype or x.dtype), f"{name}: {found!r}")
+    t.call(x.new_full, shape, t.twisted(2, *ODD_FLOATS), **dtype)
+    found = t.call(x.new_tensor, t.twisted([1, 2], *THINGS), **dtype)
+    promise(found is Refused or found.backend is x.backend, f"new_tensor: {found!r}")
+
+
 def counted_off(t: Trial) -> None:
     """arange and the others, of odd numbers too: as many as NumPy makes, or refused."""
     numbers = tuple(n for n in ODD_FLOATS if n != 2**70)
@@ -3097,6 +3110,7 @@ ENTRIES: dict[str, Entry] = (
     | {f"Tensor.__i{name}__": in_place(name, change) for name, change in IN_PLACE.items() if name != "div"}
     | {"Tensor.__itruediv__": in_place("div", operator.itruediv)}
     | dict.fromkeys(["Tensor.clamp_", "Tensor.fill_", "Tensor.zero_"], limited)
+    | dict.fromkeys([f"Tensor.new_{name}" for name in ("tensor", "full", "zeros", "ones", "empty")], made_anew)
     | {"Tensor.type": op("to", lambda x, target: x.to(target) if target == x.backend.name else x.type(target))}
     | {"Tensor.view": op("reshape", lambda x, shape: x.view(shape))}
     | dict.fromkeys([f"gpucnn.{name}_like" for name in ("full", "zeros", "ones", "empty", "rand", "randn")], alike)
@@ -3145,8 +3159,8 @@ METHODS_TOO = {
     "gpucnn.GradScaler": "found_inf get_scale is_enabled load_state_dict scale state_dict step unscale_ update",
     "data.Dataset": "channels height subset width",
     "data.Loader": "epoch",
-    "nn.Module": "apply buffers children eval explain load_state_dict modules named_buffers named_children "
-    "named_modules named_parameters parameters register_forward_hook register_forward_pre_hook "
+    "nn.Module": "apply buffers children double eval explain float load_state_dict modules named_buffers "
+    "named_children named_modules named_parameters parameters register_forward_hook register_forward_pre_hook "
     "register_full_backward_hook requires_grad_ state_dict summary to train zero_grad",
     "optim.Adam": "load_state_dict state_dict",
     "optim.WarmUp": "load_state_dict state_dict",

@@ -129,6 +129,15 @@ __version__ = "0.1.0"
 _LAZY = ("attribution", "checkpoint", "data", "onnx", "sklearn", "train", "viz")
 
 
+_INSTEAD = {
+    "device": "a backend takes its place: .to('cuda'), backend='cuda', use_backend or GPUCNN_BACKEND",
+    "cuda": "available_backends() says whether there is a GPU, .to('cuda') moves to it",
+    "save": "checkpoint.save_model writes a model as safetensors",
+    "load": "checkpoint.load_model reads what checkpoint.save_model wrote",
+    "utils": "data.Loader makes batches",
+}
+
+
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return import_module(f"gpucnn.{name}")
@@ -138,7 +147,8 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module("gpucnn.memory"), name)
     if name == "compile":
         return import_module("gpucnn.graph").compile
-    raise AttributeError(f"module 'gpucnn' has no attribute {name!r}")
+    instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
+    raise AttributeError(f"module 'gpucnn' has no attribute {name!r}{instead}")
 
 
 __all__ = [

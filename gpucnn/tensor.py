@@ -481,6 +481,31 @@ class Tensor:
         self.array = self.backend.contiguous(given.detach().to(self.backend).to(self.dtype).array)
         replaced.arrays += 1
 
+    def new_tensor(self, data: Any, **options: Any) -> Tensor:
+        """`gpucnn.tensor` of this tensor's dtype and backend, unless an option says another."""
+        return tensor(data, **self._options(options))
+
+    def new_full(self, size: Sequence[builtins.int], fill_value: builtins.float, **options: Any) -> Tensor:
+        """`gpucnn.full` of this tensor's dtype and backend, unless an option says another."""
+        from gpucnn.creation import full  # it makes tensors
+
+        return full(size, fill_value, **self._options(options))
+
+    def new_zeros(self, *size: Any, **options: Any) -> Tensor:
+        """Zeros; see `new_full`."""
+        return self.new_full(_size(size), 0, **options)
+
+    def new_ones(self, *size: Any, **options: Any) -> Tensor:
+        """Ones; see `new_full`."""
+        return self.new_full(_size(size), 1, **options)
+
+    def new_empty(self, *size: Any, **options: Any) -> Tensor:
+        """Values that are still to come, until then zeros; see `new_full`."""
+        return self.new_full(_size(size), 0, **options)
+
+    def _options(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {"dtype": self.dtype, "backend": self.backend} | given
+
     def to(self, target: str | Backend | np.dtype[Any] | builtins.type) -> Tensor:
         """This tensor with another dtype ("float64", numpy.float32) or on another backend ("numpy", "cuda")."""
         return F.to(self, target)

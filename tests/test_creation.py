@@ -99,3 +99,25 @@ def test_types_have_pytorchs_names(backend: str) -> None:
         assert x.type(getattr(gpucnn, name)).dtype == getattr(x, name)().dtype == dtype
     with pytest.raises(TypeError, match="'numpy' is no element type"):
         x.type("numpy")
+
+
+def test_new_tensors_have_the_type_and_the_backend_of_the_one_that_makes_them(backend: str) -> None:
+    x = gpucnn.tensor([1.5], dtype="float64", backend=backend)
+    made = [
+        x.new_zeros(2, 3),
+        x.new_ones((2, 3)),
+        x.new_empty(2, 3),
+        x.new_full((2, 3), 7),
+        x.new_tensor([[0, 1, 2]] * 2),
+    ]
+    for y in made:
+        assert (y.shape, y.dtype, y.backend) == ((2, 3), np.float64, x.backend)
+    assert [y.sum().item() for y in made] == [0, 6, 0, 42, 6]
+    assert x.new_zeros(1, dtype=gpucnn.long).dtype == np.int64
+
+
+def test_what_gpucnn_has_under_another_name_is_said() -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'device'; a backend takes its place: \.to\('cuda'\)"):
+        _ = gpucnn.device
+    with pytest.raises(AttributeError, match=r"no attribute 'abacus'$"):
+        _ = gpucnn.abacus

@@ -389,6 +389,7 @@ def test_a_step_that_can_not_be_captured_says_why_once_and_computes_all_the_same
 REPLACED = {
     "moved there and back": lambda layer: layer.to("float64").to("float32"),
     "another parameter": lambda layer: setattr(layer, "weight", nn.Parameter(layer.weight.detach().clone())),
+    "other data": lambda layer: setattr(layer.weight, "data", layer.weight.detach().clone()),
     "another buffer": lambda layer: setattr(layer, "shift", nn.Buffer(layer.shift.clone())),
 }
 

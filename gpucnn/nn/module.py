@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -271,6 +272,14 @@ class Module:
         """Evaluation mode; returns self."""
         return self.train(False)
 
+    def float(self) -> Self:
+        """`to` float32."""
+        return self.to("float32")
+
+    def double(self) -> Self:
+        """`to` float64."""
+        return self.to("float64")
+
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Freeze (False) or unfreeze all parameters; returns self."""
         for parameter in self.parameters():
@@ -409,7 +418,7 @@ class Module:
         *,
         target: int | None = None,
         label: int | None = None,
-        gradient: float | None = None,
+        gradient: builtins.float | None = None,
     ) -> Explanation:
         """Where one number of a layer's output comes from for one image x, and where its gradient goes, step by step.
 

@@ -755,3 +755,10 @@ def test_a_mode_is_true_or_false() -> None:
     with pytest.raises(ValueError, match="train: mode must be True or False, got 'x'"):
         net.train("x")  # type: ignore[arg-type]
     assert net.train(np.False_)[0].training is False  # type: ignore[arg-type]
+
+
+def test_a_module_is_converted_by_the_names_of_the_types() -> None:
+    net = nn.Linear(2, 3)
+    assert net.double() is net
+    assert net.weight.dtype == np.float64
+    assert net.float().weight.dtype == np.float32
