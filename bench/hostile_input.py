@@ -3047,8 +3047,8 @@ SCHEDULES = (
 )  # fmt: skip
 SCOPES = ("autocast", "precision", "use_backend", "use_generator", "use_tuning", "get_backend")
 INITIALISERS = (
-    "calculate_gain", "constant_", "fans", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_", "uniform_",
-    "xavier_normal_", "xavier_uniform_", "zeros_",
+    "calculate_gain", "constant_", "fans", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_", "orthogonal_",
+    "trunc_normal_", "uniform_", "xavier_normal_", "xavier_uniform_", "zeros_",
 )  # fmt: skip
 NETWORKS = (
     "BasicBlock", "Bottleneck", "LeNet5", "PadShortcut", "ResNet", "VGGSmall", "beginners_guide",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -68,6 +69,44 @@ def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: Gene
     """Normal. Raises ValueError for a negative standard deviation."""
     mean, std = _finite("normal_", "mean", mean), _finite("normal_", "std", std, least=0)
     return _fill("normal_", tensor, lambda host, shape: host.normal(mean, std, shape), generator)
+
+
+def trunc_normal_(
+    tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0,
+    generator: Generator | None = None,
+) -> Tensor:  # fmt: skip
+    """Normal between a and b. Raises ValueError for a negative standard deviation, and unless a <= b."""
+    op = "trunc_normal_"
+    mean, std = _finite(op, "mean", mean), _finite(op, "std", std, least=0)
+    a, b = _finite(op, "a", a), _finite(op, "b", b)
+    if not a <= b:
+        raise ValueError(f"{op}: a must be at most b, got {a} and {b}")
+    normal = NormalDist()
+    low, high = (normal.cdf((end - mean) / std) if std else 0.5 for end in (a, b))
+
+    def draw(host: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        parts = np.clip(host.uniform(low, high, math.prod(shape)), 1e-300, 1 - 1e-16)
+        values = np.fromiter(map(normal.inv_cdf, parts.tolist()), np.float64, parts.size)
+        return np.clip(mean + std * values, a, b).reshape(shape)
+
+    return _fill(op, tensor, draw, generator)
+
+
+def orthogonal_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
+    """gain times a matrix [out, rest] whose rows, or columns if these are fewer, are orthonormal. Saxe et al. 2013.
+
+    Raises ValueError for fewer than two axes.
+    """
+    gain = _finite("orthogonal_", "gain", gain)
+    fans(tensor)  # which wants two axes
+
+    def draw(host: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+        rows, columns = shape[0], math.prod(shape[1:])
+        q, r = np.linalg.qr(host.standard_normal((max(rows, columns), min(rows, columns))))
+        q *= np.where(np.diag(r) < 0, -1, 1)  # else not every orthogonal matrix were equally likely
+        return gain * (q if rows >= columns else q.T).reshape(shape)
+
+    return _fill("orthogonal_", tensor, draw, generator)
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:

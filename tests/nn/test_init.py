@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 from types import ModuleType
 from typing import Any
 
@@ -132,3 +133,31 @@ def test_spread_is_pytorchs(name: str, torch: ModuleType) -> None:
 def test_unknown_choices_are_shown(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(gpucnn.zeros(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "a", "b"), [(0.0, 1.0, -2.0, 2.0), (0.0, 0.02, -2.0, 2.0), (1.0, 0.5, 1.2, 3.0)]
+)
+def test_truncated_normal_numbers_lie_between_their_ends_as_their_distribution_has_them(
+    mean: float, std: float, a: float, b: float
+) -> None:
+    values = np.sort(init.trunc_normal_(gpucnn.zeros(200, 100), mean, std, a, b, gpucnn.Generator(3)).numpy().ravel())
+    assert a <= values[0] <= values[-1] <= b
+    normal = NormalDist(mean, std)
+    low, high = normal.cdf(a), normal.cdf(b)
+    expected = [(normal.cdf(float(v)) - low) / (high - low) for v in values]
+    assert np.abs(np.array(expected) - (np.arange(20_000) + 0.5) / 20_000).max() < 1.9 / math.sqrt(20_000)  # Kolmogorov
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (3, 2, 3, 3), (40, 3, 2, 2)])
+def test_orthogonal_weights_have_rows_or_columns_of_one_length_at_right_angles(shape: tuple[int, ...]) -> None:
+    w = init.orthogonal_(gpucnn.zeros(*shape, dtype="float64"), gain=2.0).numpy().reshape(shape[0], -1)
+    product = w @ w.T if len(w) <= w.shape[1] else w.T @ w
+    np.testing.assert_allclose(product, 4 * np.eye(len(product)), atol=1e-12)
+
+
+def test_wrong_ends_and_too_few_axes_are_shown() -> None:
+    with pytest.raises(ValueError, match=r"trunc_normal_: a must be at most b, got 2.0 and -2.0"):
+        init.trunc_normal_(gpucnn.zeros(2), a=2.0, b=-2.0)
+    with pytest.raises(ValueError, match=r"at least 2 axes, got shape \(3,\)"):
+        init.orthogonal_(gpucnn.zeros(3))
