@@ -252,6 +252,10 @@ class Tensor:
     __array_ufunc__ = None  # numpy leaves `array * tensor` to Tensor.__rmul__
 
     def __init__(self, array: Array, backend: Backend, requires_grad: builtins.bool = False) -> None:
+        if not hasattr(backend, "xp"):
+            raise TypeError(
+                f"Tensor takes an array and its backend, got {backend!r:.100}; use gpucnn.tensor() or empty()"
+            )
         self.array = array
         self.backend = backend
         self._node: Node | None = None

@@ -641,3 +641,8 @@ def test_two_backends_in_one_operation_are_an_error_that_names_both() -> None:
     with pytest.raises(ValueError, match=rf"gradient is on abacus, the tensor on {name}.*gradient\.to\('{name}'\)"):
         (x.requires_grad_() * 2).backward(y)
     assert (x + y.to(x.backend)).tolist() == [2, 2]
+
+
+def test_a_tensor_is_not_made_of_lengths() -> None:
+    with pytest.raises(TypeError, match=r"an array and its backend, got 3; use gpucnn.tensor\(\) or empty\(\)"):
+        Tensor(2, 3)
