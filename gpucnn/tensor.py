@@ -20,6 +20,7 @@ from typing import Any, Generic, Self, TypeVar, overload
 import numpy as np
 
 from gpucnn.backends import Array, Backend, get_backend
+from gpucnn.backends.base import storage_view
 from gpucnn.dtypes import bfloat16, float16, float32, is_floating, is_half, named
 from gpucnn.live import CaptureError, replaced
 
@@ -673,24 +674,27 @@ class Tensor:
         return F.pow(base, self)
 
     def __iadd__(self, other: Any) -> Tensor:
-        return self.add_(other) if self._is_variable() else self._unless_recorded(F.add(self, other))
+        return self._updated(F.add, self.add_, other)
 
     def __isub__(self, other: Any) -> Tensor:
-        return self.sub_(other) if self._is_variable() else self._unless_recorded(F.sub(self, other))
+        return self._updated(F.sub, self.sub_, other)
 
     def __imul__(self, other: Any) -> Tensor:
-        return self.mul_(other) if self._is_variable() else self._unless_recorded(F.mul(self, other))
+        return self._updated(F.mul, self.mul_, other)
 
     def __itruediv__(self, other: Any) -> Tensor:
-        return self.div_(other) if self._is_variable() else self._unless_recorded(F.div(self, other))
+        return self._updated(F.div, self.div_, other)
 
     def _is_variable(self) -> builtins.bool:
         """Whether `x += 1` changes the tensor itself or is refused: a leaf that requires a gradient, a parameter, a
         buffer."""
         return self.is_leaf and self.requires_grad
 
-    def _unless_recorded(self, result: Tensor) -> Tensor:
+    def _updated(self, function: Callable[..., Tensor], in_place: Callable[..., Self], other: Any) -> Tensor:
         """What `x += 1` makes of x: the result in x's memory; or the result itself, if the tape has recorded it."""
+        if self._is_variable():
+            return in_place(other)
+        result = function(self, other)
         return result if result.requires_grad else self._overwritten("an in-place operator", result)
 
     def __neg__(self) -> Tensor:
@@ -1107,10 +1111,7 @@ class Tensor:
 
     def contiguous(self) -> Tensor:
         """This tensor, or a copy if its elements do not lie in the usual order, which operations do not ask for."""
-        a = self.array
-        return (
-            self if (a.transpose(0, 2, 3, 1) if a.ndim == 4 else a).flags.c_contiguous else F.reshape(self, self.shape)
-        )
+        return self if storage_view(self.array).flags.c_contiguous else F.reshape(self, self.shape)
 
     def split(self, split_size: builtins.int | Sequence[builtins.int], dim: builtins.int = 0) -> tuple[Tensor, ...]:
         """`functional.split`."""

@@ -88,6 +88,11 @@ class RMSpropSettings(NamedTuple):
     momentum: float
 
 
+def storage_view(array: Array) -> Array:
+    """The view of an array in the order that it has in memory, where that is the usual one: [N,H,W,C] for four axes."""
+    return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+
+
 class Backend(ABC):
     """A device that holds arrays and computes the primitives of a CNN on them."""
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gpucnn.backends.base import AdamSettings, Array, Backend, Divisor, RMSpropSettings, SGDSettings
+from gpucnn.backends.base import AdamSettings, Array, Backend, Divisor, RMSpropSettings, SGDSettings, storage_view
 from gpucnn.backends.precision import get_precision, operand_dtype
 from gpucnn.backends.tuning import Tuning, in_force, wanted
 from gpucnn.backends.variants import (
@@ -206,9 +206,7 @@ class KernelBackend(Backend):
     def _storage(self, array: Array) -> Array:
         """The array as the kernels take it: contiguous, four axes as [N, H, W, C]."""
         _check_size(array.shape)
-        if array.ndim == 4:
-            array = array.transpose(0, 2, 3, 1)
-        return self.xp.asarray(array, order="C")
+        return self.xp.asarray(storage_view(array), order="C")
 
     def _aligned(self, storage: Array) -> Array:
         """The same for kernels that read 16 bytes at once, from a multiple of 16."""
@@ -979,7 +977,7 @@ class KernelBackend(Backend):
 
     def _write_back(self, array: Array, storage: Array) -> None:
         """Into an array whose strides made `_storage` copy it."""
-        view = array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+        view = storage_view(array)
         if not view.flags.c_contiguous:
             view[...] = storage
 

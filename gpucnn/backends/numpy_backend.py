@@ -22,7 +22,16 @@ from gpucnn.backends import (
     numpy_instance_norm,
     numpy_pool,
 )
-from gpucnn.backends.base import NO_TAP, AdamSettings, Array, Backend, Divisor, RMSpropSettings, SGDSettings
+from gpucnn.backends.base import (
+    NO_TAP,
+    AdamSettings,
+    Array,
+    Backend,
+    Divisor,
+    RMSpropSettings,
+    SGDSettings,
+    storage_view,
+)
 from gpucnn.backends.numpy_parallel import workers
 from gpucnn.backends.precision import operand_dtype, precision
 from gpucnn.dtypes import is_half
@@ -477,7 +486,7 @@ def widened(value: Any) -> Any:
 
 def storage(x: Array) -> Array:
     """The array in storage order and dense: [N,H,W,C] for four axes."""
-    return np.asarray(x.transpose(0, 2, 3, 1) if x.ndim == 4 else x, order="C")
+    return np.asarray(storage_view(x), order="C")
 
 
 def indexed(x: Array) -> Array:

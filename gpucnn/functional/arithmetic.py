@@ -453,24 +453,24 @@ def amin(input: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = 
     return _extreme("amin", input, dim, keepdim)
 
 
-class Extremes(NamedTuple):
-    """What max and min along an axis return: the elements, and their indices."""
+class ValuesAndIndices(NamedTuple):
+    """What max and min along an axis, sort and topk return: the elements, and their places."""
 
     values: Tensor
     indices: Tensor
 
 
-def max(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor | Extremes:
+def max(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor | ValuesAndIndices:
     """The largest element; or, along axis `dim`, (values, indices): those of amax and argmax.
 
     Of equal ones the first one's index is given; they share the gradient evenly.
     """
-    return amax(input) if dim is None else Extremes(amax(input, dim, keepdim), argmax(input, dim, keepdim))
+    return amax(input) if dim is None else ValuesAndIndices(amax(input, dim, keepdim), argmax(input, dim, keepdim))
 
 
-def min(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor | Extremes:
+def min(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor | ValuesAndIndices:
     """The smallest element; see max."""
-    return amin(input) if dim is None else Extremes(amin(input, dim, keepdim), argmin(input, dim, keepdim))
+    return amin(input) if dim is None else ValuesAndIndices(amin(input, dim, keepdim), argmin(input, dim, keepdim))
 
 
 def argmax(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:

@@ -1,18 +1,18 @@
-"""Views, joining, indexing, padding and resizing."""
+"""Views, joining, indexing, order, padding and resizing."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from gpucnn.backends import Array
 from gpucnn.dtypes import is_half
 from gpucnn.functional import validate
-from gpucnn.functional.arithmetic import _sum_to, where
+from gpucnn.functional.arithmetic import ValuesAndIndices, _sum_to, where
 from gpucnn.functional.casting import promoted, through_float32
 from gpucnn.geometry import MOST
 from gpucnn.tensor import Tensor, check_index, checked_shape, record
@@ -292,10 +292,10 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """The parts of `input` along axis `dim` whose places are in `index`, integers along one axis."""
     validate.one_backend("index_select", input=input, index=index)
     at = validate.axis("index_select", dim, input.ndim)
-    _places("index_select", index, input.shape[at])
+    places = _places("index_select", index, input.shape[at])
     if index.ndim > 1:
         raise ValueError(f"index_select: index must have one axis, got shape {index.shape}")
-    return _take(input, index.numpy().reshape(-1), at)
+    return _take(input, places.reshape(-1), at)
 
 
 def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
@@ -306,38 +306,33 @@ def gather(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """
     validate.one_backend("gather", input=input, index=index)
     at = validate.axis("gather", dim, input.ndim)
-    _places("gather", index, input.shape[at])
+    chosen = _places("gather", index, input.shape[at])
     fits = index.ndim == input.ndim and all(
         i == at or n <= length for i, (n, length) in enumerate(zip(index.shape, input.shape, strict=True))
     )
     if not fits:
         raise ValueError(f"gather: index of shape {index.shape} does not fit input of shape {input.shape}, dim {dim}")
     places: list[Any] = list(np.ogrid[tuple(slice(n) for n in index.shape)])
-    places[at] = index.numpy()
+    places[at] = chosen
     return _chosen(input, tuple(places))
 
 
-def _places(op: str, index: Tensor, length: int) -> None:
-    """Raises unless they are integers from 0 to length − 1; Python's negative ones are an error, as in PyTorch."""
+def _places(op: str, index: Tensor, length: int) -> np.ndarray[Any, Any]:
+    """The places on the host. Raises unless they are integers from 0 to length − 1; negative ones are an error, as in
+    PyTorch."""
     if index.dtype.kind not in "iu":
         raise TypeError(f"{op}: index must be an integer tensor, got {index.dtype}")
     places = index.numpy()
     wrong = places[(places < 0) | (places >= length)]
     if wrong.size:
         raise IndexError(f"{op}: place {wrong.flat[0]} is out of range for an axis of length {length}")
+    return places
 
 
 def masked_fill(input: Tensor, mask: Tensor, value: float) -> Tensor:
     """`value` where `mask`, a bool tensor that broadcasts with it, is true, else input."""
     validate.one_backend("masked_fill", input=input, mask=mask)
     return where(mask, validate.number("masked_fill", "value", value), input)
-
-
-class Ordered(NamedTuple):
-    """What sort and topk return: the elements, and their places."""
-
-    values: Tensor
-    indices: Tensor
 
 
 def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Tensor:
@@ -349,20 +344,20 @@ def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool
     at = validate.axis("argsort", dim, input.ndim)
     x = input.array.astype(np.float32) if is_half(input.dtype) else input.array
     x = x.astype(np.uint8) if x.dtype == np.bool_ else x
-    if not descending:
-        return Tensor(backend.contiguous(backend.xp.argsort(x, axis=at, kind="stable").astype(np.int64)), backend)
-    # Backwards in and out, so that of equal elements the first comes first.
-    order = backend.xp.flip(backend.xp.argsort(backend.xp.flip(x, at), axis=at, kind="stable"), at)
-    return Tensor(backend.contiguous((x.shape[at] - 1 - order).astype(np.int64)), backend)
+    xp = backend.xp
+    order = xp.argsort(xp.flip(x, at) if descending else x, axis=at, kind="stable")
+    if descending:  # backwards in and out, so that of equal elements the first comes first
+        order = x.shape[at] - 1 - xp.flip(order, at)
+    return Tensor(backend.contiguous(order.astype(np.int64)), backend)
 
 
-def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Ordered:
+def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> ValuesAndIndices:
     """The elements along an axis in order, and the places that they had: see argsort. The gradient goes back there."""
     order = argsort(input, dim, descending, stable)
-    return Ordered(gather(input, dim, order) if input.ndim else input, order)
+    return ValuesAndIndices(gather(input, dim, order) if input.ndim else input, order)
 
 
-def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Ordered:
+def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> ValuesAndIndices:
     """The k largest (or smallest) elements along an axis, the best first, and their places.
 
     They come in order with or without `sorted`; of equal ones the first come first. Raises ValueError for a k above
@@ -375,9 +370,9 @@ def topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: boo
         raise ValueError(f"topk: k must be at most the length of axis {dim}, which is {most}, got {k}")
     order = argsort(input, dim, largest)
     if not input.ndim:
-        return Ordered(input, order)
+        return ValuesAndIndices(input, order)
     order = index(order, (slice(None),) * at + (slice(0, int(k)),))
-    return Ordered(gather(input, at, order), order)
+    return ValuesAndIndices(gather(input, at, order), order)
 
 
 def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
@@ -498,12 +493,11 @@ def interpolate(
         raise ValueError(
             f"interpolate: [H, W] = {tuple(lengths)} can't be resized to size={size!r}, scale_factor={scale_factor!r}"
         )
-    steps = list(enumerate(zip(lengths, goal, scales, strict=True), start=2))
-    if all(length == count and scale in (None, 1.0) for _, (length, count, scale) in steps):
+    axes = enumerate(zip(lengths, goal, scales, strict=True), start=2)
+    changed = [(dim, *axis) for dim, axis in axes if axis[0] != axis[1] or axis[2] not in (None, 1.0)]
+    if not changed:
         return clone(input)
-    for dim, (length, count, scale) in steps:
-        if length == count and scale in (None, 1.0):
-            continue
+    for dim, length, count, scale in changed:
         if mode == "nearest":
             places = np.floor(np.arange(count, dtype=np.float32) * np.float32(scale or length / count))
             input = _take(input, np.minimum(places.astype(np.intp), length - 1), dim)
