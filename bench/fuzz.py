@@ -458,7 +458,7 @@ def picture_targets() -> list[Target]:
             made = io.BytesIO()
             (picture.convert("RGB") if kind in ("JPEG", "WEBP", "PPM") else picture).save(made, kind)
             seeds.append(made.getvalue())
-        found.append(Target(f"picture, {kind}", formats.read_image, f"p.{kind.lower()}", seeds))
+        found.append(Target(f"picture, {kind}", data.read_image, f"p.{kind.lower()}", seeds))
     return found
 
 
@@ -619,7 +619,7 @@ def guided(target: Target, seconds: int, root: Path) -> None:
             kept.write_bytes(content)
             raise AssertionError(f"{target.name}: {wrong} ({kept})")
 
-    for module in (gpucnn.checkpoint, gpucnn.pretrained, formats, onnx.read, onnx.graph):
+    for module in (gpucnn.checkpoint, gpucnn.pretrained, formats, gpucnn.data.pictures, onnx.read, onnx.graph):
         for name, function in vars(module).items():
             if getattr(function, "__module__", "") == module.__name__ and hasattr(function, "__code__"):
                 atheris.instrument_func(function)

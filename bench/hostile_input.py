@@ -3187,6 +3187,8 @@ NOT_CALLED = {
         "what others call, with numbers of their own": "gpucnn.Generator.reserve data.Normalize.check_channels "
         "data.RandomAffine.matrices " + " ".join(f"optim.{name}.lr_at" for name in SCHEDULES),
         "abstract": "optim.Optimizer optim.LRScheduler",
+        "classes of the user's: tests/data/test_lazy.py": "data.LazyImages",
+        "files: tests/data/test_pictures.py": "data.PictureFiles data.has_test_images",
         "records": "attribution.Attribution data.Source nn.Summary",
         "records, made by train.evaluate; tests/test_metrics.py": "metrics",
         "files: bench/fuzz.py": "checkpoint data.load data.read_idx data.read_image data.read_image_folder onnx "

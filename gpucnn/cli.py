@@ -228,7 +228,7 @@ def train_command(
         float | None,
         typer.Option(
             help="Images to measure on, never trained on: a number, or a fraction below 1.",
-            show_default="the test images of mnist, fashion-mnist, cifar; else a fifth",
+            show_default="the test images that the data comes with; else a fifth",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the first weights, the split and the shuffles.")] = 0,
@@ -473,7 +473,8 @@ def _train(
     graph: bool | None,
 ) -> None:
     say = partial(_console().print, soft_wrap=True)
-    whole, held_out = _load(settings)
+    with Console(stderr=True).status(Text(f"reading {escaped(settings['data'])} …")):
+        whole, held_out = _load(settings)
     settings["model"] = settings["model"] or _usual_model(whole)
     settings["lr"] = settings["lr"] or LEARNING_RATES[settings["optimizer"]]
     gpucnn.manual_seed(settings["seed"])
@@ -625,9 +626,11 @@ def _load(settings: Settings) -> tuple[Dataset, Dataset]:
     """(training, held-out) images of these settings: the same ones every time, and none in both."""
     name, held_out = settings["data"], settings["held_out"]
     options: dict[str, Any] = {"mode": "L" if settings["gray"] else "RGB", "size": settings["image_size"]}
-    own_test = any(source.name == name and source.size for source in datasets_.available())
-    if held_out is None and own_test:
+    if held_out is None and datasets_.has_test_images(name):
         rest, test = (datasets_.load(name, split=part, **options) for part in ("train", "test"))
+        sizes = [f"{part.height}×{part.width}" for part in (rest, test)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"{name}: training images are {sizes[0]}, test images {sizes[1]}; give --image-size HxW")
         also_in_test = {j for _, j in datasets_.overlap(test, rest)}
         rest = rest.subset([j for j in range(len(rest)) if j not in also_in_test]) if also_in_test else rest
     else:
@@ -897,8 +900,7 @@ def _evaluated(description: Description, data: str, everything: bool) -> tuple[D
     if trained_on is not None and _which(trained_on["data"]) == _which(data) and not everything:
         return _held_out(trained_on), "held-out"
     mode = "L" if description.get("channels") == 1 else "RGB"
-    own_test = any(source.name == data and source.size for source in datasets_.available())
-    part: Literal["test"] | None = "test" if own_test and not everything else None
+    part: Literal["test"] | None = "test" if datasets_.has_test_images(data) and not everything else None
     return datasets_.load(data, split=part, mode=mode, size=description.get("image_size")), part or "all"
 
 

@@ -269,7 +269,7 @@ def _of_state(model: Module, optimizer: Optimizer) -> Hashes:
 def _of_predictions(model: Module, loader: data.Loader) -> Hashes:
     model.eval()
     with no_grad():
-        scores = model(_tensor(data.to_float(loader.dataset.images)))
+        scores = model(_tensor(data.to_float(loader.dataset[:][0])))
         return {"scores": _hash(scores), "probabilities": _hash(scores.softmax(1))}
 
 

@@ -1061,6 +1061,51 @@ def test_predict_normalises_colour_images_as_in_the_training(tmp_path):
         assert picture.mode == "RGB"
 
 
+def _photos(folder, count, first=0):
+    """`count` pictures of 9×8 in two classes, one of them darker."""
+    for n in range(first, first + count):
+        place = folder / ("cat" if n % 2 else "dog")
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(n).integers(0, 256 if n % 2 else 128, (9, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{n:03}.png")
+
+
+def test_a_folder_s_own_test_images_are_the_held_out_ones(tmp_path):
+    _photos(tmp_path / "photos" / "train", 40)
+    _photos(tmp_path / "photos" / "val", 10, first=100)
+    result = command("train", "photos", "--epochs", 1, "--out", "a", "--no-pictures", "--seed", 3)
+    assert result.code == 0, result.err
+    assert "40 training images 9×8, 10 held out, 2 classes" in result.out
+    test = data.load(tmp_path / "photos", split="test")
+    np.testing.assert_array_equal(cli._load(settings(data="photos"))[1].images, test.images)
+    assert "10 held-out images of photos" in command("evaluate", "a").out
+    result = command("train", "photos", "--epochs", 1, "--out", "b", "--no-pictures", "--held-out", 0.4)
+    assert "30 training images 9×8, 20 held out" in result.out
+
+
+def test_training_and_test_images_of_two_sizes_need_a_size(tmp_path):
+    _photos(tmp_path / "photos" / "train", 8)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / "test" / name).mkdir(parents=True)
+        Image.new("RGB", (7, 9)).save(tmp_path / "photos" / "test" / name / "1.png")
+    result = command("train", "photos", "--epochs", 1, "--out", "a")
+    assert result.code == 2
+    assert "photos: training images are 9×8, test images 9×7; give --image-size HxW" in result.err
+
+
+def test_pictures_that_stay_in_their_files_train_the_same_model(tmp_path, monkeypatch):
+    _photos(tmp_path / "photos", 60)
+    weights = []
+    for out, limit in (("memory", 1 << 31), ("files", 0)):
+        monkeypatch.setattr("gpucnn.data.pictures.IN_MEMORY", limit)
+        result = command("train", "photos", "--epochs", 2, "--out", out, "--no-pictures", "--early-stopping", 2)
+        assert result.code == 0, result.err
+        weights.append(load_model(tmp_path / out / "model.safetensors")[0].state_dict())
+        assert "12 held-out images" in command("evaluate", out).out
+    for name, weight in weights[0].items():
+        np.testing.assert_array_equal(weight, weights[1][name])
+
+
 def test_labels_that_are_no_text_are_named(finished, tmp_path):
     (tmp_path / "labels.txt").write_bytes("über\nunter\n".encode("latin-1"))
     result = command("predict", finished[0], finished[0] / "samples" / "X.png", "--labels", "labels.txt")

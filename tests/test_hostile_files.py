@@ -23,7 +23,7 @@ import gpucnn
 from gpucnn import data, nn, optim
 from gpucnn.checkpoint import describe, load_checkpoint, load_model, save_checkpoint, save_model
 from gpucnn.cli import main
-from gpucnn.data import formats
+from gpucnn.data import formats, pictures
 from gpucnn.data.download import extract
 from gpucnn.names import is_showable, showable
 from gpucnn.random import Generator
@@ -283,16 +283,16 @@ def test_a_picture_that_would_fill_the_memory_is_refused_without_a_warning(tmp_p
     for height, width in ((9_000, 8_000), (12_000, 9_000), (20_000, 20_000)):  # Pillow warns of some, refuses others
         (tmp_path / "p.png").write_bytes(png(height, width))
         with pytest.raises(ValueError, match=r"p\.png: not a readable picture: .*pixels"):
-            formats.read_image(tmp_path / "p.png", mode="L")
+            pictures.read_image(tmp_path / "p.png", mode="L")
     (tmp_path / "p.png").write_bytes(png(7, 5))
-    assert formats.read_image(tmp_path / "p.png", mode="L").shape == (7, 5, 1)
+    assert pictures.read_image(tmp_path / "p.png", mode="L").shape == (7, 5, 1)
 
 
 def test_a_picture_that_is_a_program_is_not_run(tmp_path):
     """PostScript, which Pillow gives to another program, is refused under whatever name it comes."""
     (tmp_path / "p.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 7\n%%EndComments\nshowpage\n")
     with pytest.raises(ValueError, match=r"p\.png: not a readable picture: cannot identify"):
-        formats.read_image(tmp_path / "p.png")
+        pictures.read_image(tmp_path / "p.png")
 
 
 def test_a_model_of_a_type_that_no_weights_have_is_refused(tmp_path):

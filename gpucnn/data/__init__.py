@@ -17,10 +17,12 @@ from gpucnn.data.augment import (
     Resize,
 )
 from gpucnn.data.dataset import Dataset, check_disjoint, overlap, split, to_float
-from gpucnn.data.formats import read_idx, read_image, read_image_folder
+from gpucnn.data.formats import read_idx
 from gpucnn.data.generate import x_or_not_x
+from gpucnn.data.lazy import LazyImages
 from gpucnn.data.loader import Loader
-from gpucnn.data.sources import Source, available, load
+from gpucnn.data.pictures import PictureFiles, read_image, read_image_folder
+from gpucnn.data.sources import Source, available, has_test_images, load
 
 __all__ = [
     "CenterCrop",
@@ -28,8 +30,10 @@ __all__ = [
     "Compose",
     "Cutout",
     "Dataset",
+    "LazyImages",
     "Loader",
     "Normalize",
+    "PictureFiles",
     "RandomAffine",
     "RandomCrop",
     "RandomErasing",
@@ -42,6 +46,7 @@ __all__ = [
     "Source",
     "available",
     "check_disjoint",
+    "has_test_images",
     "load",
     "overlap",
     "read_idx",

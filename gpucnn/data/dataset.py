@@ -1,16 +1,16 @@
-"""A labelled set of images in memory, its conversion to float, and disjoint halves of it."""
+"""A labelled set of images, its conversion to float, and disjoint halves of it."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gpucnn.data.lazy import IN_MEMORY, LazyImages, Rows, digests
 from gpucnn.functional import validate
 
 Images = NDArray[Any]
@@ -42,14 +42,15 @@ def to_float(images: Images) -> NDArray[np.float32]:
 class Dataset:
     """Images with labels: what `load` gives and `Loader` draws batches from.
 
-    ``images`` is [N, H, W, C] as stored: uint8 0–255, float32 0..1, or bool for black/white; it may be memory-mapped.
-    ``labels`` [N] is int64, each an index into ``classes``. Both are kept as read-only views.
+    ``images`` is [N, H, W, C] as stored: uint8 0–255, float32 0..1, or bool for black/white; an array, which may be
+    memory-mapped, or `LazyImages`. ``labels`` [N] is int64, each an index into ``classes``. Arrays are kept as
+    read-only views.
 
     Raises ValueError for shapes, lengths or labels that do not fit together, TypeError for another dtype. Warns
     (UserWarning) if the images look like [N, C, H, W]: a height of 1, 3 or 4 and more than 4 channels.
     """
 
-    images: Images
+    images: Images | LazyImages
     labels: Labels
     classes: tuple[str, ...]
     name: str = "dataset"
@@ -57,7 +58,8 @@ class Dataset:
     def __post_init__(self) -> None:
         if not isinstance(self.classes, Sequence) or not all(isinstance(name, str) for name in self.classes):
             raise TypeError(f"{self.name}: classes must be names, got {self.classes!r:.200}")
-        images, labels, classes = np.asarray(self.images), np.asarray(self.labels), tuple(self.classes)
+        images = self.images if isinstance(self.images, LazyImages) else np.asarray(self.images)
+        labels, classes = np.asarray(self.labels), tuple(self.classes)
         if images.ndim != 4:
             raise ValueError(f"{self.name}: images must be [N, H, W, C], got shape {images.shape}")
         if 0 in images.shape[1:]:
@@ -85,7 +87,7 @@ class Dataset:
                 UserWarning,
                 stacklevel=3,
             )
-        object.__setattr__(self, "images", _read_only(images))
+        object.__setattr__(self, "images", images if isinstance(images, LazyImages) else _read_only(images))
         object.__setattr__(self, "labels", _read_only(labels.astype(np.int64)))
         object.__setattr__(self, "classes", classes)
 
@@ -110,17 +112,33 @@ class Dataset:
     def __getitem__(self, index: slice | ArrayLike) -> tuple[Images, Labels]: ...
     def __getitem__(self, index: Any) -> tuple[Images, int | Labels]:
         """``(image [H, W, C], label)`` for an int; ``(images, labels)`` for a slice, indices or a mask. As stored."""
-        rows = index if isinstance(index, slice | int | np.integer) else _as_indices(index, len(self))
-        try:
-            images, labels = self.images[rows], self.labels[rows]
-        except (IndexError, TypeError) as error:
-            raise IndexError(f"{self.name}: {error}") from None
+        rows = self._rows(index)
+        images, labels = self.images[rows], self.labels[rows]
         return images, int(labels) if images.ndim == 3 else labels
 
     def subset(self, indices: slice | ArrayLike) -> Dataset:
-        """The images at ``indices`` (a slice, indices or a mask) as a data set with the same classes."""
-        images, labels = self[indices]
-        return Dataset(images, labels, self.classes, self.name)
+        """The images at ``indices`` (a slice, indices or a mask) as a data set with the same classes.
+
+        Images that are lazy, or take more than 2 GiB, are not copied but found in this data set when they are needed.
+        """
+        rows = self._rows([indices] if isinstance(indices, int | np.integer) else indices)
+        images: Images | LazyImages
+        if isinstance(self.images, LazyImages):
+            images = self.images.at(np.arange(len(self))[rows])
+        elif not isinstance(rows, slice) and len(rows) * self.images[:1].nbytes > IN_MEMORY:
+            images = Rows(self.images, np.arange(len(self))[rows])
+        else:
+            images = self.images[rows]
+        return Dataset(images, self.labels[rows], self.classes, self.name)
+
+    def _rows(self, index: Any) -> Any:
+        """An index that fits the first axis. Raises IndexError and TypeError."""
+        rows = index if isinstance(index, slice | int | np.integer) else _as_indices(index, len(self))
+        try:
+            self.labels[rows]
+        except (IndexError, TypeError) as error:
+            raise IndexError(f"{self.name}: {error}") from None
+        return rows
 
     def __repr__(self) -> str:
         some = ", ".join(self.classes[:10]) + (", …" if len(self.classes) > 10 else "")
@@ -197,13 +215,10 @@ def _shares(totals: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return shares
 
 
-def _digests(images: Images) -> Iterable[bytes]:
-    return (blake2b(image.tobytes(), digest_size=16).digest() for image in images)
-
-
 def _identical_images(dataset: Dataset) -> list[list[int]]:
     groups: dict[bytes, list[int]] = {}
-    for index, digest in enumerate(_digests(dataset.images)):
+    images = dataset.images
+    for index, digest in enumerate(images.digests() if isinstance(images, LazyImages) else digests(images)):
         groups.setdefault(digest, []).append(index)
     return list(groups.values())
 
@@ -213,12 +228,15 @@ def overlap(train: Dataset, test: Dataset) -> list[tuple[int, int]]:
     if train.images.shape[1:] != test.images.shape[1:]:
         return []
     a, b = train.images, test.images
-    if a.dtype != b.dtype:
-        a, b = to_float(a), to_float(b)
+    if isinstance(a, LazyImages) and isinstance(b, LazyImages) and type(a) is type(b):
+        known, asked = a.digests(), b.digests()
+    else:
+        convert = to_float if a.dtype != b.dtype else None
+        known, asked = digests(a, convert), digests(b, convert)
     first: dict[bytes, int] = {}
-    for i, digest in enumerate(_digests(a)):
+    for i, digest in enumerate(known):
         first.setdefault(digest, i)
-    return [(first[digest], j) for j, digest in enumerate(_digests(b)) if digest in first]
+    return [(first[digest], j) for j, digest in enumerate(asked) if digest in first]
 
 
 def check_disjoint(train: Dataset, test: Dataset) -> None:

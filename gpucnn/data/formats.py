@@ -1,4 +1,4 @@
-"""Reading data sets from files: IDX, CIFAR's two versions, folders of pictures, NumPy files. Nothing else is unpickled.
+"""Reading data sets from files: IDX, CIFAR's two versions, NumPy files. Nothing else is unpickled.
 
 A reader of a format that has its own training and test part takes ``split``: "train", "test" or None for all of it.
 """
@@ -11,7 +11,6 @@ import math
 import pickle
 import pickletools
 import re
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from gpucnn.data.dataset import Dataset
 from gpucnn.data.dataset import split as split_dataset
 from gpucnn.data.download import DEFLATED
+from gpucnn.data.lazy import LazyImages
 from gpucnn.names import showable
 
 Array = NDArray[Any]
@@ -297,118 +297,6 @@ def _unpickle(path: Path) -> Any:
         ) from error
 
 
-# ---- pictures -------------------------------------------------------------------------------------------------------
-
-MOST_PIXELS = 1 << 26  # larger pictures are taken for bombs: a few kB that become GBs
-# Pillow would open others too, one of them (EPS) by running another program.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-PICTURES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
-
-
-def read_image(path: str | Path, *, mode: str = "RGB", size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """A picture file as uint8 [H, W, C], in ``mode`` "RGB" or "L" (gray), resized to ``size`` (H, W) if given.
-
-    A photo is upright, as its EXIF data says that the camera was held.
-
-    Raises FileNotFoundError if there is no such file, ValueError naming it if it cannot be read as an 8-bit picture.
-    """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError('reading pictures needs Pillow: pip install "gpucnn[data]"') from error
-    if mode not in ("RGB", "L"):
-        raise ValueError(f'mode must be "RGB" or "L" (gray), got {mode!r}')
-    if size is not None and (len(size) != 2 or min(size) < 1 or math.prod(size) > MOST_PIXELS):
-        raise ValueError(f"size must be (height, width), got {size!r}; at most {MOST_PIXELS:,} pixels")
-    try:
-        with warnings.catch_warnings(), Image.open(path, formats=_FORMATS) as opened:
-            if opened.width * opened.height > MOST_PIXELS:
-                raise ValueError(f"it has {opened.width}×{opened.height} pixels, more than {MOST_PIXELS:,}")
-            kind = opened.mode
-            upright = _upright(opened)
-            if upright.has_transparency_data:  # as it looks on paper: without this, transparent would mean black
-                paper = Image.new("RGBA", upright.size, "white")
-                picture = Image.alpha_composite(paper, upright.convert("RGBA")).convert(mode)
-            else:
-                picture = upright.convert(mode)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no picture {path}") from None
-    except Exception as error:  # a damaged file can raise anything
-        raise ValueError(f"{path}: not a readable picture: {error}") from error
-    if kind.startswith(("I", "F")):
-        raise ValueError(f"{path}: has more than 8 bits a channel (mode {kind}); convert it to 8 bits first")
-    if size is not None:
-        picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    pixels = np.asarray(picture)
-    return pixels if mode == "RGB" else pixels[..., None]
-
-
-def _upright(picture: Any) -> Any:
-    """A Pillow image turned and mirrored as its EXIF data says; as it is if that is damaged."""
-    from PIL import ImageOps
-
-    picture.load()  # whose own damage is an error
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # a damaged file can raise anything
-        return picture
-
-
-def class_folders(folder: Path) -> list[str]:
-    """The names of the sub-folders of ``folder``, one a class, sorted; hidden ones are left out."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def read_image_folder(
-    folder: str | Path, split: str | None = None, *, mode: str = "RGB", size: tuple[int, int] | None = None
-) -> Dataset:
-    """Pictures in one sub-folder per class, like torchvision's ImageFolder: classes and files sorted by name.
-
-    Above the classes there may be a folder ``train`` and a folder ``test`` (or ``val``). ``mode`` and ``size`` are
-    those of `read_image`; without ``size`` all pictures must be of one size. Raises ValueError naming the file
-    that differs or is damaged, FileNotFoundError for a class without pictures.
-    """
-    folder = Path(folder)
-    classes = class_folders(folder)
-    if "train" not in classes or not {"test", "val"} & set(classes):
-        images, labels = _read_classes(folder, classes, mode, size)
-        return part_of(_dataset(images, labels, tuple(classes), folder.name), split)
-    folders = {"train": folder / "train", "test": folder / ("test" if "test" in classes else "val")}
-    classes, others = class_folders(folders["train"]), class_folders(folders["test"])
-    if classes != others:
-        raise ValueError(
-            f"{folders['train']} and {folders['test']} must have the same classes: only one of them has "
-            f"{', '.join(sorted(set(classes) ^ set(others)))}"
-        )
-    parts = _parts(lambda part: _read_classes(folders[part], classes, mode, size), folders, split)
-    return _joined(parts, tuple(classes), folder.name)
-
-
-def _read_classes(folder: Path, classes: list[str], mode: str, size: tuple[int, int] | None) -> Part:
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        files_here = sorted(path for path in (folder / name).rglob("*") if not path.name.startswith("."))
-        pictures = [path for path in files_here if path.suffix.lower() in PICTURES]
-        if not pictures:
-            raise FileNotFoundError(f"{folder / name}: no pictures ({' '.join(sorted(PICTURES))}) for this class")
-        files += pictures
-        labels += [label] * len(pictures)
-    if not files:
-        raise FileNotFoundError(f"{folder}: no sub-folders; a folder of pictures has one for each class")
-    first = read_image(files[0], mode=mode, size=size)
-    images = np.empty((len(files), *first.shape), np.uint8)
-    for n, path in enumerate(files):
-        image = read_image(path, mode=mode, size=size)
-        if image.shape != first.shape:
-            raise ValueError(
-                f"{path} is {image.shape[0]}×{image.shape[1]}, but {files[0]} is {first.shape[0]}×{first.shape[1]}: "
-                "give size=(height, width) to resize all pictures"
-            )
-        images[n] = image
-    return images, np.array(labels)
-
-
 # ---- NumPy files ----------------------------------------------------------------------------------------------------
 
 
@@ -449,6 +337,15 @@ def read_numpy(path: str | Path, split: str | None = None) -> Dataset:
     if "whole" in sets:
         return part_of(_joined([read("whole")], classes, path.stem), split)
     return _joined(_parts(read, sets, split), classes, path.stem)
+
+
+def has_keras_test(path: Path) -> bool:
+    """Whether a .npz has a test part beside a training part. Raises ValueError for a damaged file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"x_train.npy", "x_test.npy"} <= set(archive.namelist())
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: not a readable NumPy file of plain arrays: {error}") from error
 
 
 def _npz_arrays(path: Path) -> dict[str, Array]:
@@ -501,15 +398,15 @@ def _parts(read: Callable[[str], Part], present: Iterable[str], split: str | Non
 
 def _joined(parts: list[Part], classes: tuple[str, ...], name: str) -> Dataset:
     if len(parts) == 1:
-        return _dataset(*parts[0], classes, name)
+        return dataset_of(*parts[0], classes, name)
     shapes = [images.shape[1:] for images, _ in parts]
     if shapes[0] != shapes[1]:
         raise ValueError(f"{name}: training images are {shapes[0]} and test images {shapes[1]}: load one split")
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return _dataset(images, labels, classes, name)
+    return dataset_of(images, labels, classes, name)
 
 
-def _dataset(images: Array, labels: Array, classes: tuple[str, ...], name: str) -> Dataset:
+def dataset_of(images: Array | LazyImages, labels: Array, classes: tuple[str, ...], name: str) -> Dataset:
     try:
         return Dataset(images, labels, tuple(map(showable, classes)), showable(name))
     except TypeError as error:  # to the caller it is the file that is wrong, not an argument

@@ -18,15 +18,15 @@ from gpucnn.data.dataset import Dataset
 from gpucnn.data.download import RemoteFile, cache_folder, extract, fetch
 from gpucnn.data.formats import (
     cifar_version,
-    class_folders,
+    has_keras_test,
     idx_files,
     part_of,
     read_cifar,
     read_idx_files,
-    read_image_folder,
     read_numpy,
 )
 from gpucnn.data.generate import x_or_not_x
+from gpucnn.data.pictures import class_folders, part_folders, read_image_folder
 
 Split = Literal["train", "test"]
 
@@ -203,6 +203,28 @@ def _describe(name: str, source: _Made | _Downloaded, root: str | Path | None) -
     return Source(name, source.about, source.origin, get, size, _find(name, source, _root(root)) is not None)
 
 
+def has_test_images(name_or_path: str | Path) -> bool:
+    """Whether a data set, by name or from a path, comes with test images of its own.
+
+    Those are what ``load(name_or_path, split="test")`` gives; of a data set that comes in one piece it is a fifth.
+    """
+    if isinstance(name_or_path, str) and name_or_path in _SOURCES:
+        return isinstance(_SOURCES[name_or_path], _Downloaded)
+    path = Path(name_or_path).expanduser()
+    if path.suffix == ".npz" and path.is_file():
+        return has_keras_test(path)
+    for folder in (path, path / "raw"):
+        if files := idx_files(folder):
+            return _has_both(files)
+        if cifar_version(folder):
+            return True
+    return part_folders(path) is not None if path.is_dir() else _has_both(idx_files(path.parent, prefix=path.name))
+
+
+def _has_both(files: dict[tuple[str, str], Path]) -> bool:
+    return {("train", "images"), ("test", "images")} <= set(files)
+
+
 def load(
     name_or_path: str | Path,
     *,
@@ -211,12 +233,14 @@ def load(
     download: bool = True,
     mode: str = "RGB",
     size: tuple[int, int] | None = None,
+    in_memory: bool | None = None,
 ) -> Dataset:
     """A data set by name (see `available`) or from a path.
 
     A path is a folder of IDX files (MNIST, Fashion-MNIST, EMNIST; for one set of several, the folder and the beginning
     of its files' names, as in ``emnist/emnist-letters``), of CIFAR's binary or Python version, or of pictures, one
-    sub-folder a class (read in ``mode`` "RGB" or "L", resized to ``size`` (H, W) if given); or a .npz or .npy file.
+    sub-folder a class (read in ``mode`` "RGB" or "L", resized to ``size`` (H, W) if given; those that would take more
+    than 2 GiB only when they are needed, ``in_memory`` True reads all of them now, False none); or a .npz or .npy file.
 
     ``split`` is "train", "test" or None for both together. A data set that comes in one piece is split 80 to 20, the
     same way every time. ``root`` is the folder below which a named data set is looked for, and downloaded to unless
@@ -234,7 +258,7 @@ def load(
     elif source is not None:
         found = _load_downloaded(str(name_or_path), source, split, _root(root), download)
     else:
-        found = _load_path(Path(name_or_path).expanduser(), split, mode, size)
+        found = _load_path(Path(name_or_path).expanduser(), split, mode, size, in_memory)
     has = (found.height, found.width)
     if tuple(size or has) != has or (mode == "L" and found.channels != 1):
         wanted = f"{'×'.join(map(str, size or has))}{' gray' if mode == 'L' else ''}"
@@ -292,7 +316,9 @@ def _load_downloaded(name: str, source: _Downloaded, split: str | None, root: Pa
     return _load_downloaded(name, source, split, root, download=False)
 
 
-def _load_path(path: Path, split: str | None, mode: str, size: tuple[int, int] | None) -> Dataset:
+def _load_path(
+    path: Path, split: str | None, mode: str, size: tuple[int, int] | None, in_memory: bool | None
+) -> Dataset:
     if path.suffix in (".npz", ".npy") and path.is_file():
         return read_numpy(path, split)
     if path.is_dir():
@@ -302,7 +328,7 @@ def _load_path(path: Path, split: str | None, mode: str, size: tuple[int, int] |
             if version := cifar_version(folder):
                 return read_cifar(folder, version, path.name, split)
         if class_folders(path):
-            return read_image_folder(path, split, mode=mode, size=size)
+            return read_image_folder(path, split, mode=mode, size=size, in_memory=in_memory)
         raise FileNotFoundError(
             f"{path} holds no data set: expected IDX files (train-images-idx3-ubyte, …), CIFAR batches "
             "(data_batch_1.bin, …) or one folder of pictures per class"

@@ -1,4 +1,4 @@
-"""IDX, CIFAR, folders of pictures and NumPy files, whole and damaged, made here byte by byte."""
+"""IDX, CIFAR and NumPy files, whole and damaged, made here byte by byte."""
 
 import gzip
 import io
@@ -22,7 +22,7 @@ from data_files import (
     write_idx_set,
 )
 
-from gpucnn.data import load, read_idx, read_image, read_image_folder
+from gpucnn.data import load, read_idx
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 
@@ -341,156 +341,6 @@ class TestPickle:
         path.write_bytes(path.read_bytes()[:cut])
         with pytest.raises(ValueError, match=r"data_batch_5: refused: .*the binary version needs no pickle"):
             load(tmp_path)
-
-
-# --- pictures --------------------------------------------------------------------------------------------------------
-
-
-def save_picture(path, h=4, w=6, mode="RGB", seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = rng(seed).integers(0, 256, (h, w, 3) if mode == "RGB" else (h, w), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return pixels
-
-
-class TestPictures:
-    def test_rgb_pixels_come_as_they_are_saved(self, tmp_path):
-        pixels = save_picture(tmp_path / "a.png")
-        np.testing.assert_array_equal(read_image(tmp_path / "a.png"), pixels)
-        assert read_image(str(tmp_path / "a.png")).dtype == np.uint8
-
-    def test_gray_has_one_channel_and_is_itu_601_luma(self, tmp_path):
-        pixels = save_picture(tmp_path / "a.png").astype(int)
-        gray = read_image(tmp_path / "a.png", mode="L")
-        assert gray.shape == (4, 6, 1)
-        luma = pixels @ [0.299, 0.587, 0.114]
-        assert np.abs(gray[..., 0] - luma).max() <= 1
-
-    def test_what_is_transparent_looks_like_white_paper(self, tmp_path):
-        drawn = np.zeros((3, 4, 4), np.uint8)  # all black, and all of it transparent
-        drawn[1, 2] = (0, 0, 0, 255)
-        Image.fromarray(drawn, "RGBA").save(tmp_path / "a.png")
-        expected = np.full((3, 4, 1), 255)
-        expected[1, 2] = 0
-        np.testing.assert_array_equal(read_image(tmp_path / "a.png", mode="L"), expected)
-
-    @pytest.mark.parametrize(
-        ("orientation", "lies"),
-        [(1, lambda a: a), (3, lambda a: np.rot90(a, 2)), (6, np.rot90), (8, lambda a: np.rot90(a, -1)),
-         (2, np.fliplr), (99, lambda a: a)],
-    )  # fmt: skip
-    def test_a_photo_is_upright_as_its_camera_was_held(self, tmp_path, orientation, lies):
-        """`lies`: how the pixels lie in a file that is marked so."""
-        seen = np.random.default_rng(0).integers(0, 256, (5, 3, 3), dtype=np.uint8)
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        Image.fromarray(np.ascontiguousarray(lies(seen))).save(tmp_path / "photo.png", exif=exif)
-        np.testing.assert_array_equal(read_image(tmp_path / "photo.png"), seen)
-
-    def test_damaged_notes_of_a_camera_leave_the_picture(self, tmp_path):
-        seen = np.random.default_rng(0).integers(0, 256, (5, 3, 3), dtype=np.uint8)
-        Image.fromarray(seen).save(tmp_path / "photo.png", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff")
-        np.testing.assert_array_equal(read_image(tmp_path / "photo.png"), seen)
-
-    def test_a_gray_picture_as_rgb_has_three_equal_channels(self, tmp_path):
-        pixels = save_picture(tmp_path / "a.png", mode="L")
-        np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.repeat(pixels[..., None], 3, 2))
-
-    def test_black_and_white_are_0_and_255(self, tmp_path):
-        bits = np.array([[True, False, True], [False, False, True]])
-        Image.fromarray(bits).save(tmp_path / "bits.png")
-        np.testing.assert_array_equal(read_image(tmp_path / "bits.png", mode="L")[..., 0], bits * 255)
-
-    def test_size_is_height_and_width(self, tmp_path):
-        save_picture(tmp_path / "a.png", 4, 6)
-        assert read_image(tmp_path / "a.png", size=(8, 5)).shape == (8, 5, 3)
-
-    def test_more_than_8_bits_are_refused(self, tmp_path):
-        Image.fromarray(np.zeros((3, 4), np.uint16)).save(tmp_path / "deep.png")
-        with pytest.raises(ValueError, match=r"deep.png: has more than 8 bits a channel \(mode I;16\)"):
-            read_image(tmp_path / "deep.png")
-
-    def test_arguments_that_make_no_sense_are_refused(self, tmp_path):
-        save_picture(tmp_path / "a.png")
-        with pytest.raises(ValueError, match=r'mode must be "RGB" or "L" \(gray\), got \'CMYK\''):
-            read_image(tmp_path / "a.png", mode="CMYK")
-        for size in ((0, 3), (3,)):
-            with pytest.raises(ValueError, match=r"size must be \(height, width\), got"):
-                read_image(tmp_path / "a.png", size=size)
-
-    def test_a_missing_picture_is_file_not_found(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"there is no picture .*none.png"):
-            read_image(tmp_path / "none.png")
-
-
-class TestImageFolder:
-    @pytest.fixture
-    def animals(self, tmp_path):
-        """dog/ has b.png and sub/a.png, cat/ one picture; .hidden/, macOS's ._b.png and notes.txt are none."""
-        folder = tmp_path / "animals"
-        self.dog = save_picture(folder / "dog" / "b.png", seed=1)
-        save_picture(folder / "dog" / "sub" / "a.png", seed=2)
-        self.cat = save_picture(folder / "cat" / "c.PNG", seed=3)
-        save_picture(folder / ".hidden" / "d.png")
-        (folder / "dog" / "notes.txt").write_text("no picture")
-        (folder / "dog" / "._b.png").write_text("no picture")
-        return folder
-
-    def test_sub_folders_are_classes_sorted_by_name(self, animals):
-        data = read_image_folder(animals)
-        assert data.classes == ("cat", "dog")
-        assert data.labels.tolist() == [0, 1, 1]
-        np.testing.assert_array_equal(data.images[0], self.cat)
-        np.testing.assert_array_equal(data.images[1], self.dog)
-        assert data.name == "animals"
-
-    def test_load_takes_mode_and_size(self, animals):
-        assert load(animals, mode="L", size=(3, 5)).images.shape == (3, 3, 5, 1)
-
-    def test_pictures_of_two_sizes_need_a_size(self, animals):
-        save_picture(animals / "dog" / "z.png", 5, 6)
-        with pytest.raises(ValueError, match=r"z.png is 5×6, but .*c.PNG is 4×6: give size=\(height, width\)"):
-            load(animals)
-        assert load(animals, size=(4, 6)).images.shape == (4, 4, 6, 3)
-
-    @pytest.mark.parametrize("damage", [b"", b"no picture at all", "cut"])
-    def test_a_damaged_picture_is_named(self, animals, damage):
-        path = animals / "dog" / "b.png"
-        path.write_bytes(path.read_bytes()[:-40] if damage == "cut" else damage)
-        with pytest.raises(ValueError, match=r"dog.b.png: not a readable picture"):
-            load(animals)
-
-    def test_a_class_without_pictures_is_named(self, animals):
-        (animals / "emu").mkdir()
-        with pytest.raises(FileNotFoundError, match=r"emu: no pictures \(.bmp .gif .* .webp\) for this class"):
-            load(animals)
-
-    def test_a_folder_without_sub_folders_is_refused(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="no sub-folders; a folder of pictures has one for each class"):
-            read_image_folder(tmp_path)
-
-    def test_in_one_piece_it_is_split_80_to_20(self, tmp_path):
-        for n in range(20):
-            save_picture(tmp_path / "ab"[n % 2] / f"{n:02}.png", seed=n)
-        train, test = load(tmp_path, split="train"), load(tmp_path, split="test")
-        assert (len(train), len(test)) == (16, 4)
-        assert np.bincount(test.labels).tolist() == [2, 2]
-
-    @pytest.mark.parametrize("held_out", ["test", "val"])
-    def test_folders_train_and_test_above_the_classes_are_the_split(self, tmp_path, held_out):
-        for n, part in enumerate(["train", held_out]):
-            for name in ("a", "b"):
-                save_picture(tmp_path / part / name / "1.png", seed=n)
-        train, test = load(tmp_path, split="train"), load(tmp_path, split="test")
-        assert train.classes == test.classes == ("a", "b")
-        assert not np.array_equal(train.images, test.images)
-        np.testing.assert_array_equal(load(tmp_path).images, np.concatenate([train.images, test.images]))
-
-    def test_train_and_test_must_have_the_same_classes(self, tmp_path):
-        for name in ("train/a", "train/b", "test/a", "test/c"):
-            save_picture(tmp_path / name / "1.png")
-        with pytest.raises(ValueError, match="must have the same classes: only one of them has b, c"):
-            load(tmp_path, split="train")
 
 
 # --- NumPy files -----------------------------------------------------------------------------------------------------

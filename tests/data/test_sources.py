@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from data_files import write_cifar, write_idx_set
 
-from gpucnn.data import available, check_disjoint, load
+from gpucnn.data import available, check_disjoint, has_test_images, load
 from gpucnn.data import sources as module
 from gpucnn.data.download import RemoteFile
 
@@ -307,3 +307,30 @@ def test_a_size_or_mode_that_only_pictures_can_be_brought_to_is_refused_for_othe
 def test_another_split_is_refused():
     with pytest.raises(ValueError, match='split must be "train", "test" or None, got \'valid\''):
         load("digits", split="valid")
+
+
+# --- test images of one's own ----------------------------------------------------------------------------------------
+
+
+def test_which_data_sets_have_test_images_is_known_before_they_are_here(cache):
+    have = {source.name for source in available() if has_test_images(source.name)}
+    assert have == {"mnist", "fashion-mnist", "cifar10", "cifar100"}
+    assert not cache.exists()
+
+
+def test_a_folder_or_file_has_test_images_if_both_its_parts_are_there(tmp_path):
+    write_idx_set(tmp_path / "idx" / "raw")
+    write_idx_set(tmp_path / "half", parts=("train", "train2"))
+    write_idx_set(tmp_path / "several", "emnist-letters-{part}-{kind}-idx{d}-ubyte.gz", parts=("train", "test"))
+    write_cifar(tmp_path / "cifar", "binary 10")
+    pixels = np.zeros((2, 4, 3), np.uint8)
+    np.savez(tmp_path / "keras.npz", x_train=pixels, y_train=[0, 1], x_test=pixels, y_test=[0, 1])
+    np.savez(tmp_path / "plain.npz", images=pixels, labels=[0, 1])
+    for name in ("parts/train/a", "parts/val/a", "tests/train/a", "tests/test/a", "whole/a", "whole/train"):
+        (tmp_path / name).mkdir(parents=True)
+    have = {"idx", "several/emnist-letters", "cifar", "keras.npz", "parts", "tests"}
+    for name in have | {"half", "plain.npz", "whole", "not there", "not/there.npz"}:
+        assert has_test_images(tmp_path / name) == (name in have), name
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"broken.npz: not a readable NumPy file"):
+        has_test_images(tmp_path / "broken.npz")
