@@ -379,7 +379,9 @@ def against_reference(t: Trial, call: Call, found: Any, leaves: list[Tensor]) ->
         u = np.array(layout)
         y.backward(on(t, layout).to(y.backend))
         for leaf in leaves:
-            assert leaf.grad is not None
+            if leaf.grad is None:  # an odd number, as an array without axes
+                promise(bool(t.odd) and leaf.ndim == 0, f"{call.op}: no gradient of {leaf.dtype}{leaf.shape}")
+                continue
             alike = leaf.grad.dtype == leaf.dtype and leaf.grad.shape == leaf.shape
             promise(alike, f"{call.op}: the gradient of {leaf.dtype}{leaf.shape} is {leaf.grad.dtype}{leaf.grad.shape}")
             results.append(leaf.grad.numpy())
@@ -545,7 +547,10 @@ def near_of(call: Call, mine: Tensor) -> tuple[Any, Any]:
         return 0.0, 0.0
     x, *statistics = (np.abs(np.nan_to_num(in_float64(a), posinf=0.0, neginf=0.0)) for a in call.inputs[:3])
     most = x.max(initial=0.0)
-    largest = max(1.0, abs(float(call.inputs[6]))) * (most**2 + most + sum(statistics))
+    with np.errstate(over="ignore"):
+        largest = max(1.0, abs(float(call.inputs[6]))) * (most**2 + most + sum(statistics))
+    if not np.isfinite(4 * largest).all():
+        return np.inf, np.inf
     return 16 * (x.size // max(x.shape[1], 1) + 8) * unit_roundoff(mine.dtype) * largest, 4 * largest
 
 
@@ -813,9 +818,10 @@ def prelu(t: Trial) -> Call:
     return Call("prelu", (x, t.array(shape, str(x.dtype), "tame")), {}, testing.activated)
 
 
-def dropout(t: Trial, function: Callable[..., Any] = F.dropout, channels: bool = False) -> None:
-    x = one(t, 4 if channels and not t.chance(9) else 0)
-    if channels and x.ndim != 4:
+def dropout(t: Trial, function: Callable[..., Any] = F.dropout, channels: int = 0) -> None:
+    """``channels``: the number of axes, for one that drops channels."""
+    x = one(t, *((channels, channels) if channels and not t.chance(9) else ()))
+    if channels and x.ndim != channels:
         t.odd.append("axes")
     p, training = t.twisted(t.pick(0.0, 0.3, 0.5, 1.0), *ODD_FLOATS), t.pick(True, True, False)
     y = t.call(function, on(t, x), p, training, generator=Generator(t.whole(0, 99)))
@@ -1006,6 +1012,57 @@ def adaptive(op: str) -> Drawn:
     return draw
 
 
+# signals
+
+
+def of_signals(op: str) -> Drawn:
+    """The op on signals: of what is drawn for the one on images the first row, and the last of each pair."""
+    of_images = op.replace("1d", "2d")
+
+    def draw(t: Trial) -> Call:
+        if of_images == "conv2d":
+            call = Call(of_images, *convolved(t), testing.products, scalar(reference.conv2d))
+        else:
+            call = OPS[of_images](t)
+        arguments = {name: _along(value) for name, value in call.arguments.items() if name != "divisor_override"}
+        inputs = tuple(_row(value) if isinstance(value, np.ndarray) else _along(value) for value in call.inputs)
+        if op.startswith("adaptive") and inputs[1] is None:
+            t.odd.append("no length")
+        return replace(call, op=op, inputs=inputs, arguments=arguments, exact=partial(_in_one_row, call.exact))
+
+    return draw
+
+
+def _row(x: Array) -> Array:
+    if x.ndim != 4:
+        return x
+    return x[:, :, 0] if x.shape[2] else np.zeros((*x.shape[:2], x.shape[3]), x.dtype)
+
+
+def _along(value: Any) -> Any:
+    if not isinstance(value, tuple) or len(value) not in (2, 4):
+        return value
+    return value[-1] if len(value) == 2 else value[2:]
+
+
+def _in_one_row(exact: Callable[..., Any], *inputs: Any, **arguments: Any) -> Any:
+    """What the op on images gives for images of one row."""
+
+    def across(name: str, value: Any) -> Any:
+        if name == "padding":
+            return value if isinstance(value, str) else (0, 0, *value) if isinstance(value, tuple) else (0, value)
+        least = {"kernel_size": 1, "stride": 1, "dilation": 1, "output_padding": 0}
+        return value if name not in least or value is None else (least[name], value)
+
+    lifted = [
+        value[:, :, None] if isinstance(value, np.ndarray) and value.ndim == 3 else (1, value)
+        if isinstance(value, int) or (value is None and len(inputs) == 2) else value
+        for value in inputs
+    ]  # fmt: skip
+    y = exact(*lifted, **{name: across(name, value) for name, value in arguments.items()})
+    return tuple(part[:, :, 0] for part in y) if isinstance(y, tuple) else y[:, :, 0]
+
+
 # normalisation
 
 
@@ -1022,7 +1079,7 @@ def affine(t: Trial, shape: tuple[int, ...], dtype: str) -> tuple[Any, ...]:
 
 def batch_norm(t: Trial) -> Call:
     t.calm()
-    x = t.array((t.length(), t.length(3), *(plane(t) if t.chance(2) else ())), t.dtype())
+    x = t.array((t.length(), t.length(3), *(plane(t)[t.pick(0, 0, 1) :] if t.chance(2) else ())), t.dtype())
     c, training = x.shape[1], t.pick(True, False)
     channel = "float32" if is_half(x.dtype) else str(x.dtype)
     statistics: tuple[Any, ...] = (None, None)
@@ -1045,7 +1102,7 @@ def batch_norm(t: Trial) -> Call:
 
 def instance_norm(t: Trial) -> Call:
     t.calm()
-    x = t.array((t.length(), t.length(3), *plane(t)), t.dtype())
+    x = t.array((t.length(), t.length(3), *plane(t)[t.pick(0, 0, 1) :]), t.dtype())
     c, own = x.shape[1], t.pick(True, False)
     channel = "float32" if is_half(x.dtype) else str(x.dtype)
     statistics: tuple[Any, ...] = (None, None)
@@ -1054,7 +1111,7 @@ def instance_norm(t: Trial) -> Call:
         statistics = t.array((c,), channel, "tame"), variance.astype(channel)
     if own and math.prod(x.shape[2:]) < 2:
         t.odd.append("one value")
-    odd = [value for value in ODD_FLOATS if value not in (math.inf, -math.inf)]  # whose differences are anything
+    odd = [value for value in ODD_FLOATS if value not in (math.inf, -math.inf, None)]  # whose differences are anything
     momentum = t.twisted(t.pick(0.1, 0.0, 1.0), *odd) if t.chance(3) else 0.1
     bounds = testing._normalised(lambda x: x.reshape(x.shape[0] * x.shape[1], -1))
     inputs = (x, *statistics, *(affine(t, (c,), channel) or (None, None)), own, momentum)
@@ -1231,7 +1288,7 @@ def parted(op: str) -> Entry:
         found = t.call(getattr(F, op), on(t, x), count, dim)
         if found is Refused:
             return
-        joined = np.concatenate([part.numpy() for part in found], dim)
+        joined = np.concatenate([part.numpy() for part in found], dim) if found else np.zeros(x.shape)
         promise(equal(joined.astype(float), x.astype(float)), f"{op}: {found!r} of {x!r}")
         if op == "chunk":
             promise(len(found) <= count, f"chunk: {len(found)} parts")
@@ -1326,27 +1383,34 @@ def padded(t: Trial) -> Call:
 
 
 def interpolate(t: Trial) -> Call:
-    x = t.array((t.length(2), t.length(2), *plane(t)), t.dtype())
-    mode = t.twisted(t.pick("nearest", "bilinear"), "bicubic", None)
+    row = t.chance(4)
+    x = t.array((t.length(2), t.length(2), *plane(t)[row:]), t.dtype())
+    mode = t.twisted(t.pick("nearest", "linear" if row else "bilinear"), "bicubic", None)
     if t.chance(2):
-        arguments: dict[str, Any] = {"size": pair(t, 1, 9)}
+        arguments: dict[str, Any] = {"size": _along(pair(t, 1, 9)) if row else pair(t, 1, 9)}
     else:
         arguments = {
-            "scale_factor": t.twisted(t.pick(2, 1.5, (0.5, 2.5), 1.0), *ODD_FLOATS, *ODD_NUMBERS, (2, math.nan))
+            "scale_factor": t.twisted(
+                t.pick(2, 1.5, 2.5 if row else (0.5, 2.5), 1.0), *ODD_FLOATS, *ODD_NUMBERS, (2, math.nan)
+            )
         }
         t.odd.append("may vanish")
-    if mode == "bilinear":
+    if mode in ("linear", "bilinear"):
         arguments["align_corners"] = t.pick(True, False, None)
-    bounds = testing._interpolated if mode == "bilinear" else testing.selected
+    bounds = testing._interpolated if mode in ("linear", "bilinear") else testing.selected
     return Call("interpolate", (x,), arguments | {"mode": mode}, bounds, partial(_resized, x.dtype))
 
 
 def _resized(dtype: Any, x: Array, **arguments: Any) -> Any:
     if arguments["mode"] == "nearest" and arguments.get("scale_factor") is not None:
         raise ValueError("places are found in float32, as in PyTorch: those of float64 may be others")
-    if arguments["mode"] == "bilinear" and not np.isfinite(x).all():
+    if arguments["mode"] in ("linear", "bilinear") and not np.isfinite(x).all():
         raise ValueError("an axis that keeps its length is left as it is, here times 0 and 1")
-    return scalar(reference.interpolate)(x, **arguments)
+    if x.ndim == 4:
+        return scalar(reference.interpolate)(x, **arguments)
+    mode = {"mode": arguments["mode"].replace("linear", "bilinear")}
+    wide = {name: (1, arguments[name]) for name in ("size", "scale_factor") if arguments.get(name) is not None}
+    return scalar(reference.interpolate)(x[:, :, None], **arguments | wide | mode)[:, :, 0]
 
 
 def to(t: Trial) -> Call:
@@ -1710,7 +1774,7 @@ def _cosine(a: Array, b: Array) -> Any:
 
 def masked(t: Trial) -> Arguments:
     first, second = pair_of_shapes(t)
-    value = t.twisted(t.pick(2.0, -1.0), *(v for v in ODD_FLOATS if v not in (1e308, 1e-320)))
+    value = t.twisted(t.pick(2.0, -1.0), *(v for v in ODD_FLOATS if v not in (1e308, 1e-320, 2**70)))
     return t.array(first, t.dtype()), t.array(second, t.twisted("bool", "int64")), value
 
 
@@ -1748,6 +1812,9 @@ def shaped_as(t: Trial) -> Arguments:
     return x, other
 
 
+SIGNALS = (
+    "conv1d", "conv_transpose1d", "max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d"
+)  # fmt: skip
 OPS: dict[str, Drawn | Entry] = {
     "relu": elementwise("relu", testing.selected),
     "relu6": elementwise("relu6", testing.selected),
@@ -1769,7 +1836,8 @@ OPS: dict[str, Drawn | Entry] = {
     "softmax": along("softmax"),
     "log_softmax": along("log_softmax"),
     "dropout": dropout,
-    "dropout2d": partial(dropout, function=F.dropout2d, channels=True),
+    "dropout1d": partial(dropout, function=F.dropout1d, channels=3),
+    "dropout2d": partial(dropout, function=F.dropout2d, channels=4),
     "exp": elementwise("exp", testing.relative(8), np.exp),
     "log": elementwise("log", testing.activated, np.log),
     "sqrt": elementwise("sqrt", testing.relative(4), np.sqrt),
@@ -1809,7 +1877,9 @@ OPS: dict[str, Drawn | Entry] = {
     "group_norm": group_norm,
     "layer_norm": layer_norm,
     "local_response_norm": local_response_norm,
-    "reshape": shape_op("reshape", lambda t, x: (sizes_of(t, x.size),), lambda x, shape: x.reshape(shape)),
+    "reshape": shape_op(
+        "reshape", lambda t, x: (sizes_of(t, x.size),), lambda x, shape: x.reshape(tuple(+n for n in shape))
+    ),
     "flatten": shape_op("flatten", flatten_rest, _flattened),
     "unflatten": shape_op(
         "unflatten",
@@ -1834,6 +1904,7 @@ OPS: dict[str, Drawn | Entry] = {
     "host_index": host_index,
     "pad": padded,
     "interpolate": interpolate,
+    **{name: of_signals(name) for name in SIGNALS},
     "to": to,
     "cross_entropy": classified("cross_entropy"),
     "nll_loss": classified("nll_loss"),
@@ -1879,7 +1950,7 @@ ROUGH: dict[str, tuple[Callable[[Trial], Arguments], Callable[..., Any]]] = {
     "argsort": (ordered, _order),
     "topk": (best, _best),
     "gather": (partial(chosen_places, whole=False), _gathered),
-    "index_select": (partial(chosen_places, whole=True), lambda x, dim, places: np.take(x, places, dim)),
+    "index_select": (partial(chosen_places, whole=True), lambda x, dim, places: np.take(x, np.atleast_1d(places), dim)),
     "masked_fill": (masked, lambda x, mask, value: np.where(mask, value, x)),
     "flip": (flipped, lambda x, dims: np.flip(x, tuple(dims))),
     "tile": (tiled, np.tile),
@@ -2327,7 +2398,7 @@ LAYERS = {
     "BCELoss": "binary_cross_entropy", "BCEWithLogitsLoss": "binary_cross_entropy_with_logits", "Conv2d": "conv2d",
     "ConvTranspose2d": "conv_transpose2d", "CrossEntropyLoss": "cross_entropy", "ELU": "elu", "Flatten": "flatten",
     "GELU": "gelu", "GroupNorm": "group_norm", "HalfSquaredError": "half_squared_error", "Hardsigmoid": "hardsigmoid",
-    "Hardswish": "hardswish", "Hardtanh": "hardtanh", "HuberLoss": "huber_loss", "InstanceNorm2d": "instance_norm",
+    "Hardswish": "hardswish", "Hardtanh": "hardtanh", "HuberLoss": "huber_loss",
     "KLDivLoss": "kl_div", "L1Loss": "l1_loss", "LayerNorm": "layer_norm", "LeakyReLU": "leaky_relu",
     "Linear": "linear", "LocalResponseNorm": "local_response_norm", "LogSigmoid": "logsigmoid",
     "LogSoftmax": "log_softmax", "MSELoss": "mse_loss",
@@ -2337,7 +2408,10 @@ LAYERS = {
     "SmoothL1Loss": "smooth_l1_loss", "Softmax": "softmax",
     "Softplus": "softplus", "Softsign": "softsign", "SumPool2d": "sum_pool2d", "Tanh": "tanh", "Unflatten": "unflatten",
     "Upsample": "interpolate",
+    "Conv1d": "conv1d", "ConvTranspose1d": "conv_transpose1d", "MaxPool1d": "max_pool1d", "AvgPool1d": "avg_pool1d",
+    "AdaptiveAvgPool1d": "adaptive_avg_pool1d", "AdaptiveMaxPool1d": "adaptive_max_pool1d",
 }  # fmt: skip
+PADS = ("Constant", "Zero", "Reflection", "Replication")
 STATE = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -2345,9 +2419,9 @@ def sizes_for(kind: str, given: dict[str, Any]) -> dict[str, Any]:
     """What the constructor is told of the weights, for layers that have some."""
     x, w = given["input"], given.get("weight", given["input"])
     match kind:
-        case "Conv2d":
+        case "Conv1d" | "Conv2d":
             return {"in_channels": x.shape[1], "out_channels": w.shape[0], "kernel_size": w.shape[2:]}
-        case "ConvTranspose2d":
+        case "ConvTranspose1d" | "ConvTranspose2d":
             groups = given["groups"] if type(given["groups"]) is int and 0 < given["groups"] < 4 else 1
             return {"in_channels": w.shape[0], "out_channels": w.shape[1] * groups, "kernel_size": w.shape[2:]}
         case "Linear":
@@ -2356,7 +2430,7 @@ def sizes_for(kind: str, given: dict[str, Any]) -> dict[str, Any]:
             return {"num_parameters": w.size}
         case "GroupNorm":
             return {"num_channels": x.shape[1]}
-        case "BatchNorm" | "InstanceNorm2d":
+        case "BatchNorm" | "InstanceNorm":
             return {"num_features": x.shape[1]}
     return {}
 
@@ -2373,7 +2447,8 @@ def layer(kind: str, op: str) -> Entry:
         sizes = {name: t.twisted(good, *COUNTS) for name, good in sizes_for(kind, given.arguments).items()}
         learns = sizes or kind == "LayerNorm"
         init = t.twisted(0.25, *ODD_FLOATS) if kind == "PReLU" else None
-        made = getattr(nn, kind if kind != "BatchNorm" else f"BatchNorm{t.twisted(x.ndim // 2, 1, 2)}d")
+        axes = {"BatchNorm": max(x.ndim - 2, 1), "InstanceNorm": x.ndim - 2}.get(kind)
+        made = getattr(nn, kind if axes is None else f"{kind}{t.twisted(axes, 1, 2)}d")
         if any(type(size) is int and size < 1 for size in sizes.values()):
             t.odd.append("no channels")
 
@@ -2412,18 +2487,24 @@ def dropped(kind: type[nn.Dropout]) -> Entry:
         with gpucnn.use_generator(generator):
             return kind(p).train(training)(x)
 
-    return partial(dropout, function=function, channels=kind is nn.Dropout2d)
+    return partial(dropout, function=function, channels={nn.Dropout1d: 3, nn.Dropout2d: 4}.get(kind, 0))
 
 
-def padding(kind: str, mode: str) -> Entry:
+def padding(kind: str) -> Entry:
+    mode = {"Reflection": "reflect", "Replication": "replicate"}.get(kind[:-5], "constant")
+    axes = int(kind[-2])
+
     def entry(t: Trial) -> None:
-        x = t.array((t.length(2), t.length(2), *plane(t)), t.dtype())
+        x = t.array((t.length(2), t.length(2), *plane(t)[:axes]), t.dtype())
         least = -1 if mode == "constant" else 0
-        sides = t.twisted(t.pick(1, t.whole(least, 2), tuple(t.whole(least, 3) for _ in range(4))), *ODD_NUMBERS)
+        several = tuple(t.whole(least, 3) for _ in range(2 * axes))
+        sides = t.twisted(t.pick(1, t.whole(least, 2), several), *ODD_NUMBERS)
         t.odd.append("may be too much")
-        four = sides if isinstance(sides, Sequence) else (sides,) * 4
-        judge(t, Call("pad", (x, four), {"mode": mode}, testing.selected, scalar(reference.pad),
-                      function=lambda x, pad, mode: getattr(nn, kind)(sides)(x)))  # fmt: skip
+        given = sides if isinstance(sides, Sequence) else (sides,) * (2 * axes)
+        value = (t.twisted(0.5, *ODD_FLOATS),) if kind.startswith("Constant") else ()
+        arguments = {"mode": mode} | ({"value": value[0]} if value else {})
+        judge(t, Call("pad", (x, given), arguments, testing.selected, scalar(reference.pad),
+                      function=lambda x, pad, **arguments: getattr(nn, kind)(sides, *value)(x)))  # fmt: skip
 
     return entry
 
@@ -3131,18 +3212,15 @@ ENTRIES: dict[str, Entry] = (
     | dict.fromkeys([f"gpucnn.{name}" for name in SCOPES], scoped)
     | {f"nn.{kind}": layer(kind, op) for kind, op in LAYERS.items()}
     | dict.fromkeys(["nn.BatchNorm1d", "nn.BatchNorm2d"], layer("BatchNorm", "batch_norm"))
+    | dict.fromkeys(["nn.InstanceNorm1d", "nn.InstanceNorm2d"], layer("InstanceNorm", "instance_norm"))
     | {f"nn.init.{name}": initialiser(name) for name in INITIALISERS}
     | {f"nn.models.{name}": network(name) for name in NETWORKS}
     | dict.fromkeys([f"nn.{name}" for name in ("Module", "Identity", "Parameter", "Buffer")], modules)
     | dict.fromkeys([f"nn.{name}" for name in ("Sequential", "ModuleList", "ModuleDict", "ParameterList")], modules)
     | dict.fromkeys([f"train.{name}" for name in ("evaluate", "fit", "predict")], learning)
     | dict.fromkeys([f"attribution.{name}" for name in ("grad_cam", "occlusion", "saliency")], learning)
-    | {"nn.Dropout": dropped(nn.Dropout), "nn.Dropout2d": dropped(nn.Dropout2d)}
-    | {"nn.ZeroPad2d": padding("ZeroPad2d", "constant")}
-    | {
-        f"nn.{name}Pad2d": padding(f"{name}Pad2d", mode)
-        for name, mode in (("Reflection", "reflect"), ("Replication", "replicate"))
-    }
+    | {f"nn.{kind.__name__}": dropped(kind) for kind in (nn.Dropout, nn.Dropout1d, nn.Dropout2d)}
+    | {f"nn.{kind}Pad{n}d": padding(f"{kind}Pad{n}d") for n in (1, 2) for kind in PADS}
     | {f"optim.{name}": optimizer(name) for name in ("SGD", "Adam", "AdamW", "RMSprop")}
     | {f"optim.{name}": clipped(name) for name in ("clip_grad_norm_", "clip_grad_value_")}
     | dict.fromkeys([f"optim.{name}" for name in SCHEDULES], schedules)

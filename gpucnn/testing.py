@@ -425,7 +425,7 @@ _SAVED_OUTPUT = ("sigmoid", "tanh")
 def in_half(exact: Evaluation, dtype: str, bounds: Sequence[Array | float]) -> list[Array]:
     """The largest errors, not in unit roundoffs, where `bounds` are those of float32: all sums are its sums, and what
     they come to is rounded to float16 or bfloat16, once more where an op says so."""
-    half, least, again = unit_roundoff(dtype), smallest(dtype), _ROUNDED_AGAIN.get(exact.case.op, 0)
+    half, least, again = unit_roundoff(dtype), smallest(dtype), _ROUNDED_AGAIN.get(exact.case.op.replace("1d", "2d"), 0)
     sizes = exact.again(np.abs if exact.case.bounds is products else None, np.abs) if again else exact.results
     found = []
     for i, (bound, result, size) in enumerate(zip(bounds, exact.results, sizes, strict=True)):

@@ -231,7 +231,13 @@ LEFT_OUT = {
 OTHER_DEFAULT = {
     "Softmax.dim", "LogSoftmax.dim", "softmax.dim", "log_softmax.dim", "pad.value", "OneCycleLR.total_steps",
 }  # fmt: skip
-ADDED = {"dropout.generator", "dropout2d.generator", "batch_norm.residual", "batch_norm.activation"}
+ADDED = {
+    "dropout.generator",
+    "dropout1d.generator",
+    "dropout2d.generator",
+    "batch_norm.residual",
+    "batch_norm.activation",
+}
 BASE_CLASSES = {"Module", "Sequential", "Parameter", "Buffer", "Optimizer", "LRScheduler"}
 
 

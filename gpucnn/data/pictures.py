@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gpucnn.backends.numpy_parallel import thread_count
 from gpucnn.data.dataset import Dataset
 from gpucnn.data.formats import dataset_of, part_of
 from gpucnn.data.lazy import IN_MEMORY, LazyImages
@@ -151,6 +150,8 @@ def _stored_size(path: Path) -> tuple[int, int]:
 
 def _in_threads(function: Callable[[S], T], items: Sequence[S]) -> Iterator[T]:
     """function(item) of each, in order, several at a time: Pillow and files let go of the interpreter lock."""
+    from gpucnn.backends.numpy_parallel import thread_count  # it starts the NumPy backend
+
     with ThreadPoolExecutor(thread_count(), "gpucnn-pictures") as pool:
         for start in range(0, len(items), 1024):  # not millions of them in the pool
             yield from pool.map(function, items[start : start + 1024])

@@ -6,6 +6,7 @@ docs/differences.md lists what differs from torch.nn.functional.
 
 from gpucnn.functional.activation import (
     dropout,
+    dropout1d,
     dropout2d,
     elu,
     gelu,
@@ -154,20 +155,30 @@ from gpucnn.functional.shape import (
     unflatten,
     unsqueeze,
 )
+from gpucnn.functional.signals import (
+    adaptive_avg_pool1d,
+    adaptive_max_pool1d,
+    avg_pool1d,
+    conv1d,
+    conv_transpose1d,
+    max_pool1d,
+)
 
 __all__ = [
-    "abs", "adaptive_avg_pool2d", "adaptive_max_pool2d", "add", "all", "allclose", "amax", "amin", "any", "argmax",
-    "argmin", "argsort", "avg_pool2d", "batch_norm", "binary_cross_entropy", "binary_cross_entropy_with_logits",
-    "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "bmm", "cat", "ceil", "chunk", "clamp", "clone",
-    "compare", "conv2d", "conv2d_max_pool2d", "conv_transpose2d", "cosine_similarity", "cross_entropy", "div",
-    "dropout", "dropout2d", "elu", "eq", "equal", "exp", "expand", "flatten", "flip", "floor", "gather", "ge", "gelu",
-    "group_norm", "gt", "half_squared_error", "hardsigmoid", "hardswish", "hardtanh", "host_index", "huber_loss",
-    "index", "index_select", "instance_norm", "interpolate", "isclose", "isfinite", "isinf", "isnan", "kl_div",
-    "l1_loss", "layer_norm", "le", "leaky_relu", "linear", "local_response_norm", "log", "log_softmax", "logical_and",
-    "logical_not", "logical_or", "logical_xor", "logsigmoid", "logsumexp", "lt", "masked_fill", "matmul", "max",
-    "max_pool2d", "maximum", "mean", "min", "min_pool2d", "minimum", "mish", "mm", "mse_loss", "mul", "ne", "neg",
-    "nll_loss", "norm", "normalize", "one_hot", "pad", "permute", "pixel_shuffle", "pixel_unshuffle", "pow", "prelu",
-    "reciprocal", "relu", "relu6", "reshape", "round", "rsqrt", "selu", "sigmoid", "sign", "silu", "smooth_l1_loss",
-    "softmax", "softplus", "softsign", "sort", "split", "sqrt", "square", "squeeze", "stack", "std", "sub", "sum",
-    "sum_pool2d", "t", "tanh", "tile", "to", "topk", "transpose", "unbind", "unflatten", "unsqueeze", "var", "where",
+    "abs", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d", "add", "all",
+    "allclose", "amax", "amin", "any", "argmax", "argmin", "argsort", "avg_pool1d", "avg_pool2d", "batch_norm",
+    "binary_cross_entropy", "binary_cross_entropy_with_logits", "bitwise_and", "bitwise_not", "bitwise_or",
+    "bitwise_xor", "bmm", "cat", "ceil", "chunk", "clamp", "clone", "compare", "conv1d", "conv2d",
+    "conv2d_max_pool2d", "conv_transpose1d", "conv_transpose2d", "cosine_similarity", "cross_entropy", "div",
+    "dropout", "dropout1d", "dropout2d", "elu", "eq", "equal", "exp", "expand", "flatten", "flip", "floor",
+    "gather", "ge", "gelu", "group_norm", "gt", "half_squared_error", "hardsigmoid", "hardswish", "hardtanh",
+    "host_index", "huber_loss", "index", "index_select", "instance_norm", "interpolate", "isclose", "isfinite",
+    "isinf", "isnan", "kl_div", "l1_loss", "layer_norm", "le", "leaky_relu", "linear", "local_response_norm", "log",
+    "log_softmax", "logical_and", "logical_not", "logical_or", "logical_xor", "logsigmoid", "logsumexp", "lt",
+    "masked_fill", "matmul", "max", "max_pool1d", "max_pool2d", "maximum", "mean", "min", "min_pool2d", "minimum",
+    "mish", "mm", "mse_loss", "mul", "ne", "neg", "nll_loss", "norm", "normalize", "one_hot", "pad", "permute",
+    "pixel_shuffle", "pixel_unshuffle", "pow", "prelu", "reciprocal", "relu", "relu6", "reshape", "round", "rsqrt",
+    "selu", "sigmoid", "sign", "silu", "smooth_l1_loss", "softmax", "softplus", "softsign", "sort", "split", "sqrt",
+    "square", "squeeze", "stack", "std", "sub", "sum", "sum_pool2d", "t", "tanh", "tile", "to", "topk", "transpose",
+    "unbind", "unflatten", "unsqueeze", "var", "where",
 ]  # fmt: skip

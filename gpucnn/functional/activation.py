@@ -232,7 +232,17 @@ def dropout(
     )
 
 
-@through_float32
+def dropout1d(
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Each channel of each signal, [N, C, L], 0 with probability p, else divided by 1 − p. As `dropout` otherwise."""
+    return _dropout_of_channels("dropout1d", input, p, training, generator, 3, "[N, C, L]")
+
+
 def dropout2d(
     input: Tensor,
     p: float = 0.5,
@@ -244,8 +254,16 @@ def dropout2d(
 
     As `dropout` otherwise.
     """
-    backend = validate.floating("dropout2d", input=input)
-    validate.rank("dropout2d", "input", input, 4, "[N, C, H, W]")
-    ones = Tensor(backend.contiguous(backend.xp.ones((*input.shape[:2], 1, 1), input.dtype)), backend)
+    return _dropout_of_channels("dropout2d", input, p, training, generator, 4, "[N, C, H, W]")
+
+
+@through_float32
+def _dropout_of_channels(
+    op: str, input: Tensor, p: float, training: bool, generator: Generator | None, ndim: int, axes: str
+) -> Tensor:
+    backend = validate.floating(op, input=input)
+    validate.rank(op, "input", input, ndim, axes)
+    shape = (*input.shape[:2], *(1,) * (ndim - 2))
+    ones = Tensor(backend.contiguous(backend.xp.ones(shape, input.dtype)), backend)
     mask = dropout(ones, p, training, generator=generator)
     return input if mask is ones else input * mask

@@ -11,7 +11,7 @@ from gpucnn.functional import validate
 from gpucnn.functional.arithmetic import clamp, div, mean, mul, norm, sum
 from gpucnn.functional.casting import in_float32, widened
 from gpucnn.functional.convolution import FUSED
-from gpucnn.functional.shape import pad
+from gpucnn.functional.shape import pad, squeeze, unsqueeze
 from gpucnn.tensor import Tensor, record
 
 
@@ -27,7 +27,9 @@ def batch_norm(
     residual: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """(input − mean) / √(variance + eps) · weight + bias, per channel of [N, C, H, W] or [N, C]. Ioffe & Szegedy 2015.
+    """(input − mean) / √(variance + eps) · weight + bias, per channel of [N, C, H, W], [N, C, L] or [N, C].
+
+    Ioffe & Szegedy 2015.
 
     training: statistics of this batch (biased variance); running_mean and running_var, if given, move towards them in
     place by `momentum` (towards the unbiased variance). Otherwise the running statistics are used, and must be given.
@@ -62,8 +64,13 @@ def _batch_norm(
     per_channel = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
     backend = _of_channels(op, input, per_channel)
     weight, bias = widened(weight), widened(bias)
-    if input.ndim not in (2, 4):
-        raise ValueError(f"{op}: input must be [N, C] or [N, C, H, W], got shape {input.shape}")
+    if input.ndim not in (2, 3, 4):
+        raise ValueError(f"{op}: input must be [N, C], [N, C, L] or [N, C, H, W], got shape {input.shape}")
+    if input.ndim == 3:
+        row, more = unsqueeze(input, 2), None if residual is None else unsqueeze(residual, 2)
+        return squeeze(
+            batch_norm(row, running_mean, running_var, weight, bias, training, momentum, eps, more, activation), 2
+        )
     channels = input.shape[1]
     for name, value in per_channel.items():
         validate.shape(op, name, value, (channels,), f"one per channel of the input {input.shape}")

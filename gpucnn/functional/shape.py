@@ -465,33 +465,39 @@ def interpolate(
     mode: str = "nearest",
     align_corners: bool | None = None,
 ) -> Tensor:
-    """[N, C, H, W] resized to `size` (height, width) or by `scale_factor`, "nearest" or "bilinear".
+    """[N, C, H, W] resized to `size` (height, width) or by `scale_factor`, "nearest" or "bilinear"; [N, C, L] likewise,
+    "nearest" or "linear".
 
     The rules are PyTorch's: nearest takes pixel ⌊i · H/P⌋; bilinear puts pixel centres at half integers, or the corners
     on each other with align_corners=True. A scale_factor that is given is also the scale used (not H/P).
     """
-    validate.choice("interpolate", "mode", mode, ("nearest", "bilinear"))
-    validate.floating("interpolate", input=input)
-    validate.rank("interpolate", "input", input, 4, "[N, C, H, W]")
+    op = "interpolate"
+    validate.choice(op, "mode", mode, ("nearest", "linear", "bilinear"))
+    validate.floating(op, input=input)
+    if mode != "nearest" or input.ndim != 3:
+        validate.rank(
+            op, "input", input, 3 if mode == "linear" else 4, "[N, C, L]" if mode == "linear" else "[N, C, H, W]"
+        )
     if (size is None) == (scale_factor is None):
-        raise ValueError("interpolate: give either size or scale_factor")
+        raise ValueError(f"{op}: give either size or scale_factor")
     if mode == "nearest" and align_corners is not None:
-        raise ValueError('interpolate: align_corners goes with mode="bilinear"')
+        raise ValueError(f'{op}: align_corners goes with mode="bilinear" or "linear"')
     lengths = input.shape[2:]
     if size is not None:
-        goal = validate.integers("interpolate", "size", size if isinstance(size, Sequence) else (size, size))
-        scales: tuple[float | None, ...] = (None, None)
+        goal = validate.integers(op, "size", size if isinstance(size, Sequence) else (size,) * len(lengths))
+        scales: tuple[float | None, ...] = (None,) * len(lengths)
     else:
         assert scale_factor is not None
-        given = tuple(scale_factor) if isinstance(scale_factor, Sequence) else (scale_factor, scale_factor)
-        factors = tuple(validate.number("interpolate", "scale_factor", factor) for factor in given)
+        given = tuple(scale_factor) if isinstance(scale_factor, Sequence) else (scale_factor,) * len(lengths)
+        factors = tuple(validate.number(op, "scale_factor", factor) for factor in given)
         if not all(0 < factor < MOST for factor in factors):
-            raise ValueError(f"interpolate: scale_factor must be positive and finite, got {scale_factor!r:.100}")
+            raise ValueError(f"{op}: scale_factor must be positive and finite, got {scale_factor!r:.100}")
         goal = tuple(math.floor(n * f) for n, f in zip(lengths, factors, strict=False))
         scales = tuple(1 / f for f in factors)
-    if len(goal) != 2 or len(scales) != 2 or not 1 <= min(goal) <= max(goal) <= MOST or min(lengths) < 1:
+    if not len(goal) == len(scales) == len(lengths) or not 1 <= min(goal) <= max(goal) <= MOST or min(lengths) < 1:
+        axes_ = "[H, W]" if len(lengths) == 2 else "[L]"
         raise ValueError(
-            f"interpolate: [H, W] = {tuple(lengths)} can't be resized to size={size!r}, scale_factor={scale_factor!r}"
+            f"{op}: {axes_} = {tuple(lengths)} can't be resized to size={size!r}, scale_factor={scale_factor!r}"
         )
     axes = enumerate(zip(lengths, goal, scales, strict=True), start=2)
     changed = [(dim, *axis) for dim, axis in axes if axis[0] != axis[1] or axis[2] not in (None, 1.0)]

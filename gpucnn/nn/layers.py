@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from gpucnn.tensor import Tensor
 Pair = int | Sequence[int]
 
 
-def _new_weight(fan_in: int, *shape: int) -> Parameter:
+def new_weight(fan_in: int, *shape: int) -> Parameter:
     """Uniform in ±1/√fan_in, as PyTorch initialises convolutions and linear layers."""
     bound = 1 / math.sqrt(fan_in)
     return Parameter(init.uniform_(zeros(*shape), -bound, bound))
@@ -30,6 +30,15 @@ def _positive(layer: str, **counts: int) -> None:
     for name, value in counts.items():
         if not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{layer}: {name} must be a positive int, got {value!r}")
+
+
+def check_groups(layer: str, in_channels: int, out_channels: int, groups: int) -> None:
+    """Raises ValueError unless both numbers of channels can be divided into these groups."""
+    _positive(layer, in_channels=in_channels, out_channels=out_channels, groups=groups)
+    if int(in_channels) % int(groups) or int(out_channels) % int(groups):  # NumPy's ints fail at large ones
+        raise ValueError(
+            f"{layer}: groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}"
+        )
 
 
 # -- convolution and linear ------------------------------------------------------------------------
@@ -49,18 +58,14 @@ class Conv2d(Module):
         groups: int = 1,
         bias: bool = True,
     ) -> None:
-        _positive("Conv2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(
-                f"Conv2d: groups={groups} must divide in_channels={in_channels} and out_channels={out_channels}"
-            )
+        check_groups("Conv2d", in_channels, out_channels, groups)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = kernel = pair(kernel_size, "kernel_size", 1)
         self.stride, self.dilation = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
         self.padding: Padding = pair(padding, "padding", 0) if isinstance(padding, int) else padding
         fan_in = in_channels // groups * kernel[0] * kernel[1]
-        self.weight = _new_weight(fan_in, out_channels, in_channels // groups, *kernel)
-        self.bias = _new_weight(fan_in, out_channels) if bias else None
+        self.weight = new_weight(fan_in, out_channels, in_channels // groups, *kernel)
+        self.bias = new_weight(fan_in, out_channels) if bias else None
 
     def forward(
         self,
@@ -108,19 +113,14 @@ class ConvTranspose2d(Module):
         bias: bool = True,
         dilation: Pair = 1,
     ) -> None:
-        _positive("ConvTranspose2d", in_channels=in_channels, out_channels=out_channels, groups=groups)
-        if in_channels % groups or out_channels % groups:
-            raise ValueError(
-                f"ConvTranspose2d: groups={groups} must divide in_channels={in_channels} and "
-                f"out_channels={out_channels}"
-            )
+        check_groups("ConvTranspose2d", in_channels, out_channels, groups)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = kernel = pair(kernel_size, "kernel_size", 1)
         self.stride, self.dilation = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
         self.padding, self.output_padding = pair(padding, "padding", 0), pair(output_padding, "output_padding", 0)
         fan_in = out_channels // groups * kernel[0] * kernel[1]  # what PyTorch counts for this layer
-        self.weight = _new_weight(fan_in, in_channels, out_channels // groups, *kernel)
-        self.bias = _new_weight(fan_in, out_channels) if bias else None
+        self.weight = new_weight(fan_in, in_channels, out_channels // groups, *kernel)
+        self.bias = new_weight(fan_in, out_channels) if bias else None
 
     def forward(self, input: Tensor) -> Tensor:
         return F.conv_transpose2d(
@@ -139,8 +139,8 @@ class Linear(Module):
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         _positive("Linear", in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
-        self.weight = _new_weight(in_features, out_features, in_features)
-        self.bias = _new_weight(in_features, out_features) if bias else None
+        self.weight = new_weight(in_features, out_features, in_features)
+        self.bias = new_weight(in_features, out_features) if bias else None
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.weight, self.bias)
@@ -417,6 +417,12 @@ class Dropout(Module):
         return self._drop(input, self.p, self.training)
 
 
+class Dropout1d(Dropout):
+    """`functional.dropout1d`, of whole channels, while training, nothing in evaluation mode."""
+
+    _drop = staticmethod(F.dropout1d)
+
+
 class Dropout2d(Dropout):
     """`functional.dropout2d`, of whole channels, while training, nothing in evaluation mode."""
 
@@ -443,7 +449,7 @@ class _NormOfChannels(Module):
 
 
 class _BatchNorm(_NormOfChannels):
-    _ndim: int
+    _shapes: ClassVar[dict[int, str]]  # of the input, by its number of axes
 
     def __init__(
         self,
@@ -463,7 +469,8 @@ class _BatchNorm(_NormOfChannels):
         conv: Conv2d | None = None,
     ) -> Tensor:
         """batch_norm of the input, or of `conv` of the input, plus `residual`, activated."""
-        validate.rank(type(self).__name__, "input", input, self._ndim, "[N, C, H, W]" if self._ndim == 4 else "[N, C]")
+        known = input.ndim if isinstance(input, Tensor) and input.ndim in self._shapes else max(self._shapes)
+        validate.rank(type(self).__name__, "input", input, known, self._shapes[known])
         momentum = self.momentum
         if momentum is None:  # the running statistics are the mean over all batches
             momentum = 0.0 if self.num_batches_tracked is None else 1 / (self.num_batches_tracked.item() + 1)
@@ -495,20 +502,20 @@ class _BatchNorm(_NormOfChannels):
 
 
 class BatchNorm1d(_BatchNorm):
-    """`functional.batch_norm` of [N, C]: batch statistics while training, running ones in evaluation mode."""
+    """`functional.batch_norm` of [N, C] or [N, C, L]: batch statistics while training, running ones in evaluation
+    mode."""
 
-    _ndim = 2
+    _shapes: ClassVar = {2: "[N, C]", 3: "[N, C, L]"}
 
 
 class BatchNorm2d(_BatchNorm):
     """`functional.batch_norm` of [N, C, H, W]: batch statistics while training, running ones in evaluation mode."""
 
-    _ndim = 4
+    _shapes: ClassVar = {4: "[N, C, H, W]"}
 
 
-class InstanceNorm2d(_NormOfChannels):
-    """`functional.instance_norm` of [N, C, H, W]: statistics of each image, or running ones in evaluation mode if they
-    are tracked."""
+class _InstanceNorm(_NormOfChannels):
+    _shape: tuple[int, str]  # of the input: its number of axes, and what they are
 
     def __init__(
         self,
@@ -521,16 +528,31 @@ class InstanceNorm2d(_NormOfChannels):
         super().__init__(num_features, eps, momentum, affine, track_running_stats)
 
     def forward(self, input: Tensor) -> Tensor:
-        validate.rank("InstanceNorm2d", "input", input, 4, "[N, C, H, W]")
+        layer = type(self).__name__
+        validate.rank(layer, "input", input, *self._shape)
         if input.shape[1] != self.num_features:
             raise ValueError(
-                f"InstanceNorm2d: input must have num_features={self.num_features} channels, got shape {input.shape}"
+                f"{layer}: input must have num_features={self.num_features} channels, got shape {input.shape}"
             )
         momentum = 0.0 if self.momentum is None else self.momentum  # as in PyTorch: they stay what they are
         own = self.training or self.running_mean is None
         return F.instance_norm(
             input, self.running_mean, self.running_var, self.weight, self.bias, own, momentum, self.eps
         )
+
+
+class InstanceNorm1d(_InstanceNorm):
+    """`functional.instance_norm` of [N, C, L]: statistics of each signal, or running ones in evaluation mode if they
+    are tracked."""
+
+    _shape = (3, "[N, C, L]")
+
+
+class InstanceNorm2d(_InstanceNorm):
+    """`functional.instance_norm` of [N, C, H, W]: statistics of each image, or running ones in evaluation mode if they
+    are tracked."""
+
+    _shape = (4, "[N, C, H, W]")
 
 
 class GroupNorm(Module):
@@ -609,36 +631,73 @@ class Unflatten(Module):
         return F.unflatten(input, self.dim, self.unflattened_size)
 
 
-class _Pad2d(Module):
-    _mode: str
+class _Pad(Module):
+    _mode = "constant"
+    _sides: tuple[str, ...] = ("left", "right", "top", "bottom")
 
     def __init__(self, padding: int | Sequence[int]) -> None:
-        sides = padding if isinstance(padding, Sequence) else (padding,) * 4
-        sides = validate.integers(type(self).__name__, "padding", sides)
-        if len(sides) != 4:
+        sides = padding if isinstance(padding, Sequence) else (padding,) * len(self._sides)
+        self.padding = validate.integers(type(self).__name__, "padding", sides)
+        if len(sides) != len(self._sides):
             raise ValueError(
-                f"{type(self).__name__}: padding must be an int or (left, right, top, bottom), got {padding!r}"
+                f"{type(self).__name__}: padding must be an int or ({', '.join(self._sides)}), got {padding!r}"
             )
-        self.padding = sides
 
     def forward(self, input: Tensor) -> Tensor:
         return F.pad(input, self.padding, self._mode)
 
 
-class ZeroPad2d(_Pad2d):
+class _ConstantPad(_Pad):
+    def __init__(self, padding: int | Sequence[int], value: float) -> None:
+        super().__init__(padding)
+        self.value = validate.number(type(self).__name__, "value", value)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.pad(input, self.padding, self._mode, self.value)
+
+
+class ConstantPad1d(_ConstantPad):
+    """`functional.pad` with a value: an int or (left, right)."""
+
+    _sides = ("left", "right")
+
+
+class ZeroPad1d(_Pad):
+    """`functional.pad` with zeros: an int or (left, right)."""
+
+    _sides = ("left", "right")
+
+
+class ReflectionPad1d(_Pad):
+    """`functional.pad` by reflection: an int or (left, right)."""
+
+    _sides = ("left", "right")
+    _mode = "reflect"
+
+
+class ReplicationPad1d(_Pad):
+    """`functional.pad` with copies of the edge: an int or (left, right)."""
+
+    _sides = ("left", "right")
+    _mode = "replicate"
+
+
+class ConstantPad2d(_ConstantPad):
+    """`functional.pad` with a value: an int or (left, right, top, bottom)."""
+
+
+class ZeroPad2d(_Pad):
     """`functional.pad` with zeros: an int or (left, right, top, bottom)."""
 
-    _mode = "constant"
 
-
-class ReflectionPad2d(_Pad2d):
-    """`functional.pad` by reflection."""
+class ReflectionPad2d(_Pad):
+    """`functional.pad` by reflection: an int or (left, right, top, bottom)."""
 
     _mode = "reflect"
 
 
-class ReplicationPad2d(_Pad2d):
-    """`functional.pad` with copies of the edge."""
+class ReplicationPad2d(_Pad):
+    """`functional.pad` with copies of the edge: an int or (left, right, top, bottom)."""
 
     _mode = "replicate"
 

@@ -53,6 +53,7 @@ class Node:
         self.op, self.opset = proto.op_type, opset
         self.name = proto.name
         self.inputs, self.outputs = list(proto.input), list(proto.output)
+        self.one_axis = False  # whether an attribute was for the one axis of signals
         self.known = proto.domain in ("", "ai.onnx")
         self._domain = proto.domain
         self._attributes = {attribute.name: attribute for attribute in proto.attribute}
@@ -107,11 +108,19 @@ class Node:
         value = self._take(name, "TENSOR", None)
         return None if value is None else array_of(value, None)
 
-    def pair(self, name: str, default: Any = _REQUIRED) -> tuple[Any, Any]:
-        """An attribute that is a number for each of the two spatial axes, (height, width)."""
+    def pair(self, name: str, default: Any = _REQUIRED, across: Any = 1) -> Any:
+        """An attribute that is a number for each of the two spatial axes, (height, width).
+
+        What is for one axis alone, that of signals, has ``across`` for the other, and sets ``one_axis``.
+        """
         value = self.ints(name, default)
+        if value is None:
+            return None
+        if len(value) == 1:
+            self.one_axis = True
+            return across, value[0]
         if len(value) != 2:
-            raise ValueError(f"{name} {list(value)}: only two spatial axes are supported, height and width")
+            raise ValueError(f"{name} {list(value)}: only one or two spatial axes are supported")
         return value[0], value[1]
 
 

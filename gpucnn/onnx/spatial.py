@@ -38,11 +38,35 @@ AUTO_PAD = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 Pair = tuple[int, int]
 
 
+def in_one_row(make: Callable[[Node], Function]) -> Callable[[Node], Function]:
+    """The operator for signals [N, C, L] too: with them, and their weights, as images of one row."""
+
+    def made(node: Node) -> Function:
+        function = make(node)
+        of_signals = node.one_axis
+
+        def run(x: Tensor, *others: Tensor | None) -> Any:
+            if of_signals and x.ndim != 3:
+                raise ValueError(f"its attributes are for signals [N, C, L], got the shape {x.shape}")
+            if x.ndim != 3:
+                return function(x, *others)
+            rows = (t if t is None or t.ndim != 3 else F.unsqueeze(t, 2) for t in (x, *others))
+            return F.squeeze(function(*rows), 2)
+
+        return run
+
+    return made
+
+
 def _pads(node: Node) -> tuple[int, int, int, int]:
     """Explicit padding as (top, bottom, left, right); ONNX's is (top, left, bottom, right)."""
     pads = node.ints("pads", (0, 0, 0, 0))
+    if len(pads) == 2:
+        node.one_axis, pads = True, (0, pads[0], 0, pads[1])
     if len(pads) != 4 or min(pads) < 0:
-        raise ValueError(f"pads {list(pads)}: there must be four, none negative; only two spatial axes are supported")
+        raise ValueError(
+            f"pads {list(pads)}: there must be two or four, none negative; only one or two spatial axes are supported"
+        )
     top, left, bottom, right = pads
     return top, bottom, left, right
 
@@ -71,8 +95,9 @@ def _kernel(weight: Tensor, given: tuple[int, ...] | None) -> Pair:
     return weight.shape[2], weight.shape[3]
 
 
+@in_one_row
 def conv(node: Node) -> Function:
-    window_of, groups, given = _window(node), node.int("group", 1), node.ints("kernel_shape", None)
+    window_of, groups, given = _window(node), node.int("group", 1), node.pair("kernel_shape", None)
 
     def run(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         window = window_of(x, _kernel(w, given))
@@ -81,13 +106,12 @@ def conv(node: Node) -> Function:
     return run
 
 
+@in_one_row
 def conv_transpose(node: Node) -> Function:
     mode, pads = node.text("auto_pad", "NOTSET", AUTO_PAD), _pads(node)
     stride, dilation = node.pair("strides", (1, 1)), node.pair("dilations", (1, 1))
-    extra, goal = node.pair("output_padding", (0, 0)), node.ints("output_shape", None)
-    groups, given = node.int("group", 1), node.ints("kernel_shape", None)
-    if goal is not None and len(goal) != 2:
-        raise ValueError(f"output_shape {list(goal)}: only two spatial axes are supported")
+    extra, goal = node.pair("output_padding", (0, 0), 0), node.pair("output_shape", None)
+    groups, given = node.int("group", 1), node.pair("kernel_shape", None)
 
     def run(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         validate.rank(node.op, "input", x, 4, "[N, C, H, W]")
@@ -130,6 +154,7 @@ def _pooled(function: Function, x: Tensor, window: Window, filler: float, **argu
     return F.index(y, (slice(None), slice(None), slice(p), slice(q)))
 
 
+@in_one_row
 def max_pool(node: Node) -> Function:
     window_of = _pool_window(node)
     node.int("storage_order", 0)  # of the indices, which are not computed
@@ -143,9 +168,10 @@ def max_pool(node: Node) -> Function:
     return run
 
 
+@in_one_row
 def average_pool(node: Node) -> Function:
     include = bool(node.int("count_include_pad", 0))
-    if set(node.ints("dilations", (1, 1))) != {1}:
+    if node.pair("dilations", (1, 1)) != (1, 1):
         raise ValueError("averages with a dilation are not supported")
     window_of = _pool_window(node)
 
@@ -261,6 +287,8 @@ def resize(node: Node) -> Function:
         return x
 
     def linear(x: Tensor, counts: list[int], by: list[float]) -> Tensor:
+        if x.ndim == 3 and by[:2] == [1.0, 1.0]:
+            return F.squeeze(linear(F.unsqueeze(x, 2), [*counts[:2], 1, counts[2]], [*by[:2], 1.0, by[2]]), 2)
         if x.ndim != 4 or by[:2] != [1.0, 1.0]:
             raise ValueError(f"linear resizing of {x.shape} to {tuple(counts)}: only height and width can be resized")
         for axis in (2, 3):

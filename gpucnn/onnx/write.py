@@ -405,8 +405,8 @@ def interpolate(w: Writer, s: Step) -> str:
         factors = [n / m for n, m in zip(size, x.shape[2:], strict=True)]
         how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
         return w.node("Resize", x, "", w.constant(np.array([1, 1, *factors], np.float32)), **how)
-    where = "align_corners" if s["align_corners"] else "half_pixel"
-    return w.node("Resize", x, "", "", w.ints(*size), mode="linear", coordinate_transformation_mode=where, axes=[2, 3])
+    where, axes = "align_corners" if s["align_corners"] else "half_pixel", list(range(2, x.ndim))
+    return w.node("Resize", x, "", "", w.ints(*size), mode="linear", coordinate_transformation_mode=where, axes=axes)
 
 
 def _whole(function: str, arguments: dict[str, Any]) -> bool:
@@ -423,9 +423,9 @@ def _whole(function: str, arguments: dict[str, Any]) -> bool:
 
 
 def _resizable(input: Tensor, size: Any, scale_factor: Any, mode: str, align_corners: bool | None) -> bool:
-    """Nearest by whole factors: runtimes round others differently. Bilinear where the factor is that of the sizes."""
+    """Nearest by whole factors: runtimes round others differently. Linear where the factor is that of the sizes."""
     before = np.array(input.shape[2:])
-    goal = np.array(before * scale_factor if size is None else [size, size] if isinstance(size, int) else size)
+    goal = np.array(before * scale_factor if size is None else [size] * len(before) if isinstance(size, int) else size)
     after = np.floor(goal)
     if mode == "nearest":
         return not (after % before).any()

@@ -254,7 +254,13 @@ def test_local_response_norm_of_a_hand_made_pixel(backend: str) -> None:
 @pytest.mark.parametrize(
     ("op", "shape", "arguments", "error", "message"),
     [
-        ("batch_norm", (2, 3, 4), (None, None, None, None, True), ValueError, r"\[N, C, H, W\].*\(2, 3, 4\)"),
+        (
+            "batch_norm",
+            (2, 3, 4, 5, 6),
+            (None, None, None, None, True),
+            ValueError,
+            r"\[N, C, H, W\].*\(2, 3, 4, 5, 6\)",
+        ),
         (
             "batch_norm",
             (1, 3, 1, 1),

@@ -239,7 +239,10 @@ WRONG: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("resize-neither", lambda: F.interpolate(ones(1, 1, 2, 3)), ValueError, "either size or scale_factor"),
     ("resize-zero", lambda: F.interpolate(ones(1, 1, 2, 3), (0, 2)), ValueError, r"size=\(0, 2\)"),
     ("resize-away", lambda: F.interpolate(ones(1, 1, 2, 3), scale_factor=0.2), ValueError, r"scale_factor=0\.2"),
-    ("resize-rank", lambda: F.interpolate(ones(1, 2, 3), 4), ValueError, r"\(1, 2, 3\)"),
+    ("resize-rank", lambda: F.interpolate(ones(2, 3), 4), ValueError, r"4 axes \[N, C, H, W\], got shape \(2, 3\)"),
+    ("resize-a-signal", lambda: F.interpolate(ones(1, 2, 3), 4, mode="bilinear"), ValueError, r"4 axes .*\(1, 2, 3\)"),
+    ("resize-an-image", lambda: F.interpolate(ones(1, 1, 2, 3), 4, mode="linear"), ValueError, r"3 axes \[N, C, L\]"),
+    ("resize-lengths", lambda: F.interpolate(ones(1, 2, 3), (4, 5)), ValueError, r"\[L\] = \(3,\) can't .*\(4, 5\)"),
     ("resize-corners", lambda: F.interpolate(ones(1, 1, 2, 3), 4, align_corners=True), ValueError, "bilinear"),
 ]
 

@@ -33,6 +33,28 @@ LAYERS: dict[str, Layer] = {
         (2, 4, 3, 5),
         lambda m, x: F.conv_transpose2d(x, m.weight, m.bias, (3, 2), (1, 0), (1, 0), 2, (1, 2)),
     ),
+    "Conv1d": (
+        lambda: nn.Conv1d(4, 6, 3, 2, (2, 0), 2, 2),
+        (2, 4, 9),
+        lambda m, x: F.conv1d(x, m.weight, m.bias, 2, (2, 0), 2, 2),
+    ),
+    "ConvTranspose1d": (
+        lambda: nn.ConvTranspose1d(4, 6, (3,), 3, 1, 2, 2, False, 2),
+        (2, 4, 5),
+        lambda m, x: F.conv_transpose1d(x, m.weight, None, 3, 1, 2, 2, 2),
+    ),
+    "MaxPool1d": (
+        lambda: nn.MaxPool1d(3, 2, 1, 2, True, True),
+        (1, 2, 8),
+        lambda m, x: F.max_pool1d(x, 3, 2, 1, 2, True, True),
+    ),
+    "AvgPool1d": (
+        lambda: nn.AvgPool1d(3, 2, 1, True, False), (1, 2, 8), lambda m, x: F.avg_pool1d(x, 3, 2, 1, True, False)
+    ),
+    "AdaptiveAvgPool1d": (lambda: nn.AdaptiveAvgPool1d(3), (1, 2, 8), lambda m, x: F.adaptive_avg_pool1d(x, 3)),
+    "AdaptiveMaxPool1d": (
+        lambda: nn.AdaptiveMaxPool1d(3, True), (1, 2, 8), lambda m, x: F.adaptive_max_pool1d(x, 3, True)
+    ),
     "Linear": (lambda: nn.Linear(5, 3), (2, 5), lambda m, x: F.linear(x, m.weight, m.bias)),
     "Linear-without-bias": (lambda: nn.Linear(5, 3, False), (2, 5), lambda m, x: F.linear(x, m.weight)),
     "MaxPool2d": (
@@ -100,10 +122,18 @@ LAYERS: dict[str, Layer] = {
         (4, 3),
         lambda m, x: F.batch_norm(x, None, None, None, None, True, eps=0.1),
     ),
+    "BatchNorm1d-of-signals": (
+        lambda: nn.BatchNorm1d(3, 0.1),
+        (4, 3, 5),
+        lambda m, x: F.batch_norm(x, None, None, None, None, True, eps=0.1),
+    ),
     "BatchNorm2d": (
         lambda: nn.BatchNorm2d(3, 0.1),
         (2, 3, 4, 2),
         lambda m, x: F.batch_norm(x, None, None, None, None, True, eps=0.1),
+    ),
+    "InstanceNorm1d": (
+        lambda: nn.InstanceNorm1d(3, 0.1), (2, 3, 4), lambda m, x: F.instance_norm(x, eps=0.1)
     ),
     "InstanceNorm2d": (
         lambda: nn.InstanceNorm2d(3, 0.1),
@@ -129,6 +159,12 @@ LAYERS: dict[str, Layer] = {
     ),
     "PixelShuffle": (lambda: nn.PixelShuffle(2), (2, 8, 3, 5), lambda m, x: F.pixel_shuffle(x, 2)),
     "PixelUnshuffle": (lambda: nn.PixelUnshuffle(3), (2, 1, 6, 3), lambda m, x: F.pixel_unshuffle(x, 3)),
+    "Dropout1d": (lambda: nn.Dropout1d(0.3), (4, 5, 2), lambda m, x: F.dropout1d(x, 0.3)),
+    "ConstantPad1d": (lambda: nn.ConstantPad1d((2, 1), 3.0), (1, 2, 4), lambda m, x: F.pad(x, (2, 1), value=3.0)),
+    "ConstantPad2d": (lambda: nn.ConstantPad2d(2, 3.0), (1, 2, 4, 3), lambda m, x: F.pad(x, (2,) * 4, value=3.0)),
+    "ZeroPad1d": (lambda: nn.ZeroPad1d((2, 1)), (1, 2, 4), lambda m, x: F.pad(x, (2, 1))),
+    "ReflectionPad1d": (lambda: nn.ReflectionPad1d((2, 1)), (1, 2, 4), lambda m, x: F.pad(x, (2, 1), "reflect")),
+    "ReplicationPad1d": (lambda: nn.ReplicationPad1d(2), (1, 2, 4), lambda m, x: F.pad(x, (2, 2), "replicate")),
     "Dropout2d": (lambda: nn.Dropout2d(0.3), (4, 5, 2, 3), lambda m, x: F.dropout2d(x, 0.3)),
     "Upsample": (
         lambda: nn.Upsample((5, 7), None, "bilinear", True),
@@ -183,7 +219,7 @@ def test_layer_is_its_function_with_its_arguments(make: Any, shape: tuple[int, .
     layer = make()
     x = gpucnn.randn(*shape)
     for parameter in layer.parameters():  # normalisation starts with weights of 1, which would hide their absence
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d | nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             parameter.detach().copy_(gpucnn.randn(*parameter.shape))
     gpucnn.manual_seed(3)
     actual = layer(x)

@@ -467,6 +467,35 @@ CASES: dict[str, tuple[tuple[Any, int], dict[str, Any]]] = {
 }  # fmt: skip
 
 
+# Of signals x [3, 2, 9], as PyTorch exports the layers of 1-D networks.
+SIGNALS: dict[str, tuple[Any, dict[str, Array]]] = {
+    "conv": (
+        make_node("Conv", ["x", "w", "b"], ["y"], kernel_shape=[3], strides=[2], pads=[2, 1], dilations=[2]),
+        {"w": random(4, 2, 3), "b": random(4)},
+    ),
+    "conv-same": (make_node("Conv", ["x", "w"], ["y"], auto_pad="SAME_LOWER", group=2), {"w": random(4, 1, 4)}),
+    "conv-transpose": (
+        make_node("ConvTranspose", ["x", "w"], ["y"], strides=[3], pads=[1, 0], output_padding=[1]),
+        {"w": random(2, 3, 4)},
+    ),
+    "conv-transpose-to": (
+        make_node("ConvTranspose", ["x", "w"], ["y"], strides=[3], output_shape=[28]),
+        {"w": random(2, 3, 4)},
+    ),
+    "max-pool": (make_node("MaxPool", ["x"], ["y"], kernel_shape=[3], strides=[2], pads=[1, 2], dilations=[2]), {}),
+    "average-pool": (make_node("AveragePool", ["x"], ["y"], kernel_shape=[3], strides=[2], ceil_mode=1), {}),
+    "global-average-pool": (make_node("GlobalAveragePool", ["x"], ["y"]), {}),
+    "global-max-pool": (make_node("GlobalMaxPool", ["x"], ["y"]), {}),
+    "resize": (make_node("Resize", ["x", "", "k"], ["y"], mode="linear"), {"k": np.array([1, 1, 2.5], np.float32)}),
+}
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_networks_of_signals_are_computed_as_by_onnxruntime(name: str, tmp_path: Path, backend: str) -> None:
+    node, constants = SIGNALS[name]
+    agrees(model_of([node], {"x": (3, 2, 9)}, constants=constants), tmp_path, backend, random(3, 2, 9))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_attributes_are_understood_as_by_onnxruntime(name: str, tmp_path: Path, backend: str) -> None:
     (node, opset), constants = CASES[name]
@@ -557,13 +586,13 @@ REFUSED: dict[str, tuple[Any, dict[str, Array], str]] = {
         "spatial 0"),
     "dropout that drops": (
         make_node("Dropout", ["x", "", "t"], ["y"]), {"t": np.array(True)}, "its training mode is fixed in the file"),
-    "one spatial axis": (
-        make_node("Conv", ["x", "w"], ["y"], pads=[1, 1]), {"w": W},
-        r"pads \[1, 1\]: there must be four"),
+    "three pads": (
+        make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1]), {"w": W},
+        r"pads \[1, 1, 1\]: there must be two or four"),
     "negative padding": (
         make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, -1, 1]), {"w": W}, "pads .* none negative"),
     "three spatial axes": (
-        make_node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2, 2]), {}, r"kernel_shape \[2, 2, 2\]: only two spatial"),
+        make_node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2, 2]), {}, "kernel_shape .*: only one or two spatial"),
     "valid with ceil mode": (
         make_node("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], auto_pad="VALID", ceil_mode=1), {},
         "VALID with ceil_mode"),
@@ -601,6 +630,9 @@ def test_node_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
 
 AT_RUN_TIME: dict[str, tuple[Any, dict[str, Array], str]] = {
     "channels": (make_node("Conv", ["x", "w"], ["y"], "c"), {"w": random(3, 5, 1, 1)}, 'Conv "c": conv2d: .* takes 5'),
+    "for signals": (
+        make_node("MaxPool", ["x"], ["y"], kernel_shape=[2]), {},
+        r"its attributes are for signals \[N, C, L\], got the shape \(1, 2, 8, 8\)"),
     "kernel": (make_node("Conv", ["x", "w"], ["y"], "c", kernel_shape=[2, 2]), {"w": W}, r"with kernel_shape \(2, 2\)"),
     "whole by zero": (make_node("Div", ["s", "k"], ["y"], "d"), {"k": np.array(0)}, 'Div "d": division of whole'),
     "parts": (make_node("Split", ["x", "k"], ["y"], axis=2), {"k": np.array([1])},

@@ -25,9 +25,9 @@ REFUSED = {
     "its opset is 1": ["not_.d"],
     "training mode is fixed in the file": ["training_dropout.*"],
     "it is in training mode": ["batchnorm_.*_training_mode"],
-    "averages with a dilation": ["averagepool_.d_dilations.*"],
-    "only two spatial axes": ["(average|max)pool_[13]d_.*"],
-    r"\[N, C, H, W\], got shape|is no filter": ["convtranspose_[13]d", "causal_conv_with_state.*"],
+    "averages with a dilation": ["averagepool_2d_dilations.*"],
+    "only one or two spatial axes": ["(average|max)pool_3d_.*"],
+    r"\[N, C, H, W\], got shape|is no filter": ["convtranspose_3d"],
     "select_last_index": ["argmax_.*_select_last_index"],
     "'(cubic|wrap|tf_crop_and_resize|not_larger|not_smaller)' is not supported|antialias": [
         "resize_.*(cubic|tf_crop|not_larger|not_smaller|antialias).*", "wrap_pad",

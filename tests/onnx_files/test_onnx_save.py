@@ -110,6 +110,7 @@ def test_graph_is_what_an_exporter_would_write(tmp_path: Path, backend: str) -> 
 # -- layers and functions --------------------------------------------------------------------------
 
 PLANE = (4, 9, 7)
+ROW = (4, 9)
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "Conv2d": (lambda: nn.Conv2d(4, 6, (3, 2), (2, 1), (1, 0, 2, 1), (1, 2), 2), PLANE),
     "Conv2d-same": (lambda: nn.Conv2d(4, 6, (4, 3), 2, "same", bias=False), PLANE),
@@ -183,6 +184,25 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "Upsample-one-number": (lambda: nn.Upsample(18), (4, 9, 6)),
     "Upsample-bilinear": (lambda: nn.Upsample((13, 5), mode="bilinear"), PLANE),
     "Upsample-bilinear-scale": (lambda: nn.Upsample(scale_factor=1.7, mode="bilinear"), PLANE),
+    "Conv1d": (lambda: nn.Conv1d(4, 6, 3, 2, (2, 0), 2, 2), ROW),
+    "Conv1d-same": (lambda: nn.Conv1d(4, 6, 4, 2, "same", bias=False), ROW),
+    "ConvTranspose1d": (lambda: nn.ConvTranspose1d(4, 6, 3, 3, 1, 2, 2), ROW),
+    "MaxPool1d": (lambda: nn.MaxPool1d(3, 2, 1, 2, ceil_mode=True), ROW),
+    "AvgPool1d": (lambda: nn.AvgPool1d(3, 2, 1, ceil_mode=True, count_include_pad=False), ROW),
+    "AdaptiveAvgPool1d": (lambda: nn.AdaptiveAvgPool1d(4), ROW),
+    "AdaptiveAvgPool1d-global": (lambda: nn.AdaptiveAvgPool1d(1), ROW),
+    "AdaptiveMaxPool1d": (lambda: nn.AdaptiveMaxPool1d(4), ROW),
+    "BatchNorm1d-of-signals": (lambda: nn.BatchNorm1d(4), ROW),
+    "InstanceNorm1d": (lambda: nn.InstanceNorm1d(4, affine=True), ROW),
+    "Dropout1d": (nn.Dropout1d, ROW),
+    "ConstantPad1d": (lambda: nn.ConstantPad1d((1, 2), 0.5), ROW),
+    "ConstantPad2d": (lambda: nn.ConstantPad2d((1, 2, 0, 3), -2.0), PLANE),
+    "ZeroPad1d": (lambda: nn.ZeroPad1d((1, 2)), ROW),
+    "ReflectionPad1d": (lambda: nn.ReflectionPad1d((1, 2)), ROW),
+    "ReplicationPad1d": (lambda: nn.ReplicationPad1d(2), ROW),
+    "Upsample-of-signals": (lambda: nn.Upsample(scale_factor=2), ROW),
+    "Upsample-linear": (lambda: nn.Upsample(13, mode="linear"), ROW),
+    "Upsample-linear-corners": (lambda: nn.Upsample(13, mode="linear", align_corners=True), ROW),
     "Upsample-bilinear-corners": (lambda: nn.Upsample(scale_factor=1.7, mode="bilinear", align_corners=True), PLANE),
 }  # fmt: skip
 
