@@ -2574,6 +2574,16 @@ def modules(t: Trial) -> None:
         asked(t, row.insert, (0, *ODD_NUMBERS), (nn.ReLU(), *THINGS))
         asked(t, row.__setitem__, (0, *ODD_NUMBERS), (nn.ReLU(), *THINGS))
         asked(t, row.__delitem__, (0, slice(1), *ODD_NUMBERS))
+    names = ("extra", "forward", "training", "a.b", "", *THINGS[:3])
+    holder, registered = nn.Sequential(), t.twisted(weight, *THINGS[1:6])
+    asked(t, holder.register_buffer, names, (registered,), (True, False))
+    asked(t, nn.Sequential().register_parameter, names, (nn.Parameter(weight), *THINGS[1:6]))
+    asked(t, nn.Sequential().add_module, names, (nn.ReLU(), *THINGS[1:6]))
+    for method, good in (("get_submodule", "0"), ("get_parameter", "0.weight"), ("get_buffer", "1.running_mean")):
+        with contextlib.suppress(AttributeError):  # what is asked for a name that is not there
+            found = getattr(net, method)(t.pick(good, "0.x", "x", ".", "forward", "0.weight.x"))
+            named = {"get_submodule": net.named_modules, "get_buffer": net.named_buffers}
+            promise(found is dict(named.get(method, net.named_parameters)())[good], method)
     listed = nn.ParameterList([weight])
     asked(t, listed.append, (weight, x > 0, *THINGS))
     asked(t, listed.insert, (0, *ODD_NUMBERS), (weight, *THINGS))
@@ -3193,6 +3203,7 @@ ENTRIES: dict[str, Entry] = (
     | dict.fromkeys(["Tensor.clamp_", "Tensor.fill_", "Tensor.zero_"], limited)
     | dict.fromkeys([f"Tensor.new_{name}" for name in ("tensor", "full", "zeros", "ones", "empty")], made_anew)
     | {"Tensor.type": op("to", lambda x, target: x.to(target) if target == x.backend.name else x.type(target))}
+    | {"Tensor.cpu": op("clone", Tensor.cpu)}
     | {"Tensor.view": op("reshape", lambda x, shape: x.view(shape))}
     | dict.fromkeys([f"gpucnn.{name}_like" for name in ("full", "zeros", "ones", "empty", "rand", "randn")], alike)
     | dict.fromkeys([f"gpucnn.{name}" for name in ("arange", "linspace", "eye", "randint", "randperm")], counted_off)
@@ -3237,9 +3248,10 @@ METHODS_TOO = {
     "gpucnn.GradScaler": "found_inf get_scale is_enabled load_state_dict scale state_dict step unscale_ update",
     "data.Dataset": "channels height subset width",
     "data.Loader": "epoch",
-    "nn.Module": "apply buffers children double eval explain float load_state_dict modules named_buffers "
-    "named_children named_modules named_parameters parameters register_forward_hook register_forward_pre_hook "
-    "register_full_backward_hook requires_grad_ state_dict summary to train zero_grad",
+    "nn.Module": "add_module apply buffers children cpu double eval explain float get_buffer get_parameter "
+    "get_submodule load_state_dict modules named_buffers named_children named_modules named_parameters parameters "
+    "register_buffer register_forward_hook register_forward_pre_hook register_full_backward_hook register_parameter "
+    "requires_grad_ state_dict summary to train zero_grad",
     "optim.Adam": "load_state_dict state_dict",
     "optim.WarmUp": "load_state_dict state_dict",
     "optim.ReduceLROnPlateau": "load_state_dict step",
@@ -3251,7 +3263,9 @@ NOT_CALLED = {
     name: reason
     for reason, names in {
         "attributes": "Tensor.array Tensor.backend",
+        "only with a GPU, else it is refused; tests/nn/test_module.py": "Tensor.cuda nn.Module.cuda",
         "only on CUDA; tests/test_interchange.py": "Tensor.__cuda_array_interface__",
+        "for names that are not there; tests/test_tensor.py": "Tensor.__getattr__",
         "pickle's; tests/test_tensor.py": "Tensor.__reduce__",
         "None, so that NumPy leaves operators to Tensor": "Tensor.__array_ufunc__",
         "of the identity": "Tensor.__hash__",
@@ -3265,6 +3279,9 @@ NOT_CALLED = {
         "what others call, with numbers of their own": "gpucnn.Generator.reserve data.Normalize.check_channels "
         "data.RandomAffine.matrices " + " ".join(f"optim.{name}.lr_at" for name in SCHEDULES),
         "abstract": "optim.Optimizer optim.LRScheduler",
+        "become the layers without Lazy: tests/nn/test_lazy.py": " ".join(
+            f"nn.{name}" for name in nn.__all__ if name.startswith("Lazy")
+        ),
         "classes of the user's: tests/data/test_lazy.py": "data.LazyImages",
         "files: tests/data/test_pictures.py": "data.PictureFiles data.has_test_images",
         "records": "attribution.Attribution data.Source nn.Summary",

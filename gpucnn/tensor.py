@@ -12,10 +12,10 @@ import heapq
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ContextDecorator, contextmanager
 from contextvars import ContextVar, Token
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import numpy as np
 
@@ -242,6 +242,22 @@ def record(backend: Backend, y: Array, *edges: Edge) -> Tensor:
     return result
 
 
+_ELSEWHERE = "Tensor.backend says where it is, .to('cuda') moves it"
+_INSTEAD = {  # of PyTorch's names
+    "device": _ELSEWHERE,
+    "is_cuda": _ELSEWHERE,
+    "grad_fn": "what made it is not shown; requires_grad says whether it is recorded",
+    "register_hook": "retain_grad() keeps its gradient, and Module.register_full_backward_hook sees those of a module",
+}
+
+
+def missing(thing: object, name: str, instead: Mapping[str, str]) -> AttributeError:
+    """The error for an attribute that is not there, with what takes its place."""
+    remedy = f"; {instead[name]}" if name in instead else ""
+    text = f"{type(thing).__name__!r} object has no attribute {name!r}{remedy}"
+    return AttributeError(text, name=name, obj=thing)  # Python adds a name that is close
+
+
 class Tensor:
     """An n-dimensional array on a backend, with an optional gradient. Make one with `gpucnn.tensor`.
 
@@ -263,6 +279,11 @@ class Tensor:
         self._leaf: Node | None = None  # the node that a leaf has while it requires a gradient, and has again later
         if requires_grad:
             self.requires_grad = True
+
+    if not TYPE_CHECKING:  # which would take every attribute for known
+
+        def __getattr__(self, name: str) -> Any:
+            raise missing(self, name, _INSTEAD)
 
     # -- what it is ------------------------------------------------------------------------------------
 
@@ -514,6 +535,14 @@ class Tensor:
     def to(self, target: str | Backend | np.dtype[Any] | builtins.type) -> Tensor:
         """This tensor with another dtype ("float64", numpy.float32) or on another backend ("numpy", "cuda")."""
         return F.to(self, target)
+
+    def cpu(self) -> Tensor:
+        """`to` the backend "numpy"."""
+        return F.to(self, "numpy")
+
+    def cuda(self) -> Tensor:
+        """`to` the backend "cuda"."""
+        return F.to(self, "cuda")
 
     def type(self, dtype: str | np.dtype[Any] | builtins.type) -> Tensor:
         """`to` of an element type."""

@@ -6,7 +6,7 @@ import builtins
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
@@ -15,14 +15,24 @@ from gpucnn.functional import validate
 from gpucnn.live import replaced
 from gpucnn.nn import backward_hooks
 from gpucnn.nn.backward_hooks import BackwardHook
-from gpucnn.tensor import Tensor, checked_dtype, checked_shape, is_grad_enabled, no_grad, zero_grad
+from gpucnn.tensor import Tensor, checked_dtype, checked_shape, is_grad_enabled, missing, no_grad, zero_grad
 
 if TYPE_CHECKING:
     from gpucnn.data import Normalize
     from gpucnn.explain import Explanation
 
+Found = TypeVar("Found", bound="Module | Tensor")
 Hook = Callable[["Module", tuple[Any, ...], Any], None]
 PreHook = Callable[["Module", tuple[Any, ...]], Any]
+
+
+_HALF = "its weights stay float32: gpucnn.autocast() computes in a half type"
+_INSTEAD = {  # of PyTorch's names
+    "half": _HALF,
+    "bfloat16": _HALF,
+    "compile": "gpucnn.compile(step) makes a graph of a whole training step",
+    "share_memory": "threads share a module as it is",
+}
 
 
 class Parameter(Tensor):
@@ -114,7 +124,67 @@ class Module:
         replaced.arrays += 1
         super().__delattr__(name)
 
+    if not TYPE_CHECKING:  # which would take every attribute for known
+
+        def __getattr__(self, name: str) -> Any:
+            raise missing(self, name, _INSTEAD)
+
     # -- what it contains ------------------------------------------------------------------------------
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """The same as ``self.name = nn.Buffer(tensor)``.
+
+        Raises ValueError for persistent=False: buffers are part of the state, other tensors are plain attributes.
+        """
+        if not persistent:
+            raise ValueError(
+                f"register_buffer: {name} would be part of state_dict() as every buffer is; make what is not, and does "
+                f"not move along, a plain attribute: self.{name} = tensor"
+            )
+        self._register_as("register_buffer", name, None if tensor is None else Buffer(tensor))
+
+    def register_parameter(self, name: str, param: Parameter | None) -> None:
+        """The same as ``self.name = param``."""
+        if param is not None and not isinstance(param, Parameter):
+            raise TypeError(f"register_parameter: {name} must be a Parameter, got {type(param).__name__}")
+        self._register_as("register_parameter", name, param)
+
+    def add_module(self, name: str, module: Module | None) -> None:
+        """The same as ``self.name = module``."""
+        if module is not None and not isinstance(module, Module):
+            raise TypeError(f"add_module: {name} must be a Module, got {type(module).__name__}")
+        self._register_as("add_module", name, module)
+
+    def _register_as(self, method: str, name: str, value: Any) -> None:
+        if not isinstance(name, str) or not name or "." in name or hasattr(type(self), name):
+            raise ValueError(
+                f"{method}: the name must be a text without a dot that is no attribute of a {type(self).__name__}, got "
+                f"{name!r:.100}"
+            )
+        setattr(self, name, value)
+
+    def get_submodule(self, target: str) -> Module:
+        """The module of that dotted name, as `named_modules` gives it. Raises AttributeError."""
+        return self._named(Module, "get_submodule", target) if target else self
+
+    def get_parameter(self, target: str) -> Parameter:
+        """The parameter of that dotted name, as `named_parameters` gives it. Raises AttributeError."""
+        return self._named(Parameter, "get_parameter", target)
+
+    def get_buffer(self, target: str) -> Buffer:
+        """The buffer of that dotted name, as `named_buffers` gives it. Raises AttributeError."""
+        return self._named(Buffer, "get_buffer", target)
+
+    def _named(self, kind: type[Found], method: str, target: str) -> Found:
+        found: Any = self
+        for part in target.split("."):
+            found = vars(found).get(part) if isinstance(found, Module) else None
+        if not isinstance(found, kind):
+            raise AttributeError(
+                f"{method}: there is no {kind.__name__} {target!r:.100} in {type(self).__name__}; "
+                f"named_{'modules' if kind is Module else kind.__name__.lower() + 's'}() has their names"
+            )
+        return found
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """(attribute name, module) of each direct child, in the order of assignment."""
@@ -140,9 +210,13 @@ class Module:
         """This module and all below it."""
         return (module for _, module in self.named_modules())
 
+    def _require_weights(self) -> None:
+        """Raises ValueError if its weights are still to be made."""
+
     def _named_tensors(self, kind: type[Tensor] | tuple[type[Tensor], ...]) -> Iterator[tuple[str, Tensor]]:
         seen: set[int] = set()
         for prefix, module in self.named_modules():
+            module._require_weights()
             for name, value in vars(module).items():
                 if isinstance(value, kind) and id(value) not in seen:
                     seen.add(id(value))
@@ -272,6 +346,14 @@ class Module:
         """Evaluation mode; returns self."""
         return self.train(False)
 
+    def cpu(self) -> Self:
+        """`to` the backend "numpy"."""
+        return self.to("numpy")
+
+    def cuda(self) -> Self:
+        """`to` the backend "cuda"."""
+        return self.to("cuda")
+
     def float(self) -> Self:
         """`to` float32."""
         return self.to("float32")
@@ -295,8 +377,10 @@ class Module:
 
         A dtype converts the floating ones. The gradients of those that change are forgotten.
         """
-        for value in list(self._named_tensors((Parameter, Buffer))):
-            value[1].move_(target)
+        for module in self.modules():  # of which those without weights yet follow their first input
+            for value in list(vars(module).values()):
+                if isinstance(value, Parameter | Buffer):
+                    value.move_(target)
         return self
 
     def apply(self, function: Callable[[Module], Any]) -> Self:

@@ -56,6 +56,27 @@ LAYERS: dict[str, Layer] = {
         lambda: nn.AdaptiveMaxPool1d(3, True), (1, 2, 8), lambda m, x: F.adaptive_max_pool1d(x, 3, True)
     ),
     "Linear": (lambda: nn.Linear(5, 3), (2, 5), lambda m, x: F.linear(x, m.weight, m.bias)),
+    "LazyConv2d": (
+        lambda: nn.LazyConv2d(6, (3, 2), (2, 1), groups=2),
+        (2, 4, 7, 6),
+        lambda m, x: F.conv2d(x, m.weight, m.bias, (2, 1), groups=2),
+    ),
+    "LazyConvTranspose2d": (
+        lambda: nn.LazyConvTranspose2d(6, 3, bias=False), (2, 4, 3, 5), lambda m, x: F.conv_transpose2d(x, m.weight)
+    ),
+    "LazyConv1d": (lambda: nn.LazyConv1d(6, 3, 2), (2, 4, 9), lambda m, x: F.conv1d(x, m.weight, m.bias, 2)),
+    "LazyConvTranspose1d": (
+        lambda: nn.LazyConvTranspose1d(6, 3, 2), (2, 4, 9), lambda m, x: F.conv_transpose1d(x, m.weight, m.bias, 2)
+    ),
+    "LazyLinear": (lambda: nn.LazyLinear(3), (2, 4, 5), lambda m, x: F.linear(x, m.weight, m.bias)),
+    "LazyBatchNorm1d": (
+        lambda: nn.LazyBatchNorm1d(0.1), (4, 3), lambda m, x: F.batch_norm(x, None, None, None, None, True, eps=0.1)
+    ),
+    "LazyBatchNorm2d": (
+        lambda: nn.LazyBatchNorm2d(0.1),
+        (2, 3, 4, 2),
+        lambda m, x: F.batch_norm(x, None, None, None, None, True, eps=0.1),
+    ),
     "Linear-without-bias": (lambda: nn.Linear(5, 3, False), (2, 5), lambda m, x: F.linear(x, m.weight)),
     "MaxPool2d": (
         lambda: nn.MaxPool2d((3, 2), (2, 1), (1, 0), (1, 2), ceil_mode=True),
@@ -218,6 +239,8 @@ def test_every_layer_is_tested_here() -> None:
 def test_layer_is_its_function_with_its_arguments(make: Any, shape: tuple[int, ...], function: Any) -> None:
     layer = make()
     x = gpucnn.randn(*shape)
+    if type(layer).__name__.startswith("Lazy"):
+        layer(x)  # which makes its weights
     for parameter in layer.parameters():  # normalisation starts with weights of 1, which would hide their absence
         if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d | nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             parameter.detach().copy_(gpucnn.randn(*parameter.shape))
@@ -250,7 +273,7 @@ def test_arguments_and_defaults_are_pytorchs(name: str, torch: ModuleType) -> No
         assert name in ("MinPool2d", "SumPool2d", "HalfSquaredError")
         return
     theirs = list(inspect.signature(getattr(torch.nn, name)).parameters.values())
-    ours = list(inspect.signature(getattr(nn, name).__init__).parameters.values())[1:]
+    ours = list(inspect.signature(getattr(nn, name)).parameters.values())
     if name == "Identity":
         return
     left = iter(theirs)

@@ -762,3 +762,81 @@ def test_a_module_is_converted_by_the_names_of_the_types() -> None:
     assert net.double() is net
     assert net.weight.dtype == np.float64
     assert net.float().weight.dtype == np.float32
+
+
+def test_what_is_registered_is_an_attribute_and_part_of_the_state() -> None:
+    net = nn.Sequential()
+    net.register_buffer("mean", gpucnn.ones(2))
+    net.register_parameter("slope", nn.Parameter(gpucnn.zeros(3)))
+    net.register_parameter("bias", None)
+    net.add_module("inner", nn.Linear(2, 3))
+    assert isinstance(net.mean, nn.Buffer)
+    assert net.bias is None
+    assert sorted(net.state_dict()) == ["inner.bias", "inner.weight", "mean", "slope"]
+    assert [name for name, _ in net.named_parameters()] == ["slope", "inner.weight", "inner.bias"]
+    net.register_buffer("mean", gpucnn.zeros(4))
+    assert net.mean.shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda m: m.register_buffer("forward", gpucnn.ones(2)),
+            ValueError,
+            "attribute of a Sequential, got 'forward'",
+        ),
+        (lambda m: m.register_buffer("a.b", gpucnn.ones(2)), ValueError, "a text without a dot .* got 'a.b'"),
+        (lambda m: m.register_buffer("a", 3), TypeError, "Buffer: data must be a gpucnn.Tensor"),
+        (
+            lambda m: m.register_buffer("a", gpucnn.ones(2), persistent=False),
+            ValueError,
+            "plain attribute: self.a = ten",
+        ),
+        (lambda m: m.register_parameter("a", gpucnn.ones(2)), TypeError, "a must be a Parameter, got Tensor"),
+        (lambda m: m.add_module("a", len), TypeError, "a must be a Module"),
+    ],
+)
+def test_what_can_not_be_registered_is_refused(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call(nn.Sequential())
+
+
+def test_a_dotted_name_finds_a_module_a_parameter_and_a_buffer() -> None:
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))
+    assert net.get_submodule("0.1") is net[0][1]
+    assert net.get_submodule("") is net
+    assert net.get_parameter("0.0.weight") is net[0][0].weight
+    assert net.get_buffer("0.1.running_var") is net[0][1].running_var
+    for call, message in (
+        (lambda: net.get_submodule("0.7"), "there is no Module '0.7' in Sequential; named_modules"),
+        (lambda: net.get_parameter("0.1.running_var"), "there is no Parameter .* named_parameters"),
+        (lambda: net.get_buffer("0.0.weight.x"), "there is no Buffer .* named_buffers"),
+    ):
+        with pytest.raises(AttributeError, match=message):
+            call()
+
+
+def test_names_of_pytorch_that_are_not_there_name_what_is() -> None:
+    for name, message in (
+        ("half", "object has no attribute 'half'; .*autocast"), ("compile", r"gpucnn\.compile\(step\)"), ("x", "'x'$")
+    ):  # fmt: skip
+        with pytest.raises(AttributeError, match=message):
+            getattr(nn.Linear(2, 3), name)
+    for name, message in (
+        ("device", r"Tensor\.backend .* \.to\('cuda'\)"),
+        ("register_hook", "retain_grad"),
+        ("x", "'x'$"),
+    ):
+        with pytest.raises(AttributeError, match=message):
+            getattr(gpucnn.ones(2), name)
+
+
+def test_cpu_is_the_numpy_backend_and_cuda_the_one_of_that_name(backend: str) -> None:
+    net = nn.Linear(2, 3).to(backend)
+    x = gpucnn.ones(1, 2, backend=backend)
+    assert x.cpu().backend.name == net.cpu().weight.backend.name == "numpy"
+    if "cuda" not in gpucnn.available_backends():
+        for thing in (x, net):
+            with pytest.raises(RuntimeError, match="cuda"):
+                thing.cuda()
