@@ -709,6 +709,7 @@ def test_a_state_may_name_what_is_shared_by_each_of_its_names(torch: Any) -> Non
         model.append(model[2])
         return model
 
+    torch.manual_seed(0)
     theirs, ours = tied(torch.nn), tied(nn)
     state = {name: value.numpy() for name, value in theirs.state_dict().items()}
     assert list(state) == ["0.weight", "0.bias", "1.weight", "2.weight", "2.bias", "3.weight", "3.bias"]
