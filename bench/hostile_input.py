@@ -1778,6 +1778,58 @@ def masked(t: Trial) -> Arguments:
     return t.array(first, t.dtype()), t.array(second, t.twisted("bool", "int64")), value
 
 
+def whole_numbers(t: Trial) -> Arguments:
+    """Two arrays, or one and a number: of others the result would jump where one is rounded."""
+    first, second = pair_of_shapes(t)
+    dtype = t.pick("float32", "float64", "int64", "int16")
+    rng = np.random.default_rng(t.whole(0, 99))
+    x, y = (rng.integers(-9, 10, shape).astype(dtype) for shape in (first, second))
+    y = np.where(y == 0, 3, y).astype(dtype)
+    return x, y if t.chance(2) else t.twisted(t.pick(2, -3), 0, {}, None, [2], 1j, 2**70)
+
+
+def between(t: Trial) -> Arguments:
+    first, second = pair_of_shapes(t)
+    t.values, dtype = "tame", t.dtype("float32", "float64")
+    weight = t.twisted(t.pick(0.0, 0.25, 1.0, 0.7), "x", None, [0.5], 1j)
+    return t.array(first, dtype), t.array(second, dtype), weight
+
+
+def rolled(t: Trial) -> Arguments:
+    x = one(t, 1, dtypes=SHAPED)
+    dims = t.pick(*range(-x.ndim, x.ndim))
+    if t.chance(2):
+        return x, t.twisted(t.whole(-9, 9), *THINGS[:3], (1, 2), 2**70), t.twisted(dims, x.ndim, "x", 1.5, (0, 0))
+    return x, (t.whole(-9, 9),), (dims,)
+
+
+def places_of_axes(t: Trial) -> Arguments:
+    x = one(t, 1, dtypes=SHAPED)
+    source, goal = (t.pick(*range(-x.ndim, x.ndim)) for _ in range(2))
+    return x, t.twisted(source, x.ndim, "x", None, (0, 0)), t.twisted(goal, -x.ndim - 1, 1.5)
+
+
+def repeated(t: Trial) -> Arguments:
+    x = one(t, 1, dtypes=SHAPED)
+    return (
+        x,
+        t.twisted(t.whole(0, 3), -1, "x", 1.5, 2**50, [1]),
+        t.twisted(t.pick(*range(-x.ndim, x.ndim)), x.ndim, "x"),
+    )
+
+
+def triangle(t: Trial) -> Arguments:
+    x = one(t, 2, dtypes=SHAPED)
+    return x, t.twisted(t.whole(-5, 5), "x", 1.5, None, 2**70)
+
+
+def small_numbers(t: Trial) -> Arguments:
+    x = np.random.default_rng(t.whole(0, 99)).integers(0, 7, t.whole(0, 5))
+    x = t.twisted(x, x - 9 if x.size else x + 0.5, x + 0.5, x[None], x + 2**50 if x.size else x > 0)
+    weights = t.array(t.twisted(x.shape, (9,)), "float32", "tame") if t.chance(2) else None
+    return x, weights, t.twisted(t.whole(0, 9), -1, "x", 1.5, 2**50)
+
+
 def few_axes(t: Trial) -> Arguments:
     x = one(t, 0, 3, dtypes=SHAPED)
     t.odd += ["axes"] * (x.ndim > 2)
@@ -1959,6 +2011,25 @@ ROUGH: dict[str, tuple[Callable[[Trial], Arguments], Callable[..., Any]]] = {
     "mm": (matrices(stack=False), np.matmul),
     "bmm": (matrices(stack=True), np.matmul),
     "one_hot": (class_numbers, _one_hot),
+}
+ROUGH |= {name: (lambda t: (one(t),), getattr(np, name)) for name in ("sin", "cos", "log1p", "log2", "log10")}
+ROUGH |= {
+    "expm1": (lambda t: (np.asarray(np.minimum(one(t), 9)),), np.expm1),
+    "remainder": (whole_numbers, np.remainder),
+    "floor_divide": (whole_numbers, np.floor_divide),
+    "lerp": (between, lambda x, y, w: x + w * (y - x)),
+    "outer": (lambda t: tuple(t.array((t.length(),), "float32") for _ in range(2)), np.outer),
+    "cumsum": (lambda t: an_axis_of(t)[:2], lambda x, dim: np.cumsum(x, dim)),
+    "prod": (an_axis_of, lambda x, dim, keepdim: np.prod(x, axis=dim, keepdims=keepdim)),
+    "roll": (rolled, lambda x, shifts, dims: np.roll(x, shifts, dims)),
+    "movedim": (places_of_axes, np.moveaxis),
+    "repeat_interleave": (repeated, lambda x, times, dim: np.repeat(x, times, dim)),
+    "tril": (triangle, lambda x, k: np.tril(x, max(-99, min(k, 99)))),
+    "triu": (triangle, lambda x, k: np.triu(x, max(-99, min(k, 99)))),
+    "masked_select": (lambda t: masked(t)[:2], lambda x, mask: np.extract(*np.broadcast_arrays(mask, x))),
+    "nonzero": (lambda t: (one(t, dtypes=SHAPED),), np.argwhere),
+    "bincount": (small_numbers, lambda x, weights, least: np.bincount(x.astype(int), weights, least)),
+    "unique": (lambda t: (one(t, dtypes=SHAPED),), np.unique),
 }
 OPS |= {name: roughly(name, draw, exact) for name, (draw, exact) in ROUGH.items()}
 OPS |= {name: moment(name, partial(getattr(F, name))) for name in ("var", "std")}
@@ -3160,6 +3231,10 @@ OPERATORS: dict[str, Entry] = {
     "__rmul__": reflected("mul", operator.mul),
     "__rtruediv__": reflected("div", operator.truediv),
     "__rpow__": reflected("pow", operator.pow),
+    "__mod__": roughly("remainder", whole_numbers, np.remainder, operator.mod),
+    "__rmod__": roughly("remainder", whole_numbers, lambda x, y: np.remainder(y, x), lambda x, y: y % x),
+    "__floordiv__": roughly("floor_divide", whole_numbers, np.floor_divide, operator.floordiv),
+    "__rfloordiv__": roughly("floor_divide", whole_numbers, lambda x, y: np.floor_divide(y, x), lambda x, y: y // x),
 }
 
 ENTRIES: dict[str, Entry] = (

@@ -696,6 +696,18 @@ class Tensor:
     def __rtruediv__(self, other: Any) -> Tensor:
         return F.div(other, self)
 
+    def __mod__(self, other: Any) -> Tensor:
+        return F.remainder(self, other)
+
+    def __rmod__(self, other: Any) -> Tensor:
+        return F.remainder(other, self)
+
+    def __floordiv__(self, other: Any) -> Tensor:
+        return F.floor_divide(self, other)
+
+    def __rfloordiv__(self, other: Any) -> Tensor:
+        return F.floor_divide(other, self)
+
     def __pow__(self, exponent: Any) -> Tensor:
         return F.pow(self, exponent)
 
@@ -1206,6 +1218,99 @@ class Tensor:
         if len(times) < self.ndim:
             raise ValueError(f"repeat: needs a number for each axis of shape {self.shape}, got {times}")
         return F.tile(self, times)
+
+    def sin(self) -> Tensor:
+        """`functional.sin`."""
+        return F.sin(self)
+
+    def cos(self) -> Tensor:
+        """`functional.cos`."""
+        return F.cos(self)
+
+    def log1p(self) -> Tensor:
+        """`functional.log1p`."""
+        return F.log1p(self)
+
+    def log2(self) -> Tensor:
+        """`functional.log2`."""
+        return F.log2(self)
+
+    def log10(self) -> Tensor:
+        """`functional.log10`."""
+        return F.log10(self)
+
+    def expm1(self) -> Tensor:
+        """`functional.expm1`."""
+        return F.expm1(self)
+
+    def remainder(self, other: Any) -> Tensor:
+        """`functional.remainder`."""
+        return F.remainder(self, other)
+
+    def floor_divide(self, other: Any) -> Tensor:
+        """`functional.floor_divide`."""
+        return F.floor_divide(self, other)
+
+    def lerp(self, end: Tensor, weight: builtins.float | Tensor) -> Tensor:
+        """`functional.lerp`."""
+        return F.lerp(self, end, weight)
+
+    def outer(self, vec2: Tensor) -> Tensor:
+        """`functional.outer`."""
+        return F.outer(self, vec2)
+
+    def cumsum(self, dim: builtins.int) -> Tensor:
+        """`functional.cumsum`."""
+        return F.cumsum(self, dim)
+
+    def prod(self, dim: builtins.int | None = None, keepdim: builtins.bool = False) -> Tensor:
+        """`functional.prod`."""
+        return F.prod(self, dim, keepdim)
+
+    def roll(
+        self, shifts: builtins.int | Sequence[builtins.int], dims: builtins.int | Sequence[builtins.int] | None = None
+    ) -> Tensor:
+        """`functional.roll`."""
+        return F.roll(self, shifts, dims)
+
+    def movedim(
+        self, source: builtins.int | Sequence[builtins.int], destination: builtins.int | Sequence[builtins.int]
+    ) -> Tensor:
+        """`functional.movedim`."""
+        return F.movedim(self, source, destination)
+
+    def repeat_interleave(self, repeats: builtins.int, dim: builtins.int | None = None) -> Tensor:
+        """`functional.repeat_interleave`."""
+        return F.repeat_interleave(self, repeats, dim)
+
+    def tril(self, diagonal: builtins.int = 0) -> Tensor:
+        """`functional.tril`."""
+        return F.tril(self, diagonal)
+
+    def triu(self, diagonal: builtins.int = 0) -> Tensor:
+        """`functional.triu`."""
+        return F.triu(self, diagonal)
+
+    def masked_select(self, mask: Tensor) -> Tensor:
+        """`functional.masked_select`."""
+        return F.masked_select(self, mask)
+
+    def nonzero(self) -> Tensor:
+        """`functional.nonzero`."""
+        return F.nonzero(self)
+
+    def bincount(self, weights: Tensor | None = None, minlength: builtins.int = 0) -> Tensor:
+        """`functional.bincount`."""
+        return F.bincount(self, weights, minlength)
+
+    def unique(
+        self,
+        sorted: builtins.bool = True,
+        return_inverse: builtins.bool = False,
+        return_counts: builtins.bool = False,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """`functional.unique`."""
+        return F.unique(self, sorted, return_inverse, return_counts)
 
     def unbind(self, dim: builtins.int = 0) -> tuple[Tensor, ...]:
         """`functional.unbind`."""

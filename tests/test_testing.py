@@ -42,7 +42,9 @@ NO_CASE |= {"any", "all", "logical_and", "logical_or", "logical_xor", "logical_n
 NO_CASE |= {"bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "argsort", "sort", "topk", "one_hot"}
 NO_CASE |= {"reshape", "squeeze", "unsqueeze", "transpose", "unflatten", "t", "flip", "tile", "gather", "index_select"}
 NO_CASE |= {"masked_fill", "square", "reciprocal", "rsqrt", "var", "std", "logsumexp", "normalize", "cosine_similarity"}
-NO_CASE |= {"mm", "bmm", "clone", "dropout1d"}
+NO_CASE |= {"mm", "bmm", "clone", "dropout1d", "outer", "lerp", "roll", "movedim", "repeat_interleave", "tril", "triu"}
+NO_CASE |= {"sin", "cos", "log1p", "log2", "log10", "expm1", "remainder", "floor_divide", "cumsum", "prod"}
+NO_CASE |= {"masked_select", "nonzero", "unique", "bincount"}
 NO_CASE |= {"conv1d", "conv_transpose1d", "max_pool1d", "avg_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d"}
 
 

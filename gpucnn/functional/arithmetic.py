@@ -118,14 +118,71 @@ def sub(input: Operand, other: Operand) -> Tensor:
 
 def mul(input: Operand, other: Operand) -> Tensor:
     """input · other, with broadcasting."""
-    return _binary(
-        "mul", "multiply", input, other, lambda be, dy, x, y: _times(be, dy, y), lambda be, dy, x, y: _times(be, dy, x)
-    )
+    return _product("mul", input, other)
+
+
+def _product(op: str, a: Operand, b: Operand) -> Tensor:
+    return _binary(op, "multiply", a, b, lambda be, dy, x, y: _times(be, dy, y), lambda be, dy, x, y: _times(be, dy, x))
 
 
 def div(input: Operand, other: Operand) -> Tensor:
     """input / other, with broadcasting; of integers too, in float32."""
     return _ratio(input, other) if isinstance(input, Tensor) else _reciprocal(input, other)
+
+
+def remainder(input: Operand, other: Operand) -> Tensor:
+    """What is left of input / other, with the sign of `other`: input − ⌊input / other⌋ · other, with broadcasting.
+
+    Of integers that are divided by 0 it is 0; dividing them by the number 0 is a ValueError.
+    """
+    _no_whole_zero("remainder", input, other)
+    return _binary(
+        "remainder",
+        "remainder",
+        input,
+        other,
+        lambda be, dy, x, y: dy,
+        lambda be, dy, x, y: _times(be, dy, in_storage_order(lambda a, b: -be.xp.floor_divide(a, b), x, y)),
+    )
+
+
+def floor_divide(input: Operand, other: Operand) -> Tensor:
+    """⌊input / other⌋, with broadcasting; of integers an integer. The gradient is 0.
+
+    Of integers that are divided by 0 it is 0; dividing them by the number 0 is a ValueError.
+    """
+    _no_whole_zero("floor_divide", input, other)
+
+    def none(backend: Backend, dy: Array, x: Any, y: Any) -> Array:
+        return backend.xp.zeros_like(dy)
+
+    return _binary("floor_divide", "floor_divide", input, other, none, none)
+
+
+def _no_whole_zero(op: str, input: Operand, other: Operand) -> None:
+    whole = isinstance(input, Tensor) and not is_floating(input.dtype)
+    if whole and not isinstance(other, Tensor) and isinstance(other, int) and other == 0:
+        raise ValueError(f"{op}: whole numbers can't be divided by 0; convert the tensor with .float()")
+
+
+def lerp(input: Tensor, end: Tensor, weight: float | Tensor) -> Tensor:
+    """input + weight · (end − input), with broadcasting: at weight 0 input, and at 1 end, exactly."""
+    validate.floating("lerp", input=input, end=end)
+    if isinstance(weight, Tensor):
+        apart = sub(end, input)
+        near_end = sub(end, mul(apart, sub(1.0, weight)))
+        return where(weight < 0.5, add(input, mul(apart, weight)), near_end)
+    share = validate.number("lerp", "weight", weight)
+    if share < 0.5:
+        return add(input, mul(sub(end, input), share))
+    return sub(end, mul(sub(end, input), 1 - share))
+
+
+def outer(input: Tensor, vec2: Tensor) -> Tensor:
+    """The products of each element of one vector, [M], with each of another, [N]: [M, N]."""
+    validate.rank("outer", "input", input, 1, "[M]")
+    validate.rank("outer", "vec2", vec2, 1, "[N]")
+    return _product("outer", input.unsqueeze(1), vec2)
 
 
 def _ratio(input: Operand, other: Operand) -> Tensor:
@@ -289,6 +346,49 @@ def log(input: Tensor) -> Tensor:
     return record(backend, y, (input, lambda dy: in_storage_order(backend.xp.true_divide, dy, x)))
 
 
+@in_float32
+def log1p(input: Tensor) -> Tensor:
+    """log(1 + input), exact for a small input too."""
+    return _with_slope("log1p", input, lambda xp, a: xp.log1p(a), lambda xp, a: 1 / (1 + a))
+
+
+@in_float32
+def log2(input: Tensor) -> Tensor:
+    """The logarithm to the base 2."""
+    return _with_slope("log2", input, lambda xp, a: xp.log2(a), lambda xp, a: 1 / (a * math.log(2)))
+
+
+@in_float32
+def log10(input: Tensor) -> Tensor:
+    """The logarithm to the base 10."""
+    return _with_slope("log10", input, lambda xp, a: xp.log10(a), lambda xp, a: 1 / (a * math.log(10)))
+
+
+@in_float32
+def expm1(input: Tensor) -> Tensor:
+    """e ** input − 1, exact for a small input too."""
+    return _with_slope("expm1", input, lambda xp, a: xp.expm1(a), lambda xp, a: xp.exp(a))
+
+
+@through_float32
+def sin(input: Tensor) -> Tensor:
+    """The sine of an angle in radians."""
+    return _with_slope("sin", input, lambda xp, a: xp.sin(a), lambda xp, a: xp.cos(a))
+
+
+@through_float32
+def cos(input: Tensor) -> Tensor:
+    """The cosine of an angle in radians."""
+    return _with_slope("cos", input, lambda xp, a: xp.cos(a), lambda xp, a: -xp.sin(a))
+
+
+def _with_slope(op: str, input: Tensor, function: Any, slope: Any) -> Tensor:
+    """function(xp, x), whose derivative is slope(xp, x)."""
+    backend, x = validate.floating(op, input=input), input.array
+    y = in_storage_order(lambda a: function(backend.xp, a), x)
+    return _unary(op, input, y, lambda: in_storage_order(lambda a: slope(backend.xp, a), x))
+
+
 @through_float32
 def sqrt(input: Tensor) -> Tensor:
     """The square root; NaN below 0, without a warning."""
@@ -333,6 +433,50 @@ def sum(input: Tensor, dim: int | Sequence[int] | None = None, keepdim: bool = F
     with np.errstate(all="ignore"):
         y = x.sum(axis=chosen, keepdims=keepdim, dtype=np.int64 if x.dtype.kind == "u" else None)
     return record(backend, y, (input, lambda dy: expanded(backend, dy, x, chosen)))
+
+
+@in_float32
+def cumsum(input: Tensor, dim: int) -> Tensor:
+    """The sums of an axis up to each place, that included; of integers in int64."""
+    backend = validate.one_backend("cumsum", input=input)
+    axis = validate.axis("cumsum", dim, input.ndim)
+
+    def summed(a: Array) -> Array:
+        with np.errstate(all="ignore"):
+            return backend.contiguous(a.cumsum(axis=axis, dtype=None if is_floating(a.dtype) else np.int64))
+
+    def backwards(a: Array) -> Array:
+        return a[(slice(None),) * axis + (slice(None, None, -1),)]
+
+    return record(
+        backend, summed(input.array), (input, lambda dy: backend.contiguous(backwards(summed(backwards(dy)))))
+    )
+
+
+@in_float32
+def prod(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """The product over one axis, or over all; of integers in int64."""
+    backend = validate.one_backend("prod", input=input)
+    if dim is None:
+        return prod(input.reshape(-1), 0)
+    x, axis = input.array, validate.axis("prod", dim, input.ndim)
+    with np.errstate(all="ignore"):
+        y = x.prod(axis=axis, keepdims=keepdim, dtype=None if is_floating(x.dtype) else np.int64)
+
+    def of_the_others() -> Array:
+        """Of each element those before it times those behind it: a zero may be among them."""
+        some = (slice(None),) * axis
+        before, behind = backend.xp.ones_like(x), backend.xp.ones_like(x)
+        before[(*some, slice(1, None))] = x.cumprod(axis=axis)[(*some, slice(None, -1))]
+        turned = x[(*some, slice(None, None, -1))].cumprod(axis=axis)[(*some, slice(None, None, -1))]
+        behind[(*some, slice(None, -1))] = turned[(*some, slice(1, None))]
+        return before * behind
+
+    def vjp(dy: Array) -> Array:
+        with np.errstate(all="ignore"):
+            return backend.contiguous(expanded(backend, dy, x, (axis,)) * of_the_others())
+
+    return record(backend, backend.xp.asarray(y), (input, vjp))
 
 
 @through_float32

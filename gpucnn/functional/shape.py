@@ -154,6 +154,76 @@ def flip(input: Tensor, dims: int | Sequence[int]) -> Tensor:
     return clone(index(input, tuple(slice(None, None, -1 if i in chosen else 1) for i in range(input.ndim))))
 
 
+def roll(input: Tensor, shifts: int | Sequence[int], dims: int | Sequence[int] | None = None) -> Tensor:
+    """The elements moved on by `shifts` along axes `dims`, around the end; without axes, in row-major order."""
+    backend = validate.one_backend("roll", input=input)
+    by = validate.integers("roll", "shifts", shifts if isinstance(shifts, Sequence) else (shifts,))
+    if dims is None:
+        if len(by) != 1:
+            raise ValueError(f"roll: several shifts {by} need as many dims")
+        return reshape(roll(reshape(input, (-1,)), by, 0), input.shape)
+    given = validate.integers("roll", "dims", dims if isinstance(dims, Sequence) else (dims,))
+    axes = tuple(validate.axis("roll", dim, input.ndim) for dim in given)
+    if len(by) != len(axes):
+        raise ValueError(f"roll: shifts {by} must be as many as dims {given}")
+    by = tuple(shift % input.shape[axis] if input.shape[axis] else 0 for shift, axis in zip(by, axes, strict=True))
+
+    def rolled(a: Array, sign: int) -> Array:
+        return backend.contiguous(backend.xp.roll(a, tuple(sign * shift for shift in by), axes))
+
+    return record(backend, rolled(input.array, 1), (input, lambda dy: rolled(dy, -1)))
+
+
+def movedim(input: Tensor, source: int | Sequence[int], destination: int | Sequence[int]) -> Tensor:
+    """Axes `source` at the places `destination`, the others in their order; a view."""
+    validate.one_backend("movedim", input=input)
+    lists = [
+        validate.integers("movedim", name, value if isinstance(value, Sequence) else (value,))
+        for name, value in (("source", source), ("destination", destination))
+    ]
+    taken, goal = ([validate.axis("movedim", dim, input.ndim) for dim in dims] for dims in lists)
+    if len(taken) != len(goal) or len(set(taken)) < len(taken) or len(set(goal)) < len(goal):
+        raise ValueError(f"movedim: source {lists[0]} and destination {lists[1]} must be as many, each axis once")
+    order = [axis for axis in range(input.ndim) if axis not in taken]
+    for place, axis in sorted(zip(goal, taken, strict=True)):
+        order.insert(place, axis)
+    return permute(input, order)
+
+
+def repeat_interleave(input: Tensor, repeats: int, dim: int | None = None) -> Tensor:
+    """Each element along axis `dim` `repeats` times in a row; without an axis, of all in row-major order."""
+    validate.one_backend("repeat_interleave", input=input)
+    times = validate.integer("repeat_interleave", "repeats", repeats, least=0)
+    if dim is None:
+        return repeat_interleave(reshape(input, (-1,)), times, 0)
+    at = validate.axis("repeat_interleave", dim, input.ndim)
+    checked_shape((*input.shape[:at], input.shape[at] * times, *input.shape[at + 1 :]))
+    return _take(input, np.repeat(np.arange(input.shape[at]), times), at)
+
+
+def tril(input: Tensor, diagonal: int = 0) -> Tensor:
+    """The lower triangles of matrices [..., M, N], with `diagonal` more diagonals; 0 elsewhere."""
+    return _triangle("tril", input, diagonal)
+
+
+def triu(input: Tensor, diagonal: int = 0) -> Tensor:
+    """The upper triangles of matrices [..., M, N], from diagonal number `diagonal` on; 0 elsewhere."""
+    return _triangle("triu", input, diagonal)
+
+
+def _triangle(op: str, input: Tensor, diagonal: int) -> Tensor:
+    backend = validate.one_backend(op, input=input)
+    k = validate.integer(op, "diagonal", diagonal)
+    if input.ndim < 2:
+        raise ValueError(f"{op}: input must have at least 2 axes, got shape {input.shape}")
+    k = max(-input.shape[-2], min(k, input.shape[-1]))  # beyond all of them, where it is
+
+    def part(a: Array) -> Array:
+        return backend.contiguous(getattr(backend.xp, op)(a, k))
+
+    return record(backend, part(input.array), (input, part))
+
+
 def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     """The parts of length 1 along an axis, without that axis."""
     validate.one_backend("unbind", input=input)
@@ -333,6 +403,64 @@ def masked_fill(input: Tensor, mask: Tensor, value: float) -> Tensor:
     """`value` where `mask`, a bool tensor that broadcasts with it, is true, else input."""
     validate.one_backend("masked_fill", input=input, mask=mask)
     return where(mask, validate.number("masked_fill", "value", value), input)
+
+
+def masked_select(input: Tensor, mask: Tensor) -> Tensor:
+    """The elements where `mask`, a bool tensor that broadcasts with input, is true, in row-major order: one axis."""
+    validate.one_backend("masked_select", input=input, mask=mask)
+    if mask.dtype != np.bool_:
+        raise TypeError(f"masked_select: mask must be a bool tensor, got {mask.dtype}")
+    try:
+        shape = np.broadcast_shapes(input.shape, mask.shape)
+    except ValueError:
+        raise ValueError(f"masked_select: shapes {input.shape} and {mask.shape} do not broadcast") from None
+    if not shape:  # a single element, or none
+        return reshape(input, (1,))[: int(mask.item())]
+    whole = input if shape == input.shape else expand(input, shape)
+    return _chosen(whole, np.nonzero(np.broadcast_to(mask.numpy(), shape)))
+
+
+def nonzero(input: Tensor) -> Tensor:
+    """The places of the elements that are not 0, in row-major order: int64 [number, axes]."""
+    backend = validate.one_backend("nonzero", input=input)
+    places = np.argwhere(np.asarray(input.numpy()) != 0)
+    return Tensor(backend.asarray(places.astype(np.int64)), backend)
+
+
+def bincount(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+    """How often 0, 1, 2, … are in a tensor [N] of integers: int64; with `weights` [N], the sums of theirs: float64.
+
+    Raises ValueError for a negative number.
+    """
+    given = {"input": input} | ({} if weights is None else {"weights": weights})
+    backend = validate.one_backend("bincount", **given)
+    least = validate.integer("bincount", "minlength", minlength, least=0)
+    validate.rank("bincount", "input", input, 1, "[N]")
+    if input.dtype.kind not in "iu":
+        raise TypeError(f"bincount: input must be an integer tensor, got {input.dtype}")
+    if weights is not None:
+        validate.shape("bincount", "weights", weights, input.shape, "the input's")
+    numbers = input.numpy()
+    if numbers.size and numbers.min() < 0:
+        raise ValueError(f"bincount: numbers must not be negative, got {numbers.min()}")
+    checked_shape((max(least, int(numbers.max(initial=0)) + 1),))
+    factors = None if weights is None else weights.numpy().astype(np.float64)
+    counts = np.bincount(numbers.astype(np.int64), factors, least)
+    return Tensor(backend.asarray(counts), backend)
+
+
+def unique(
+    input: Tensor, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False
+) -> Tensor | tuple[Tensor, ...]:
+    """The different elements, sorted, [number]; then, if wanted, for each element the place of its like among them, and
+    how many there are of each."""
+    backend = validate.one_backend("unique", input=input)
+    values = input.numpy().astype(np.float32) if is_half(input.dtype) else input.numpy()
+    found, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    results = [found.astype(input.dtype)]
+    results += [inverse.reshape(input.shape)] * bool(return_inverse) + [counts] * bool(return_counts)
+    tensors = tuple(Tensor(backend.asarray(result), backend) for result in results)
+    return tensors if len(tensors) > 1 else tensors[0]
 
 
 def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Tensor:

@@ -521,3 +521,118 @@ def test_products_of_matrices_and_of_stacks_of_them(backend: str) -> None:
     x, y = named(backend, a=a, b=b)
     np.testing.assert_allclose(x.bmm(y).numpy(), a @ b, rtol=1e-12)
     np.testing.assert_allclose(x[0].mm(y[0]).numpy(), a[0] @ b[0], rtol=1e-12)
+
+
+SLOPED: dict[str, tuple[Any, float, float]] = {  # and where from and to they are tried
+    "sin": (np.sin, -9, 9), "cos": (np.cos, -9, 9), "log1p": (np.log1p, -0.9, 5), "log2": (np.log2, 0.1, 9),
+    "log10": (np.log10, 0.1, 9), "expm1": (np.expm1, -5, 5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", SLOPED)
+def test_elementary_functions_are_numpys(op: str, backend: str) -> None:
+    formula, low, high = SLOPED[op]
+    x = uniform(2, 3, 4, 5) * (high - low) + low
+    (tensor,) = named(backend, x=x)
+    y = getattr(tensor, op)()
+    np.testing.assert_allclose(y.numpy(), formula(x), rtol=1e-13, atol=1e-15)
+    check_gradients(getattr(F, op), [x], backend, most=5)
+    half = getattr(F, op)(tensor.half())
+    assert half.dtype == np.float16
+    np.testing.assert_allclose(half.numpy(), formula(tensor.half().numpy().astype(float)), rtol=2e-3, atol=1e-6)
+
+
+def test_log1p_and_expm1_are_exact_for_small_numbers(backend: str) -> None:
+    x = gpucnn.tensor([1e-12, -1e-12], "float64", backend=backend)
+    for op in ("log1p", "expm1"):
+        np.testing.assert_allclose(getattr(x, op)().numpy(), [1e-12, -1e-12], rtol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "int16"])
+def test_remainder_has_the_sign_of_what_divides_and_floor_divide_rounds_down(dtype: str, backend: str) -> None:
+    a, b = np.arange(-6, 6).reshape(3, 4).astype(dtype), np.array([3, -4, 2, -5]).astype(dtype)
+    x, y = (gpucnn.tensor(v, backend=backend) for v in (a, b))
+    for mine, numpys in (
+        (x % y, a % b),
+        (x // y, a // b),
+        (x % 4, a % 4),
+        (x // -4, a // -4),
+        (7 % y, 7 % b),
+        (7 // y, 7 // b),
+    ):
+        assert mine.dtype == dtype
+        np.testing.assert_array_equal(mine.numpy(), numpys)
+
+
+def test_remainder_of_whole_numbers_by_a_fraction_is_float32(backend: str) -> None:
+    y = gpucnn.tensor([7, -7], backend=backend) % 2.5
+    assert (y.dtype, y.tolist()) == (np.float32, [2.0, 0.5])
+
+
+def test_the_gradient_of_remainder_is_one_and_minus_the_quotient_and_of_floor_divide_none(backend: str) -> None:
+    x, y = (v.requires_grad_() for v in named(backend, x=np.array([[7.3, -7.3]]), y=np.array([2.0, -3.0])))
+    (x % y).sum().backward()
+    assert x.grad.tolist() == [[1, 1]]
+    assert y.grad.tolist() == [-3, -2]
+    x.grad = y.grad = None
+    (x // y).sum().backward()
+    assert (x.grad.tolist(), y.grad.tolist()) == ([[0, 0]], [0, 0])
+
+
+def test_whole_numbers_are_not_divided_by_the_number_0(backend: str) -> None:
+    x = gpucnn.tensor([1, 2], backend=backend)
+    for op in (lambda: x % 0, lambda: x // 0):
+        with pytest.raises(ValueError, match=r"whole numbers can't be divided by 0; convert .*\.float\(\)"):
+            op()
+    assert np.isnan((x.float() % 0).numpy()).all()
+    assert np.isinf((x.float() // 0).numpy()).all()
+
+
+def test_lerp_goes_from_one_to_the_other_and_meets_both(backend: str) -> None:
+    a, b = random(2, 3, 4, 5), random(4, 1, seed=1) * 1e9
+    x, y = named(backend, a=a, b=b)
+    for weight in (0.0, 0.3, 0.7, 1.0):
+        np.testing.assert_allclose(x.lerp(y, weight).numpy(), a + weight * (b - a), rtol=1e-12, atol=1e-6)
+        t = gpucnn.full((5,), weight, dtype="float64", backend=backend)
+        np.testing.assert_array_equal(x.lerp(y, t).numpy(), x.lerp(y, weight).numpy())
+    np.testing.assert_array_equal(x.lerp(y, 0.0).numpy(), np.broadcast_to(a, a.shape))
+    np.testing.assert_array_equal(x.lerp(y, 1.0).numpy(), np.broadcast_to(b, a.shape))
+    arrays = [random(3, 4), random(3, 4, seed=1), uniform(3, 4)]
+    check_gradients(lambda x, y, w: F.lerp(x, y, w), arrays, backend)
+
+
+def test_outer_is_every_product(backend: str) -> None:
+    a, b = random(3), random(4, seed=1)
+    x, y = named(backend, a=a, b=b)
+    np.testing.assert_array_equal(x.outer(y).numpy(), np.outer(a, b))
+    check_gradients(F.outer, [a, b], backend)
+    with pytest.raises(ValueError, match=r"outer: vec2 must have 1 axes \[N\], got shape \(1, 4\)"):
+        x.outer(y.unsqueeze(0))
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1, 2])
+def test_cumsum_and_prod_are_numpys(dim: int, backend: str) -> None:
+    x = random(2, 3, 4, 5)
+    (tensor,) = named(backend, x=x)
+    np.testing.assert_allclose(tensor.cumsum(dim).numpy(), x.cumsum(dim), rtol=1e-12, atol=1e-12)
+    for keepdim in (True, False):
+        y = tensor.prod(dim, keepdim)
+        np.testing.assert_allclose(y.numpy(), x.prod(dim, keepdims=keepdim), rtol=1e-12, atol=1e-12)
+    for op in (F.cumsum, F.prod):
+        check_gradients(lambda x, op=op: op(x, dim), [x], backend, most=6)  # type: ignore[misc]
+
+
+def test_prod_of_all_and_of_zeros_has_the_products_of_the_others_as_slopes(backend: str) -> None:
+    x = gpucnn.tensor([[2.0, 0.0, 3.0], [0.0, 0.0, 5.0]], requires_grad=True, backend=backend)
+    x.prod(1).sum().backward()
+    assert x.grad.tolist() == [[0, 6, 0], [0, 0, 0]]
+    y = gpucnn.tensor([2.0, 3.0, 4.0], requires_grad=True, backend=backend)
+    y.prod().backward()
+    assert (y.prod().item(), y.grad.tolist()) == (24, [12, 8, 6])
+
+
+def test_sums_and_products_of_integers_are_int64(backend: str) -> None:
+    x = gpucnn.tensor(np.array([[100, 100], [3, 2]], np.uint8), backend=backend)
+    assert (x.cumsum(1).dtype, x.cumsum(1).tolist()) == (np.int64, [[100, 200], [3, 5]])
+    assert (x.prod(1).dtype, x.prod(1).tolist(), x.prod().item()) == (np.int64, [10000, 6], 60000)
+    assert gpucnn.tensor(np.ones((0, 3)), backend=backend).prod(0).tolist() == [1, 1, 1]

@@ -302,3 +302,88 @@ def test_one_hot_marks_the_class_of_each_label(backend: str) -> None:
         marks = F.one_hot(gpucnn.tensor(labels, backend=backend), asked)
         assert marks.dtype == np.int64
         np.testing.assert_array_equal(marks.numpy(), np.eye(classes, dtype=np.int64)[labels])
+
+
+ROLLS: list[tuple[Any, Any]] = [(2, 0), (-1, 1), (7, -1), ((1, -2), (0, 3)), (5, None), ((3, 1), (2, 2))]
+
+
+@pytest.mark.parametrize(("shifts", "dims"), ROLLS)
+def test_roll_moves_around_the_end_and_the_gradient_back(shifts: Any, dims: Any, backend: str) -> None:
+    x = random(2, 3, 4, 5)
+    tensor = gpucnn.tensor(x, requires_grad=True, backend=backend)
+    y = tensor.roll(shifts, dims)
+    np.testing.assert_array_equal(y.numpy(), np.roll(x, shifts, dims))
+    dy = random(2, 3, 4, 5, seed=1)
+    y.backward(gpucnn.tensor(dy, backend=backend))
+    back = np.negative(shifts) if dims is None or isinstance(dims, int) else tuple(np.negative(shifts))
+    np.testing.assert_array_equal(tensor.grad.numpy(), np.roll(dy, back, dims))
+
+
+@pytest.mark.parametrize(("source", "goal"), [(0, 3), (-1, 0), ((0, 2), (3, 0)), ((1,), (1,))])
+def test_movedim_is_numpys_moveaxis(source: Any, goal: Any, backend: str) -> None:
+    x = random(2, 3, 4, 5)
+    y = gpucnn.tensor(x, backend=backend).movedim(source, goal)
+    np.testing.assert_array_equal(y.numpy(), np.moveaxis(x, source, goal))
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1, None])
+def test_repeat_interleave_repeats_each_and_sums_its_gradients(dim: Any, backend: str) -> None:
+    x = random(2, 3, 4)
+    y = gpucnn.tensor(x, backend=backend).repeat_interleave(3, dim)
+    np.testing.assert_array_equal(y.numpy(), np.repeat(x, 3, dim))
+    check_gradients(lambda x: F.repeat_interleave(x, 3, dim), [x], backend, most=6)
+
+
+@pytest.mark.parametrize("diagonal", [-9, -1, 0, 2, 2**70])
+@pytest.mark.parametrize("op", ["tril", "triu"])
+def test_triangles_are_numpys(op: str, diagonal: int, backend: str) -> None:
+    for shape in ((2, 3, 4, 5), (4, 3)):
+        x = random(*shape)
+        y = getattr(gpucnn.tensor(x, backend=backend), op)(diagonal)
+        np.testing.assert_array_equal(y.numpy(), getattr(np, op)(x, min(diagonal, 99)))
+        check_gradients(lambda x: getattr(F, op)(x, diagonal), [x], backend, most=5)
+
+
+def test_masked_select_takes_the_elements_in_order(backend: str) -> None:
+    x, mask = random(2, 3, 4, 5), random(4, 5, seed=1) > 0
+    tensor = gpucnn.tensor(x, requires_grad=True, backend=backend)
+    y = tensor.masked_select(gpucnn.tensor(mask, backend=backend))
+    np.testing.assert_array_equal(y.numpy(), x[np.broadcast_to(mask, x.shape)])
+    y.sum().backward()
+    np.testing.assert_array_equal(tensor.grad.numpy(), np.broadcast_to(mask, x.shape))
+    for one in (True, False):
+        assert gpucnn.tensor(3.0).masked_select(gpucnn.tensor(one)).tolist() == [3.0] * one
+
+
+def test_nonzero_unique_and_bincount_are_numpys(backend: str) -> None:
+    x = np.array([[3, 0, 2], [0, 3, 3]])
+    t = gpucnn.tensor(x, backend=backend)
+    assert (t.nonzero().dtype, t.nonzero().tolist()) == (np.int64, [[0, 0], [0, 2], [1, 1], [1, 2]])
+    values, inverse, counts = t.unique(return_inverse=True, return_counts=True)
+    assert (values.tolist(), counts.tolist()) == ([0, 2, 3], [2, 1, 3])
+    np.testing.assert_array_equal(values.numpy()[inverse.numpy()], x)
+    assert gpucnn.tensor([2.0, 1.0, 2.0]).bfloat16().unique().tolist() == [1.0, 2.0]
+    flat = t.flatten()
+    assert (flat.bincount().tolist(), flat.bincount(minlength=6).tolist()) == ([2, 0, 1, 3], [2, 0, 1, 3, 0, 0])
+    weights = gpucnn.tensor([0.5, 1, 2, 3, 4, 5], backend=backend)
+    sums = flat.bincount(weights)
+    assert (sums.dtype, sums.tolist()) == (np.float64, [4.0, 0.0, 2.0, 9.5])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ones(2, 3).roll((1, 2)), ValueError, r"several shifts \(1, 2\) need as many dims"),
+        (lambda: ones(2, 3).roll((1, 2), 0), ValueError, r"shifts \(1, 2\) must be as many as dims \(0,\)"),
+        (lambda: ones(2, 3).movedim((0, 0), (0, 1)), ValueError, r"source \(0, 0\) and destination \(0, 1\)"),
+        (lambda: ones(2, 3).repeat_interleave(-1), ValueError, "repeats must be at least 0, got -1"),
+        (lambda: ones(3).tril(), ValueError, r"at least 2 axes, got shape \(3,\)"),
+        (lambda: ones(3).masked_select(ones(3)), TypeError, "mask must be a bool tensor, got float64"),
+        (lambda: ones(3).masked_select(ones(2) > 0), ValueError, r"shapes \(3,\) and \(2,\) do not broadcast"),
+        (lambda: gpucnn.tensor([1, -2]).bincount(), ValueError, "numbers must not be negative, got -2"),
+        (lambda: ones(3).bincount(), TypeError, "input must be an integer tensor, got float64"),
+    ],
+)
+def test_what_does_not_fit_is_shown(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
