@@ -12,10 +12,10 @@ import heapq
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ContextDecorator, contextmanager
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import Any, Generic, Self, TypeVar, overload
 
 import numpy as np
 
@@ -242,20 +242,17 @@ def record(backend: Backend, y: Array, *edges: Edge) -> Tensor:
     return result
 
 
-_ELSEWHERE = "Tensor.backend says where it is, .to('cuda') moves it"
-_INSTEAD = {  # of PyTorch's names
-    "device": _ELSEWHERE,
-    "is_cuda": _ELSEWHERE,
-    "grad_fn": "what made it is not shown; requires_grad says whether it is recorded",
-    "register_hook": "retain_grad() keeps its gradient, and Module.register_full_backward_hook sees those of a module",
-}
+class Elsewhere:
+    """A name of PyTorch's that is not here: asking for it is an AttributeError that says what takes its place."""
 
+    def __init__(self, instead: str) -> None:
+        self.instead = instead
 
-def missing(thing: object, name: str, instead: Mapping[str, str]) -> AttributeError:
-    """The error for an attribute that is not there, with what takes its place."""
-    remedy = f"; {instead[name]}" if name in instead else ""
-    text = f"{type(thing).__name__!r} object has no attribute {name!r}{remedy}"
-    return AttributeError(text, name=name, obj=thing)  # Python adds a name that is close
+    def __set_name__(self, owner: builtins.type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, thing: object, owner: builtins.type) -> Any:
+        raise AttributeError(f"{owner.__name__!r} object has no attribute {self.name!r}; {self.instead}")
 
 
 class Tensor:
@@ -280,10 +277,12 @@ class Tensor:
         if requires_grad:
             self.requires_grad = True
 
-    if not TYPE_CHECKING:  # which would take every attribute for known
-
-        def __getattr__(self, name: str) -> Any:
-            raise missing(self, name, _INSTEAD)
+    device = Elsewhere("Tensor.backend says where it is, .to('cuda') moves it")
+    is_cuda = Elsewhere("Tensor.backend says where it is, .to('cuda') moves it")
+    grad_fn = Elsewhere("what made it is not shown; requires_grad says whether it is recorded")
+    register_hook = Elsewhere(
+        "retain_grad() keeps its gradient, and Module.register_full_backward_hook sees those of a module"
+    )
 
     # -- what it is ------------------------------------------------------------------------------------
 

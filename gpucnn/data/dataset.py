@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -16,9 +16,6 @@ from gpucnn.functional import validate
 Images = NDArray[Any]
 Labels = NDArray[np.int64]
 
-# a table, because float32(v) / float32(255) is wanted to the last bit and a look-up is quicker than 60,000 divisions
-_BYTE_TO_FLOAT = np.arange(256, dtype=np.float32) / np.float32(255)
-
 
 def to_float(images: Images) -> NDArray[np.float32]:
     """Images [N, H, W, C] as they are stored, as float32 [N, C, H, W]: what a network takes.
@@ -30,7 +27,7 @@ def to_float(images: Images) -> NDArray[np.float32]:
     if images.ndim != 4:
         raise ValueError(f"images must be [N, H, W, C], got shape {images.shape}")
     if images.dtype == np.uint8:
-        floats = _BYTE_TO_FLOAT.take(images)
+        floats = np.divide(images, np.float32(255), dtype=np.float32, order="C")
     elif images.dtype in (np.float32, np.bool_):
         floats = images.astype(np.float32, order="C")
     else:
@@ -60,6 +57,8 @@ class Dataset:
             raise TypeError(f"{self.name}: classes must be names, got {self.classes!r:.200}")
         images = self.images if isinstance(self.images, LazyImages) else np.asarray(self.images)
         labels, classes = np.asarray(self.labels), tuple(self.classes)
+        if isinstance(images, LazyImages):
+            images.dtype = np.dtype(images.dtype)
         if images.ndim != 4:
             raise ValueError(f"{self.name}: images must be [N, H, W, C], got shape {images.shape}")
         if 0 in images.shape[1:]:
@@ -215,10 +214,13 @@ def _shares(totals: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return shares
 
 
+def _digests(images: Images | LazyImages, convert: Callable[[Images], Images] | None = None) -> Iterable[bytes]:
+    return images.digests() if isinstance(images, LazyImages) and convert is None else digests(images, convert)
+
+
 def _identical_images(dataset: Dataset) -> list[list[int]]:
     groups: dict[bytes, list[int]] = {}
-    images = dataset.images
-    for index, digest in enumerate(images.digests() if isinstance(images, LazyImages) else digests(images)):
+    for index, digest in enumerate(_digests(dataset.images)):
         groups.setdefault(digest, []).append(index)
     return list(groups.values())
 
@@ -228,15 +230,11 @@ def overlap(train: Dataset, test: Dataset) -> list[tuple[int, int]]:
     if train.images.shape[1:] != test.images.shape[1:]:
         return []
     a, b = train.images, test.images
-    if isinstance(a, LazyImages) and isinstance(b, LazyImages) and type(a) is type(b):
-        known, asked = a.digests(), b.digests()
-    else:
-        convert = to_float if a.dtype != b.dtype else None
-        known, asked = digests(a, convert), digests(b, convert)
+    convert = to_float if a.dtype != b.dtype else None
     first: dict[bytes, int] = {}
-    for i, digest in enumerate(known):
+    for i, digest in enumerate(_digests(a, convert)):
         first.setdefault(digest, i)
-    return [(first[digest], j) for j, digest in enumerate(asked) if digest in first]
+    return [(first[digest], j) for j, digest in enumerate(_digests(b, convert)) if digest in first]
 
 
 def check_disjoint(train: Dataset, test: Dataset) -> None:

@@ -59,9 +59,11 @@ class LazyImages(ABC):
         """The images numbered ``rows``, none of them read."""
         return Rows(self, rows)
 
-    def digests(self) -> Iterator[bytes]:
-        """For each image bytes that are those of another one of this type if, and only if, the images are the same."""
-        return digests(self)
+    def digests(self) -> list[bytes]:
+        """A digest of the pixels of each image. They are read once, for the first call."""
+        if "_digests" not in vars(self):
+            self._digests = list(digests(self))
+        return self._digests
 
 
 class Rows(LazyImages):
@@ -77,6 +79,12 @@ class Rows(LazyImages):
 
     def at(self, rows: NDArray[np.intp]) -> LazyImages:
         return Rows(self.images, self.rows[rows])
+
+    def digests(self) -> list[bytes]:
+        if not isinstance(self.images, LazyImages):
+            return super().digests()
+        known = self.images.digests()
+        return [known[row] for row in self.rows]
 
 
 def digests(

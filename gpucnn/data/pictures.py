@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
-from hashlib import blake2b
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,7 +71,10 @@ def _pillow() -> Any:
 def _check(mode: str, size: tuple[int, int] | None) -> None:
     if mode not in ("RGB", "L"):
         raise ValueError(f'mode must be "RGB" or "L" (gray), got {mode!r}')
-    if size is not None and (len(size) != 2 or min(size) < 1 or math.prod(size) > MOST_PIXELS):
+    if size is None:
+        return
+    whole = isinstance(size, Sequence) and len(size) == 2 and all(isinstance(n, Integral) for n in size)
+    if not whole or min(size) < 1 or math.prod(size) > MOST_PIXELS:
         raise ValueError(f"size must be (height, width), got {size!r}; at most {MOST_PIXELS:,} pixels")
 
 
@@ -91,17 +93,20 @@ class PictureFiles(LazyImages):
     """Picture files as images uint8 [N, H, W, C], each read when it is asked for, several of them in threads.
 
     ``mode`` and ``size`` are those of `read_image`. Without ``size`` all must be of one size: ValueError names two that
-    differ. For `split` and `check_disjoint` two images are the same if their files are.
+    differ.
     """
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, files: Sequence[str | Path], *, mode: str = "RGB", size: tuple[int, int] | None = None) -> None:
+    def __init__(self, files: Iterable[str | Path], *, mode: str = "RGB", size: tuple[int, int] | None = None) -> None:
         _pillow()
         _check(mode, size)
-        if not files:
+        if isinstance(files, str | Path):
+            raise TypeError(f"PictureFiles: files must be several paths, got {files!r}; for one of them read_image")
+        self.files, self.mode, self.size = [Path(file).absolute() for file in files], mode, size
+        if not self.files:
             raise ValueError("PictureFiles: there must be files, got none")
-        self.files, self.mode, self.size, self._first = [Path(file) for file in files], mode, size, files[0]
+        self._first = self.files[0]
         height, width = size or read_image(self._first, mode=mode).shape[:2]
         self.shape = (len(self.files), height, width, 1 if mode == "L" else 3)
         if size is None:
@@ -122,20 +127,11 @@ class PictureFiles(LazyImages):
         deque(_in_threads(put, range(len(rows))), maxlen=0)
         return images
 
-    def at(self, rows: NDArray[np.intp]) -> PictureFiles:
-        some = copy(self)
-        some.files = [self.files[row] for row in rows]
-        some.shape = (len(rows), *self.shape[1:])
-        return some
-
-    def digests(self) -> Iterator[bytes]:
-        return _in_threads(lambda path: blake2b(path.read_bytes(), digest_size=16).digest(), self.files)
-
     def _of_another_size(self, path: Path, height: int, width: int) -> ValueError:
         _, h, w, _ = self.shape
         return ValueError(
             f"{path} is {height}×{width}, but {self._first} is {h}×{w}: "
-            "give size=(height, width) to resize all pictures"
+            "give size=(height, width), or --image-size, to resize all pictures"
         )
 
 
@@ -163,10 +159,10 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def part_folders(folder: Path) -> dict[str, Path] | None:
-    """The folders of "train" and "test", the latter may be called val, if they are what is in ``folder``."""
-    names = class_folders(folder)
-    held_out = next((name for name in ("test", "val") if name in names), None)
-    return {"train": folder / "train", "test": folder / held_out} if held_out and "train" in names else None
+    """The folders of "train" and "test", which may be called val, valid or validation, if both are in ``folder``."""
+    names = {name.lower(): name for name in class_folders(folder)}
+    held_out = next((names[name] for name in ("test", "val", "valid", "validation") if name in names), None)
+    return {"train": folder / names["train"], "test": folder / held_out} if held_out and "train" in names else None
 
 
 def read_image_folder(
@@ -179,7 +175,8 @@ def read_image_folder(
 ) -> Dataset:
     """Pictures in one sub-folder per class, like torchvision's ImageFolder: classes and files sorted by name.
 
-    Above the classes there may be a folder ``train`` and a folder ``test`` (or ``val``). ``mode`` and ``size`` are
+    Above the classes there may be a folder ``train`` and a folder ``test``, or else ``val``, ``valid`` or
+    ``validation``, which is "test"; what else is beside these is left out. ``mode`` and ``size`` are
     those of `read_image`; without ``size`` all pictures must be of one size. Images that take more than 2 GiB stay in
     their files and are read when they are needed; ``in_memory`` True reads all of them at once, False none.
 
@@ -211,8 +208,9 @@ def _labelled(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     """The picture files of all classes, each with the number of its class."""
     found: list[tuple[Path, int]] = []
     for label, name in enumerate(classes):
-        files = sorted(path for path in (folder / name).rglob("*") if not path.name.startswith("."))
-        pictures = [(path, label) for path in files if path.suffix.lower() in PICTURES]
+        files = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in PICTURES)
+        hidden = [any(part.startswith(".") for part in path.relative_to(folder / name).parts) for path in files]
+        pictures = [(path, label) for path, is_hidden in zip(files, hidden, strict=True) if not is_hidden]
         if not pictures:
             raise FileNotFoundError(f"{folder / name}: no pictures ({' '.join(sorted(PICTURES))}) for this class")
         found += pictures

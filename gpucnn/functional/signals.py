@@ -27,11 +27,17 @@ def single(op: str, name: str, value: Single) -> int:
 
 def sides(op: str, padding: Padding) -> Padding:
     """The padding of a signal, an int, (before, after), "same" or "valid", as that of an image of one row."""
-    if isinstance(padding, str):
+    if padding in ("same", "valid"):
         return padding
+    if isinstance(padding, str):
+        raise ValueError(f'{op}: padding must be an int, (before, after), "same" or "valid", got {padding!r:.100}')
     if isinstance(padding, Sequence) and len(padding) == 2:
-        return (0, 0, *validate.integers(op, "padding", padding))
-    return (0, single(op, "padding", padding))
+        before, after = validate.integers(op, "padding", padding)
+    else:
+        before = after = single(op, "padding", padding)
+    if min(before, after) < 0:
+        raise ValueError(f"{op}: padding must not be negative, got {padding!r:.100}; pad() cuts")
+    return (0, 0, before, after)
 
 
 @contextmanager
@@ -39,7 +45,8 @@ def _rows(op: str, **tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The tensors with an axis H of length 1. What the operation on images then raises has a note that says so."""
     for name, tensor in tensors.items():
         validate.one_backend(op, **{name: tensor})
-        validate.rank(op, name, tensor, 3, "[N, C, L]" if name == "input" else "[K, C/groups, S]")
+        weight = "[C, K/groups, S]" if op == "conv_transpose1d" else "[K, C/groups, S]"
+        validate.rank(op, name, tensor, 3, "[N, C, L]" if name == "input" else weight)
     try:
         yield tuple(unsqueeze(tensor, 2) for tensor in tensors.values())
     except (ValueError, TypeError) as error:

@@ -67,7 +67,10 @@ def rank(op: str, name: str, tensor: Tensor, ndim: int, axes: str) -> None:
     """Raises ValueError unless the tensor has `ndim` axes, TypeError for what is none."""
     _is_tensor(op, name, tensor)
     if tensor.ndim != ndim:
-        hint = "; add the batch axis with unsqueeze(0)" if ndim == 4 and tensor.ndim == 3 and name == "input" else ""
+        hint = ""
+        if name == "input" and (ndim, tensor.ndim) in ((4, 3), (3, 2)):
+            hint = "; add the batch axis with unsqueeze(0)"
+            hint += ", or that of the channels with unsqueeze(1)" if ndim == 3 else ""
         raise ValueError(f"{op}: {name} must have {ndim} axes {axes}, got shape {tensor.shape}{hint}")
 
 

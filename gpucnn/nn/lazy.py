@@ -31,22 +31,22 @@ class _Lazy(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         validate.floating(type(self).__name__, input=input)
-        if input.ndim < 2:
-            raise ValueError(f"{type(self).__name__}: input must have at least 2 axes, got shape {input.shape}")
+        if input.ndim <= max(self._axis, 0):
+            raise ValueError(f"{type(self).__name__}: input has no axis {self._axis}, got shape {input.shape}")
         arguments, named = self._arguments
         kind: Any = self._becomes
-        made = kind(input.shape[self._axis], *arguments, **named)
+        made = kind(input.shape[self._axis], *arguments, **named).train(self.training)
         made.to(input.backend).to("float32" if is_half(input.dtype) else input.dtype)
-        vars(self).update({**vars(made), "training": self.training})
+        output: Tensor = made(input)  # what does not fit leaves it as it is
+        vars(self).update(vars(made))
         self.__class__ = self._becomes  # type: ignore[assignment]
-        output: Tensor = self.forward(input)
         return output
 
     def _require_weights(self) -> None:
         name = type(self).__name__
         raise ValueError(
             f"{name} gets its weights with its first input: call the model once, gpucnn.zeros of the shape will do, "
-            "before they are learned, saved or counted"
+            "before they are learned, saved, loaded or counted"
         )
 
 

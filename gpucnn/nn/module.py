@@ -15,7 +15,7 @@ from gpucnn.functional import validate
 from gpucnn.live import replaced
 from gpucnn.nn import backward_hooks
 from gpucnn.nn.backward_hooks import BackwardHook
-from gpucnn.tensor import Tensor, checked_dtype, checked_shape, is_grad_enabled, missing, no_grad, zero_grad
+from gpucnn.tensor import Elsewhere, Tensor, checked_dtype, checked_shape, is_grad_enabled, no_grad, zero_grad
 
 if TYPE_CHECKING:
     from gpucnn.data import Normalize
@@ -24,15 +24,6 @@ if TYPE_CHECKING:
 Found = TypeVar("Found", bound="Module | Tensor")
 Hook = Callable[["Module", tuple[Any, ...], Any], None]
 PreHook = Callable[["Module", tuple[Any, ...]], Any]
-
-
-_HALF = "its weights stay float32: gpucnn.autocast() computes in a half type"
-_INSTEAD = {  # of PyTorch's names
-    "half": _HALF,
-    "bfloat16": _HALF,
-    "compile": "gpucnn.compile(step) makes a graph of a whole training step",
-    "share_memory": "threads share a module as it is",
-}
 
 
 class Parameter(Tensor):
@@ -124,24 +115,29 @@ class Module:
         replaced.arrays += 1
         super().__delattr__(name)
 
-    if not TYPE_CHECKING:  # which would take every attribute for known
-
-        def __getattr__(self, name: str) -> Any:
-            raise missing(self, name, _INSTEAD)
+    half = Elsewhere("its weights stay float32: gpucnn.autocast() computes in a half type")
+    bfloat16 = Elsewhere("its weights stay float32: gpucnn.autocast() computes in a half type")
+    compile = Elsewhere("gpucnn.compile(step) makes a graph of a whole training step")
 
     # -- what it contains ------------------------------------------------------------------------------
 
-    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+    def register_buffer(self, name: str, tensor: Tensor, persistent: bool = True) -> None:
         """The same as ``self.name = nn.Buffer(tensor)``.
 
-        Raises ValueError for persistent=False: buffers are part of the state, other tensors are plain attributes.
+        Raises ValueError for persistent=False and for None: buffers are part of the state from the beginning, other
+        tensors are plain attributes.
         """
         if not persistent:
             raise ValueError(
                 f"register_buffer: {name} would be part of state_dict() as every buffer is; make what is not, and does "
                 f"not move along, a plain attribute: self.{name} = tensor"
             )
-        self._register_as("register_buffer", name, None if tensor is None else Buffer(tensor))
+        if tensor is None:
+            raise ValueError(
+                f"register_buffer: {name} must be a tensor; for one that is not there yet set self.{name} = None, and "
+                f"self.{name} = nn.Buffer(tensor) once it is"
+            )
+        self._register_as("register_buffer", name, Buffer(tensor))
 
     def register_parameter(self, name: str, param: Parameter | None) -> None:
         """The same as ``self.name = param``."""
@@ -161,6 +157,11 @@ class Module:
                 f"{method}: the name must be a text without a dot that is no attribute of a {type(self).__name__}, got "
                 f"{name!r:.100}"
             )
+        there = vars(self).get(name)
+        if there is not None and not isinstance(value, type(there)) and not isinstance(there, type(value)):
+            raise ValueError(
+                f"{method}: {name} is a {type(there).__name__} of this {type(self).__name__} already; take another name"
+            )
         setattr(self, name, value)
 
     def get_submodule(self, target: str) -> Module:
@@ -176,6 +177,8 @@ class Module:
         return self._named(Buffer, "get_buffer", target)
 
     def _named(self, kind: type[Found], method: str, target: str) -> Found:
+        if not isinstance(target, str):
+            raise TypeError(f"{method}: target must be a dotted name, got {target!r:.100}")
         found: Any = self
         for part in target.split("."):
             found = vars(found).get(part) if isinstance(found, Module) else None

@@ -81,7 +81,7 @@ class TestPictures:
         save_picture(tmp_path / "a.png")
         with pytest.raises(ValueError, match=r'mode must be "RGB" or "L" \(gray\), got \'CMYK\''):
             read_image(tmp_path / "a.png", mode="CMYK")
-        for size in ((0, 3), (3,)):
+        for size in ((0, 3), (3,), 8, (8.0, 9.0), np.array([8, 9]), "89"):
             with pytest.raises(ValueError, match=r"size must be \(height, width\), got"):
                 read_image(tmp_path / "a.png", size=size)
 
@@ -143,7 +143,12 @@ class TestImageFolder:
         assert (len(train), len(test)) == (16, 4)
         assert np.bincount(test.labels).tolist() == [2, 2]
 
-    @pytest.mark.parametrize("held_out", ["test", "val"])
+    def test_hidden_folders_inside_of_a_class_are_left_out(self, animals):
+        save_picture(animals / "cat" / ".ipynb_checkpoints" / "c-checkpoint.png", seed=9)
+        save_picture(animals / "cat" / "sub" / ".thumbs" / "c.png", seed=9)
+        assert load(animals).labels.tolist() == [0, 1, 1]
+
+    @pytest.mark.parametrize("held_out", ["test", "val", "Valid", "validation"])
     def test_folders_train_and_test_above_the_classes_are_the_split(self, tmp_path, held_out):
         for n, part in enumerate(["train", held_out]):
             for name in ("a", "b"):
@@ -233,8 +238,7 @@ class TestPictureFiles:
     def test_only_what_is_asked_for_is_read_and_in_threads(self, made, read):
         photos = self.lazy(made, size=(2, 3))
         assert read == []
-        _, held_out = data_.split(photos, 5)
-        first = photos.subset(slice(2, 6)).subset([3, 0])
+        first, held_out = photos.subset(slice(2, 6)).subset([3, 0]), photos.subset([12, 1])
         assert read == []
         assert held_out.images[0].shape == (2, 3, 3)
         np.testing.assert_array_equal(first.images, photos.images[[5, 2]])
@@ -242,7 +246,8 @@ class TestPictureFiles:
         assert all(thread.startswith("gpucnn-pictures") for _, thread in read)
 
     def test_the_same_images_are_held_out_as_of_those_in_memory(self, made):
-        Image.open(made / "a" / "02.png").save(made / "a" / "again.png")
+        Image.open(made / "a" / "02.png").save(made / "a" / "again.png", compress_level=1)  # other bytes, equal pixels
+        Image.open(made / "b" / "05.png").save(made / "b" / "again.bmp")
         sides = [[set_.labels.tolist() for set_ in data_.split(whole, 0.3)] for whole in (load(made), self.lazy(made))]
         assert sides[0] == sides[1]
         training, held_out = data_.split(self.lazy(made), 0.3)
@@ -286,7 +291,10 @@ class TestPictureFiles:
     def test_files_are_paths_or_texts_and_there_must_be_some(self, made):
         pictures = PictureFiles([str(made / "a" / "02.png"), made / "b" / "01.png"], mode="L")
         np.testing.assert_array_equal(pictures[1], read_image(made / "b" / "01.png", mode="L"))
-        assert len(list(pictures.digests())) == 2
+        assert len(set(pictures.digests())) == 2
+        np.testing.assert_array_equal(PictureFiles(made.glob("b/*"), size=(2, 3)).shape, (11, 2, 3, 3))
+        with pytest.raises(TypeError, match=r"files must be several paths, got '.*'; for one of them read_image"):
+            PictureFiles(str(made / "a" / "02.png"))
         with pytest.raises(ValueError, match="PictureFiles: there must be files, got none"):
             PictureFiles([])
         with pytest.raises(ValueError, match=r'mode must be "RGB" or "L" \(gray\), got \'CMYK\''):

@@ -40,6 +40,19 @@ def test_the_first_input_makes_the_layers_that_would_have_been_given(backend: st
     np.testing.assert_array_equal(lazy(x).numpy(), given(x).numpy())
 
 
+def test_an_input_that_does_not_fit_leaves_a_layer_lazy() -> None:
+    layer = nn.LazyConv2d(4, 3)
+    with pytest.raises(ValueError, match=r"add the batch axis with unsqueeze\(0\)"):
+        layer(gpucnn.zeros(3, 8, 8))
+    assert type(layer) is nn.LazyConv2d
+    assert layer(gpucnn.zeros(3, 8, 8).unsqueeze(0)).shape == (1, 4, 6, 6)
+    assert layer.in_channels == 3
+
+
+def test_a_lazy_dense_layer_takes_a_single_row() -> None:
+    assert nn.LazyLinear(3)(gpucnn.zeros(4)).shape == (3,)
+
+
 def test_their_weights_have_the_type_of_the_input_and_float32_for_a_half_one() -> None:
     for dtype, weight in (("float64", "float64"), ("float16", "float32")):
         layer = nn.LazyBatchNorm2d()
@@ -107,11 +120,7 @@ def test_a_copy_has_weights_of_its_own_and_a_file_has_the_layers(tmp_path: Any) 
         (lambda: nn.LazyConv2d(3), TypeError, "LazyConv2d: missing a required argument: 'kernel_size'"),
         (lambda: nn.LazyLinear(3, sides=4), TypeError, "LazyLinear: got an unexpected keyword argument 'sides'"),
         (lambda: nn.LazyConv2d(4, 3, groups=2)(gpucnn.zeros(1, 3, 5, 5)), ValueError, "groups=2 must divide"),
-        (
-            lambda: nn.LazyLinear(3)(gpucnn.zeros(4)),
-            ValueError,
-            r"LazyLinear: .* at least 2 axes, got shape \(4,\)",
-        ),
+        (lambda: nn.LazyConv2d(3, 2)(gpucnn.zeros(4)), ValueError, r"LazyConv2d: input has no axis 1, .* shape \(4,\)"),
         (lambda: nn.LazyConv1d(3, 2)(gpucnn.zeros(2, 3, dtype="int64")), TypeError, "LazyConv1d: input must be"),
     ],
 )

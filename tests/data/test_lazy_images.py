@@ -64,11 +64,26 @@ def test_they_are_split_as_an_array_is_and_checked_by_their_pixels():
         assert isinstance(lazy.images, LazyImages)
     train, test = toy().subset(slice(0, 12)), toy().subset(slice(10, 23))
     floats = Dataset(data.to_float(STORED[10:]).transpose(0, 2, 3, 1), LABELS[10:], ("a", "b", "c"))
-    for other in (test, floats):
+    lazy_floats = Dataset(Counted(floats.images), LABELS[10:], ("a", "b", "c"))
+    for other in (test, floats, lazy_floats):
         with pytest.raises(
             ValueError, match=r"2 of 13 test images .* train\[10\] = test\[0\], train\[11\] = test\[1\]"
         ):
             data.check_disjoint(train, other)
+
+
+def test_the_images_are_read_once_for_a_split_and_its_checks():
+    set_ = toy()
+    training, held_out = data.split(set_, 6)
+    data.check_disjoint(training, held_out)
+    data.check_disjoint(held_out, training.subset(slice(2, 9)))
+    assert set_.images.asked == [list(range(23))]
+
+
+def test_a_type_may_be_named():
+    images = Counted()
+    images.dtype = "uint8"
+    assert "uint8" in repr(toy(images))
 
 
 @pytest.mark.parametrize(
