@@ -51,6 +51,14 @@ class Frames:
             self.height, self.width
         )  # fmt: skip
 
+    def one_window(self) -> bool:
+        """Whether there is a single window, and it is the plane: global pooling."""
+        return self.out == (1, 1) and self.window.kernel == self.size == (self.height, self.width)
+
+    def flat(self, plane: Array) -> Array:
+        """A dense array [n,H,W,C] as [n,H·W,C]."""
+        return plane.reshape(len(plane), -1, self.c)
+
     def rows(self, r: int) -> slice:
         """Of a frame: the rows under tap row r."""
         first, stride = r * self.window.dilation[0], self.window.stride[0]
@@ -70,12 +78,11 @@ class Frames:
     def reduce(self, frame: Array, ufunc: Any, y: Array) -> None:
         """y [n,P,Q,C]: each window's elements folded by ufunc."""
         r, s = self.window.kernel
-        if self.out == (1, 1) and (r, s) == frame.shape[1:3]:
-            whole = frame.reshape(len(frame), r * s, self.c)
+        if self.one_window():
             if ufunc is np.add:  # a product with ones has many running sums: faster, and exacter
-                np.matmul(ones(r * s, frame.dtype), whole, out=y[:, 0, 0])
+                np.matmul(ones(r * s, frame.dtype), self.flat(frame), out=y[:, 0, 0])
             else:
-                ufunc.reduce(whole, axis=1, out=y[:, 0, 0])
+                ufunc.reduce(self.flat(frame), axis=1, out=y[:, 0, 0])
             return
         lines = frame[:, self.rows(0)]
         if r > 1:
@@ -136,6 +143,11 @@ def max_pool2d_forward(
 def winners(frames: Frames, frame: Array, mode: str, y: Array, tap: Array) -> None:
     """The best element of each window and which tap it is. First each tap's elements are laid in a dense array."""
     r, s = frames.window.kernel
+    if frames.one_window():  # NumPy's rule is ours: NaN wins, and of equal elements the first
+        plane = frames.flat(frame)
+        place = (plane.argmax if mode == "max" else plane.argmin)(axis=1, keepdims=True)
+        tap[:, 0], y[:, 0] = place, np.take_along_axis(plane, place, 1)
+        return
     best = np.maximum if mode == "max" else np.minimum
     taps = scratch("taps", (r * s, *y.shape), y.dtype)
     np.copyto(pixels(taps).reshape(r, s, *y.shape[:3]), frames.windows(pixels(frame)))
@@ -189,6 +201,10 @@ def max_pool2d_backward(dy: Array, tap: Array, window: Window, size: Size) -> Ar
     def job(i: int) -> None:
         block = frames.blocks[i]
         mine = dx[block]
+        if frames.one_window():
+            mine.fill(0)
+            np.put_along_axis(frames.flat(mine), tap[block][:, 0].astype(np.intp), dy[block][:, 0], 1)
+            return
         fits = mine.shape[1:3] == (frames.height, frames.width)
         frame = mine if fits else scratch("frame", (len(mine), frames.height, frames.width, c), dy.dtype)
         if not frames.tiled():
@@ -240,6 +256,9 @@ def avg_pool2d_backward(dy: Array, window: Window, divisor: Divisor, size: Size)
     def job(i: int) -> None:
         block = frames.blocks[i]
         share = dy[block] / counts
+        if frames.one_window():
+            dx[block] = share
+            return
         lines = np.zeros((len(share), p, frames.width, c), dy.dtype)
         for s in range(window.kernel[1]):
             lines[:, :, frames.columns(s)] += share
