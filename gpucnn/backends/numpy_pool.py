@@ -57,7 +57,7 @@ class Frames:
 
     def flat(self, plane: Array) -> Array:
         """A dense array [n,H,W,C] as [n,H·W,C]."""
-        return plane.reshape(len(plane), -1, self.c)
+        return plane.reshape(len(plane), self.size[0] * self.size[1], self.c)
 
     def rows(self, r: int) -> slice:
         """Of a frame: the rows under tap row r."""
@@ -79,7 +79,7 @@ class Frames:
         """y [n,P,Q,C]: each window's elements folded by ufunc."""
         r, s = self.window.kernel
         if self.one_window():
-            if ufunc is np.add:  # a product with ones has many running sums: faster, and exacter
+            if ufunc is np.add:  # BLAS adds faster
                 np.matmul(ones(r * s, frame.dtype), self.flat(frame), out=y[:, 0, 0])
             else:
                 ufunc.reduce(self.flat(frame), axis=1, out=y[:, 0, 0])
@@ -203,7 +203,9 @@ def max_pool2d_backward(dy: Array, tap: Array, window: Window, size: Size) -> Ar
         mine = dx[block]
         if frames.one_window():
             mine.fill(0)
-            np.put_along_axis(frames.flat(mine), tap[block][:, 0].astype(np.intp), dy[block][:, 0], 1)
+            place = tap[block][:, 0].astype(np.intp)
+            chosen = place < r * s  # a fused ReLU has let none pass where it is not
+            np.put_along_axis(frames.flat(mine), place * chosen, np.where(chosen, dy[block][:, 0], 0), 1)
             return
         fits = mine.shape[1:3] == (frames.height, frames.width)
         frame = mine if fits else scratch("frame", (len(mine), frames.height, frames.width, c), dy.dtype)

@@ -345,3 +345,29 @@ def test_divisor_of_zero_is_an_error(backend: str) -> None:
 def test_wrong_adaptive_sizes_are_shown(op: str, shape: Any, size: Any, message: str, backend: str) -> None:
     with pytest.raises(ValueError, match=message):
         pooled(op, random(*shape), backend, size)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (16, 16), (17, 16), (1, 300)])
+@pytest.mark.parametrize("op", ["max_pool2d", "min_pool2d"])
+def test_one_window_over_the_plane_takes_the_first_of_equals_and_of_nans(
+    op: str, size: tuple[int, int], backend: str
+) -> None:
+    rng, sign = np.random.default_rng(0), 1 if op == "max_pool2d" else -1
+    x = rng.standard_normal((3, 4, *size))
+    flat = x.reshape(3, 4, -1)
+    flat[0, 0, [5, 9]] = np.nan
+    flat[0, 1] = -sign * np.inf
+    flat[0, 2, [7, 11]] = 9 * sign
+    flat[0, 3, [3, 20]] = sign * np.inf
+    flat[1, :, -1] = 10 * sign
+    tensor = gpucnn.tensor(x, requires_grad=True, backend=backend)
+    y, places = getattr(F, op)(tensor, size, return_indices=True)
+    wanted = flat.argmax(2) if sign == 1 else flat.argmin(2)
+    np.testing.assert_array_equal(places.numpy()[..., 0, 0], wanted)
+    assert places.numpy()[0, :, 0, 0].tolist() == [5, 0, 7, 3]
+    np.testing.assert_array_equal(y.numpy()[..., 0, 0], np.take_along_axis(flat, wanted[..., None], 2)[..., 0])
+    dy = rng.standard_normal((3, 4, 1, 1))
+    y.backward(gpucnn.tensor(dy, backend=backend))
+    expected = np.zeros_like(flat)
+    np.put_along_axis(expected, wanted[..., None], dy[..., 0], 2)
+    np.testing.assert_array_equal(tensor.grad.numpy().reshape(flat.shape), expected)
