@@ -1184,10 +1184,15 @@ def linear(t: Trial) -> Call:
 # shapes
 
 
-def shape_op(op: str, draw_rest: Callable[[Trial, Array], tuple[Any, ...]], exact: Callable[..., Any]) -> Drawn:
+def shape_op(
+    op: str,
+    draw_rest: Callable[[Trial, Array], tuple[Any, ...]],
+    exact: Callable[..., Any],
+    bounds: Bounds | None = None,
+) -> Drawn:
     def draw(t: Trial) -> Call:
         x = one(t, dtypes=SHAPED)
-        return Call(op, (x, *draw_rest(t, x)), {}, None, exact)
+        return Call(op, (x, *draw_rest(t, x)), {}, bounds if is_floating(x.dtype) else None, exact)
 
     return draw
 
@@ -1945,7 +1950,7 @@ OPS: dict[str, Drawn | Entry] = {
     "transpose": shape_op("transpose", transpose_rest, np.swapaxes),
     "squeeze": shape_op("squeeze", lambda t, x: (dim_of(t, x.ndim),) if t.chance(2) else (), _squeezed),
     "unsqueeze": shape_op("unsqueeze", lambda t, x: (dim_of(t, x.ndim + 1),), np.expand_dims),
-    "expand": shape_op("expand", expand_rest, _expanded),
+    "expand": shape_op("expand", expand_rest, _expanded, testing.selected),
     "cat": joined("cat"),
     "split": parted("split"),
     "chunk": parted("chunk"),
